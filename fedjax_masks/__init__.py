@@ -1,0 +1,37 @@
+"""fedjax_masks: a vectorised JAX simulator for communication-efficient federated learning."""
+
+from fedjax_masks import models
+from fedjax_masks.algorithm import (
+    ClientData,
+    ClientIndex,
+    Cohort,
+    FederatedAlgorithm,
+    State,
+    Task,
+)
+from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.algorithms.standalone import standalone
+from fedjax_masks.data import load_task
+from fedjax_masks.runner import Run, simulate
+from fedjax_masks.simulation import Plan, make_simulation
+
+__all__ = [
+    "ClientData",
+    "ClientIndex",
+    "Cohort",
+    "FederatedAlgorithm",
+    "Plan",
+    "Run",
+    "State",
+    "Task",
+    "fedavg",
+    "fedmask",
+    "load_task",
+    "standalone",
+    "make_simulation",
+    "models",
+    "simulate",
+]
+
+__version__ = "0.1.0"

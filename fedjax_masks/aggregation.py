@@ -1,0 +1,87 @@
+"""How a server combines what the clients of a cohort sent.
+
+Each rule is a pair: a partial for one upload, and a finish for the sum of all partials.
+Partials add up leaf by leaf, so that memory does not grow with the cohort.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_masks import trees
+from fedjax_masks.algorithm import PyTree
+
+
+class WeightedSum(NamedTuple):
+    """The partial of a weighted mean: ``weight * value``, and ``float32[]`` weight."""
+
+    total: PyTree
+    weight: jax.Array
+
+
+def weighted(value: PyTree, weight: jax.Array) -> WeightedSum:
+    """One client's part of a weighted mean.
+
+    Args:
+      value: Any pytree of floats.
+      weight: ``float32[]``, 0 or more.
+    """
+    return WeightedSum(trees.scale(value, weight), weight)
+
+
+def weighted_mean(partial: WeightedSum, default: PyTree) -> PyTree:
+    """The mean of all values, or ``default`` where the weights add up to 0.
+
+    >>> parts = trees.add(weighted(jnp.array(1.0), jnp.array(3.0)), weighted(jnp.array(5.0), jnp.array(1.0)))
+    >>> float(weighted_mean(parts, jnp.array(0.0)))
+    2.0
+    """
+    some = partial.weight > 0
+    safe = jnp.where(some, partial.weight, 1)
+    return jax.tree.map(lambda t, d: jnp.where(some, t / safe, d), partial.total, default)
+
+
+class Votes(NamedTuple):
+    """The partial of a majority vote.
+
+    Attributes:
+      ones: Pytree of int32: how many owners of an element voted for 1.
+      owners: Pytree of int32, of the same rank: how many clients own the element.
+    """
+
+    ones: PyTree
+    owners: PyTree
+
+
+def vote(value: PyTree, owned: PyTree, counts: jax.Array) -> Votes:
+    """One client's votes.
+
+    Args:
+      value: Pytree of bool: the client's bits.
+      owned: Pytree of bool of the same rank (axes of size 1 broadcast): where it has a vote.
+      counts: ``bool[]``: False takes the client out of the vote.
+    """
+
+    def number(mask: jax.Array) -> jax.Array:
+        return (mask & counts).astype(jnp.int32)
+
+    ones = jax.tree.map(lambda v, o: number(v & o), value, owned)
+    return Votes(ones, jax.tree.map(number, owned))
+
+
+def majority(votes: Votes, default: PyTree) -> PyTree:
+    """The bit that more than half of an element's owners voted for.
+
+    Ties give 0; an element that nobody owns keeps ``default``. Decided in integers.
+
+    >>> tie = Votes(ones=jnp.array([1, 2, 0]), owners=jnp.array([2, 3, 0]))
+    >>> majority(tie, jnp.array([True, False, True])).tolist()
+    [False, True, True]
+    """
+    return jax.tree.map(
+        lambda ones, owners, old: jnp.where(owners > 0, 2 * ones > owners, old),
+        votes.ones,
+        votes.owners,
+        default,
+    )

@@ -1,0 +1,162 @@
+"""The contract: a federated algorithm is a record of pure functions.
+
+Everything in the package is written against the types of this module, and this module
+imports nothing of the package. Device and server meet only in ``message`` (server to
+device) and ``upload`` (device to server): nothing else carries information between them,
+so nothing else needs accounting.
+
+Functions are written for *one* client. Batching over clients, loops over rounds, devices,
+files and logging belong to :mod:`fedjax_masks.simulation` and above.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+PyTree = Any
+Params = Any
+Metrics = Mapping[str, jax.Array]
+
+
+class State(NamedTuple):
+    """All that a simulation carries from round to round.
+
+    Attributes:
+      common: What every device holds from the start and nobody ever changes (frozen
+        weights, a pre-trained part). Kept once, not once per client.
+      server: The server's state.
+      clients: The clients' states; every leaf is ``[num_clients, ...]``.
+    """
+
+    common: PyTree
+    server: PyTree
+    clients: PyTree
+
+
+class ClientData(NamedTuple):
+    """One client's examples, as a view into arrays that all clients share.
+
+    Attributes:
+      inputs: ``[num_examples, *input_shape]``, uint8 or float32: the whole data set.
+      labels: ``int32[num_examples]``.
+      rows: ``int32[capacity]``: this client's rows of ``inputs``; only the first ``size``
+        are its own, the rest is padding that may point anywhere inside the arrays.
+      size: ``int32[]``: how many examples the client has.
+      longest: ``int32[]``: the largest ``size`` among the clients that run in step with
+        this one. Loops over minibatches run to ``longest``, so that their trip count is
+        the same for all clients of a block; what lies beyond ``size`` is padding.
+    """
+
+    inputs: jax.Array
+    labels: jax.Array
+    rows: jax.Array
+    size: jax.Array
+    longest: jax.Array
+
+
+class Cohort(NamedTuple):
+    """The clients of one round, as the server sees them in ``merge``.
+
+    Attributes:
+      ids: ``int32[cohort]``: client ids.
+      weight: ``float32[cohort]``: number of training examples; 0 for a client whose upload
+        must be ignored (it was dropped, or is padding).
+    """
+
+    ids: jax.Array
+    weight: jax.Array
+
+
+class ClientIndex(NamedTuple):
+    """Which rows of a data set belong to which client (ragged, flat).
+
+    Attributes:
+      rows: ``int32[total]``: the rows of client 0, then those of client 1, and so on.
+      offsets: ``int32[num_clients]``: where each client's rows start.
+      sizes: ``int32[num_clients]``: how many rows each client has.
+    """
+
+    rows: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A federated learning problem: a data set and its division among clients.
+
+    Attributes:
+      name: The data set's name.
+      inputs: ``[num_train, *input_shape]``, uint8 (0 to 255) or float32.
+      labels: ``int32[num_train]``.
+      test_inputs: ``[num_test, *input_shape]``: the global test set.
+      test_labels: ``int32[num_test]``.
+      train: Each client's rows of ``inputs``.
+      test: Each client's rows of ``test_inputs``: its own test data, with the label
+        distribution of its training data.
+      num_classes: Number of classes.
+      partition: How the data were divided, as written by the user (``"shards:2"``).
+    """
+
+    name: str
+    inputs: np.ndarray
+    labels: np.ndarray
+    test_inputs: np.ndarray
+    test_labels: np.ndarray
+    train: ClientIndex
+    test: ClientIndex
+    num_classes: int
+    partition: str = "iid"
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.train.sizes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.inputs.shape[1:]
+
+
+Predict = Callable[[PyTree, PyTree, PyTree, jax.Array], jax.Array]
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated algorithm, as pure functions over pytrees.
+
+    A constructor such as ``fedavg(model, optimizer, *, ...)`` closes over static choices
+    and returns this record; what changes from round to round or from client to client is
+    traced. Variants are made by replacing single functions:
+    ``fedavg(...)._replace(train=...)``.
+
+    Attributes:
+      init: ``(key, task) -> State``.
+      send: ``(server, client_id) -> message``; server to device. Runs inside the map over
+        clients: what it does not vary per client is never copied per client.
+      train: ``(key, common, message, client, data) -> (client, upload, metrics)``; on the
+        device, for one client. ``metrics`` is a flat mapping of scalars; ``loss`` is the
+        mean training loss and ``steps`` the number of optimiser steps taken.
+      merge: ``(key, common, server, uploads, cohort) -> server``; on the server. ``uploads``
+        is the sum of all partials where ``reduce`` is given, else all uploads stacked on
+        axis 0.
+      reduce: ``(upload, weight) -> partial``, associative by ``+``, or None. With it,
+        memory does not grow with the cohort.
+      predict: ``(common, server, client, x) -> logits[batch, num_classes]`` of the client's
+        own model, or None where every client uses the global model.
+      predict_global: ``(common, server, x) -> logits``, or None where no global model exists.
+      probes: Further points of measurement: name to a function like ``predict``, evaluated
+        like it and reported under ``extra``.
+    """
+
+    init: Callable[[chex.PRNGKey, Task], State]
+    send: Callable[[PyTree, jax.Array], PyTree]
+    train: Callable[[chex.PRNGKey, PyTree, PyTree, PyTree, ClientData], tuple[PyTree, PyTree, Metrics]]
+    merge: Callable[[chex.PRNGKey, PyTree, PyTree, PyTree, Cohort], PyTree]
+    reduce: Callable[[PyTree, jax.Array], PyTree] | None = None
+    predict: Predict | None = None
+    predict_global: Callable[[PyTree, PyTree, jax.Array], jax.Array] | None = None
+    probes: Mapping[str, Predict] = MappingProxyType({})

@@ -1,0 +1,153 @@
+"""Algorithms by name, with options read off their factories' signatures.
+
+A new algorithm is one line in :data:`REGISTRY`: its keyword-only parameters become
+configuration keys by inspection.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optax
+
+from fedjax_masks.algorithm import FederatedAlgorithm
+from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.algorithms.standalone import standalone
+from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.models import Model
+from fedjax_masks.values import Decay, Momentum, Rate
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to build an algorithm from a configuration.
+
+    Attributes:
+      factory: ``(model, optimizer, *, epochs, batch_size, ...) -> FederatedAlgorithm``.
+      optimizer: The clients' optimiser, by its name in optax.
+      lr: Its default learning rate.
+      prefix: Prepended to the keys of the clients' optimiser, where it moves something other
+        than parameters.
+    """
+
+    factory: Callable[..., FederatedAlgorithm]
+    optimizer: str
+    lr: float
+    prefix: str = ""
+
+
+REGISTRY: dict[str, Entry] = {
+    "fedavg": Entry(fedavg, "sgd", 0.1),
+    "fedmask": Entry(fedmask, "adam", 0.1, prefix="score_"),
+    "local": Entry(standalone, "sgd", 0.1),
+}
+
+OptimizerName = Literal["sgd", "adam", "adamw", "yogi", "adagrad", "rmsprop"]
+_WITH_MOMENTUM = ("sgd", "rmsprop")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One configuration key of an algorithm: its type and its default."""
+
+    annotation: Any
+    default: Any
+
+
+def get(name: str) -> Entry:
+    """The entry of an algorithm.
+
+    Raises:
+      UserError: There is none of this name.
+    """
+    if name not in REGISTRY:
+        raise unknown("algorithm.name", name, REGISTRY)
+    return REGISTRY[name]
+
+
+def parameters(name: str) -> dict[str, Option]:
+    """All keyword-only parameters of an algorithm's factory, in their order."""
+    signature = inspect.signature(get(name).factory, eval_str=True)
+    return {
+        key: Option(parameter.annotation, parameter.default)
+        for key, parameter in signature.parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+def optimizer_options(name: str) -> dict[str, Option]:
+    """The keys of the clients' optimiser.
+
+    >>> list(optimizer_options("fedmask"))
+    ['score_optimizer', 'score_lr', 'score_momentum', 'score_weight_decay']
+    """
+    entry = get(name)
+    options = {
+        "optimizer": Option(OptimizerName, entry.optimizer),
+        "lr": Option(Rate, entry.lr),
+        "momentum": Option(Momentum, 0.0),
+        "weight_decay": Option(Decay, 0.0),
+    }
+    return {entry.prefix + key: option for key, option in options.items()}
+
+
+def make_optimizer(
+    name: str, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0, **options: float
+) -> optax.GradientTransformation:
+    """An optimiser of optax by its name.
+
+    Args:
+      name: One of :data:`OptimizerName`.
+      lr: Learning rate.
+      momentum: Only for those that have it: sgd and rmsprop.
+      weight_decay: Decoupled for adamw; for the others, added to the gradient.
+      **options: Passed on to optax.
+
+    Raises:
+      UserError: Momentum for an optimiser that has none.
+    """
+    if momentum and name not in _WITH_MOMENTUM:
+        raise UserError(f"momentum={momentum}: {name} has none; accepted with {' and '.join(_WITH_MOMENTUM)}")
+    if momentum:
+        options["momentum"] = momentum
+    if name == "adamw":
+        return optax.adamw(lr, weight_decay=weight_decay, **options)
+    optimizer = getattr(optax, name)(lr, **options)
+    if not weight_decay:
+        return optimizer
+    return optax.chain(optax.add_decayed_weights(weight_decay), optimizer)
+
+
+def build(
+    name: str,
+    model: Model,
+    *,
+    options: Mapping[str, Any],
+    epochs: int,
+    batch_size: int,
+    server_optimizer: optax.GradientTransformation | None = None,
+) -> FederatedAlgorithm:
+    """Builds an algorithm by name.
+
+    Args:
+      name: A key of :data:`REGISTRY`.
+      model: The model.
+      options: The factory's keyword-only arguments and the keys of the clients' optimiser.
+      epochs: Local epochs.
+      batch_size: Examples per local step.
+      server_optimizer: For algorithms that have one.
+
+    Raises:
+      UserError: The algorithm does not have what was asked for.
+      ValueError: An option is out of range.
+    """
+    entry = get(name)
+    names = {key: key.removeprefix(entry.prefix) for key in optimizer_options(name)}
+    own = {key: value for key, value in options.items() if key not in names}
+    chosen = {names[key]: value for key, value in options.items() if key in names}
+    if server_optimizer is not None:
+        own["server_optimizer"] = server_optimizer
+    optimizer = make_optimizer(chosen.pop("optimizer", entry.optimizer), chosen.pop("lr", entry.lr), **chosen)
+    return entry.factory(model, optimizer, epochs=epochs, batch_size=batch_size, **own)

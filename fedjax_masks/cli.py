@@ -1,0 +1,212 @@
+"""The command line: ``fedjax-masks``.
+
+Thin: it turns arguments into a configuration, calls the package, and prints. A user's error ends
+with exit code 2 and one line on stderr.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fedjax_masks.errors import UserError, user_errors
+
+_FLAGS = {
+    "algorithm": ("algorithm.name", "NAME", "the algorithm; see 'fedjax-masks list algorithms'"),
+    "dataset": ("data.name", "NAME", "the data set (default: digits)"),
+    "data-dir": ("data.dir", "DIR", "where prepared tensorflow-datasets lie"),
+    "model": ("model.name", "NAME", "the model (default: one that suits the data set)"),
+    "partition": ("data.partition", "SPEC", "how data are divided (default: iid)"),
+    "clients": ("data.clients", "N", "number of clients (default: 100)"),
+    "cohort": ("cohort", "K", "clients per round (default: 10)"),
+    "rounds": ("rounds", "R", "rounds (default: 50)"),
+    "epochs": ("training.epochs", "E", "local epochs (default: by algorithm)"),
+    "batch-size": ("training.batch_size", "B", "examples per local step (default: 10)"),
+    "seed": ("seed", "S", "decides everything random but the partition (default: 0)"),
+    "eval-every": ("eval_every", "R", "rounds between two evaluations (default: R/20)"),
+}
+_DEMO = {"data.partition": "shards:2", "data.clients": 50, "cohort": 10, "rounds": 30}
+_DEMO_ALGORITHMS = ("fedavg", "local", "fedmask")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.command(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; 'run' continues with --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not try to flush it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fedjax-masks", description=_summary(), allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(command=function)
+        return command
+
+    demo = add("demo", _demo, "compare FedAvg, Local and FedMask on digits with two classes per client")
+    demo.add_argument("--out", metavar="DIR", default="fedjax-masks-demo", help="default: %(default)s")
+
+    run = add("run", _run, "run one experiment; of the same key, --set beats flags, and flags the file")
+    run.add_argument("--config", metavar="FILE.toml", help="a TOML file with the configuration's keys")
+    for flag, (key, metavar, text) in _FLAGS.items():
+        run.add_argument(f"--{flag}", dest=key, metavar=metavar, help=text)
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key; repeatable")
+    run.add_argument("--out", metavar="DIR", required=True, help="the run directory")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run.add_argument("--quiet", action="store_true", help="no progress")
+
+    bench = add("bench", _bench, "measure the engine's speed")
+    bench.add_argument("--workload", metavar="NAME", default="femnist-cnn", help="default: %(default)s")
+    bench.add_argument("--rounds", metavar="R", type=int, help="rounds to time")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+
+    report = add("report", _report, "compare runs in one HTML file")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="a run directory")
+    report.add_argument("--out", metavar="FILE.html", required=True, help="the file to write")
+
+    listing = add("list", _list, "list what there is")
+    listing.add_argument("kind", nargs="?", choices=tuple(_KINDS), help="default: all")
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _summary() -> str:
+    return "Simulates communication-efficient federated learning."
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from fedjax_masks import config, experiment
+    from fedjax_masks.analysis import load_run, print_table
+
+    values = {} if arguments.config is None else config.read_file(arguments.config)
+    flags = {key: getattr(arguments, key) for key, _, _ in _FLAGS.values()}
+    values |= {key: value for key, value in flags.items() if value is not None}
+    values |= dict(map(_assignment, arguments.set))
+    chosen = config.make_config(values)
+    _configure_platform(chosen)
+    experiment.run_experiment(chosen, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
+    if not arguments.quiet:
+        print_table([load_run(arguments.out)])
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"--set {text}: KEY=VALUE is accepted")
+    return key.strip(), value.strip()
+
+
+def _configure_platform(config: Any) -> None:
+    """Settles what jax must know before it starts."""
+    del config
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from fedjax_masks import config, experiment
+    from fedjax_masks.analysis import load_run, print_table, write_report
+
+    out = Path(arguments.out)
+    runs = {out / name: config.make_config({**_DEMO, "algorithm.name": name}) for name in _DEMO_ALGORITHMS}
+    for directory, chosen in runs.items():
+        experiment.open_directory(directory, chosen, resume=False)
+    for directory, chosen in runs.items():
+        _configure_platform(chosen)
+        experiment.run_experiment(chosen, directory)
+    print_table([load_run(directory) for directory in runs])
+    write_report(list(runs), out / "report.html")
+    print(f"report: {out / 'report.html'}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from fedjax_masks import bench
+
+    with user_errors():
+        bench.main(arguments.workload, arguments.rounds, arguments.json)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from fedjax_masks.analysis import load_run, print_table, write_report
+
+    with user_errors():
+        runs = [load_run(path) for path in arguments.runs]
+        write_report(arguments.runs, arguments.out)
+    print_table(runs)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    kinds = [arguments.kind] if arguments.kind else list(_KINDS)
+    found = {kind: _KINDS[kind]() for kind in kinds}
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    for kind, entries in found.items():
+        print(f"{kind}:")
+        for name, text in entries.items():
+            print(f"  {name:24}{text}")
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().partition("\n")[0]
+
+
+def _algorithms() -> dict[str, str]:
+    from fedjax_masks.algorithms.registry import REGISTRY
+
+    return {name: _first_line(sys.modules[entry.factory.__module__]) for name, entry in REGISTRY.items()}
+
+
+def _models() -> dict[str, str]:
+    from fedjax_masks.models import MODELS
+
+    return {name: _first_line(factory) for name, factory in MODELS.items()}
+
+
+def _datasets() -> dict[str, str]:
+    from fedjax_masks.data import DATASETS
+
+    return dict(DATASETS)
+
+
+def _partitions() -> dict[str, str]:
+    from fedjax_masks.data import MODIFIERS, PARTITIONS
+
+    return {name: str(entry) for name, entry in {**PARTITIONS, **MODIFIERS}.items()}
+
+
+def _workloads() -> dict[str, str]:
+    from fedjax_masks.bench import WORKLOADS
+
+    return {name: str(entry) for name, entry in WORKLOADS.items()}
+
+
+_KINDS = {
+    "algorithms": _algorithms,
+    "models": _models,
+    "datasets": _datasets,
+    "partitions": _partitions,
+    "workloads": _workloads,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

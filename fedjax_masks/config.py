@@ -1,0 +1,255 @@
+"""The configuration of one experiment: typed, complete, checked before anything expensive.
+
+Every choice has exactly one dotted key (``rounds``, ``data.partition``, ``algorithm.score_lr``).
+The keys of ``algorithm`` and ``model`` are the keyword-only parameters of the chosen factories.
+Command line, file and Python give flat mappings from keys to values; of several mappings, the
+later one wins: first the file, then the flags, then ``--set``.
+"""
+
+import dataclasses
+import inspect
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from fedjax_masks.algorithms import registry
+from fedjax_masks.algorithms.registry import OptimizerName, Option
+from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.values import Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
+
+_MODEL_OF = {
+    "digits": "cnn",
+    "mnist": "lenet",
+    "fashion_mnist": "lenet",
+    "emnist": "femnist-cnn",
+    "cifar10": "cifar-cnn",
+    "cifar100": "cifar-cnn",
+    "svhn_cropped": "cifar-cnn",
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, and how they are divided; see :func:`fedjax_masks.load_task`."""
+
+    name: str = "digits"
+    dir: str | None = None
+    cache_dir: str | None = None
+    partition: str = "iid"
+    clients: Count | None = None
+    seed: Seed = 0
+    examples_per_client: Count | None = None
+    test_per_client: Count | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named part of the experiment, and its options."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ServerOptimizerConfig:
+    """The server's optimiser (Reddi et al. 2021); without a name, the server takes the mean."""
+
+    name: OptimizerName | None = None
+    lr: Rate | None = None
+    momentum: Momentum = 0.0
+    weight_decay: Decay = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Local training; ``epochs`` defaults by algorithm."""
+
+    epochs: Count
+    batch_size: Count = 10
+    augment: Literal["none", "crop_flip"] = "none"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment.
+
+    Attributes:
+      data: The data set and its division.
+      model: The model; by default one that suits the data set.
+      algorithm: The algorithm, its options and its clients' optimiser.
+      server_optimizer: For algorithms that have one.
+      training: Local training.
+      rounds: Rounds of federated learning.
+      cohort: Clients per round.
+      seed: Of the initial state, the cohorts and the order of examples.
+      eval_every: Rounds between two evaluations; by default a twentieth of all rounds.
+      plan: The execution plan; never changes results.
+      keep_checkpoints: How many checkpoints stay.
+      checkpoint_share: The share of the time that checkpoints may take; 1 saves at every
+        chunk's end.
+    """
+
+    data: DataConfig
+    model: Part
+    algorithm: Part
+    server_optimizer: ServerOptimizerConfig
+    training: TrainingConfig
+    rounds: Count = 50
+    cohort: Count = 10
+    seed: Seed = 0
+    eval_every: Count = 1
+    plan: str = "auto"
+    keep_checkpoints: Count = 3
+    checkpoint_share: Share = 0.02
+
+
+_SECTIONS = {"data": DataConfig, "server_optimizer": ServerOptimizerConfig, "training": TrainingConfig}
+
+
+def _options_of(section: type, prefix: str) -> dict[str, Option]:
+    return {prefix + field.name: Option(field.type, field.default) for field in fields(section)}
+
+
+def _model_options(name: str) -> dict[str, Option]:
+    from fedjax_masks.models import MODELS
+
+    if name not in MODELS:
+        raise unknown("model.name", name, MODELS)
+    signature = inspect.signature(MODELS[name], eval_str=True)
+    _, *parameters = signature.parameters.items()
+    return {key: Option(parameter.annotation, parameter.default) for key, parameter in parameters}
+
+
+def _algorithm_options(name: str) -> dict[str, Option]:
+    shared = ("epochs", "batch_size")
+    own = {key: option for key, option in registry.parameters(name).items() if key not in shared}
+    return own | registry.optimizer_options(name)
+
+
+def keys(algorithm: str, model: str, dataset: str = "digits") -> dict[str, Option]:
+    """All keys that there are, given an algorithm, a model and a data set.
+
+    Raises:
+      UserError: There is no such algorithm or model.
+
+    >>> keys("fedmask", "cnn")["algorithm.score_scale"].default
+    0.3
+    """
+    epochs = registry.parameters(algorithm)["epochs"].default
+    options = {"algorithm.name": Option(str, algorithm), "model.name": Option(str, model)}
+    options |= {f"algorithm.{key}": option for key, option in _algorithm_options(algorithm).items()}
+    options |= {f"model.{key}": option for key, option in _model_options(model).items()}
+    options |= _options_of(Config, "")
+    for name, section in _SECTIONS.items():
+        options |= _options_of(section, f"{name}.")
+    options["training.epochs"] = Option(Count, epochs)
+    options["data.name"] = Option(str, dataset)
+    return {key: option for key, option in options.items() if is_plain(option.annotation)}
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """Makes a complete, checked configuration.
+
+    Args:
+      values: Dotted keys to values, typed or as text; ``algorithm.name`` is required.
+
+    Raises:
+      UserError: A key does not exist, a value has the wrong type or lies out of range, or two
+        values contradict each other.
+
+    >>> config = make_config({"algorithm.name": "fedmask", "algorithm.score_lr": "0.05"})
+    >>> config.algorithm.options["score_lr"], config.training.epochs, config.model.name
+    (0.05, 5, 'cnn')
+    """
+    algorithm = values.get("algorithm.name")
+    if algorithm is None:
+        raise UserError(f"algorithm.name: missing; accepted are {', '.join(registry.REGISTRY)}")
+    dataset = str(values.get("data.name", "digits"))
+    model = values.get("model.name", _MODEL_OF.get(dataset.partition("/")[0], "mlp"))
+    options = keys(str(algorithm), str(model), dataset)
+    for key in values:
+        if key not in options:
+            (near,) = get_close_matches(key, options, n=1, cutoff=0.0)
+            raise UserError(f"{key}: unknown key; the nearest is {near}")
+    typed = {key: coerce(key, values.get(key, o.default), o.annotation) for key, o in options.items()}
+    _fill(typed, given=values)
+    _check(typed)
+    return _nest(typed)
+
+
+def _fill(typed: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Fills in the defaults that depend on other values."""
+    if typed["data.clients"] is None and not typed["data.partition"].startswith("natural"):
+        typed["data.clients"] = 100
+    if "cohort" not in given and typed["data.clients"]:
+        typed["cohort"] = min(typed["cohort"], typed["data.clients"])
+    if "eval_every" not in given:
+        typed["eval_every"] = -(-typed["rounds"] // 20)
+    if typed["server_optimizer.name"] and typed["server_optimizer.lr"] is None:
+        typed["server_optimizer.lr"] = 1.0 if typed["server_optimizer.name"] == "sgd" else 0.01
+
+
+def _check(typed: Mapping[str, Any]) -> None:
+    """Refuses values that contradict each other."""
+    name, clients, cohort = typed["algorithm.name"], typed["data.clients"], typed["cohort"]
+    if clients is not None and cohort > clients:
+        raise UserError(f"cohort={cohort}: accepted are 1 to {clients}, the number of clients")
+    server = typed["server_optimizer.name"]
+    if server and "server_optimizer" not in registry.parameters(name):
+        with_one = [other for other in registry.REGISTRY if "server_optimizer" in registry.parameters(other)]
+        raise UserError(
+            f"server_optimizer.name={server}: {name} has none; accepted with {', '.join(with_one)}"
+        )
+    if typed["server_optimizer.lr"] is not None and not server:
+        raise UserError("server_optimizer.lr: needs server_optimizer.name")
+
+
+def _nest(typed: Mapping[str, Any]) -> Config:
+    sections: dict[str, dict[str, Any]] = {"": {}, "model": {}, "algorithm": {}, **{s: {} for s in _SECTIONS}}
+    for key, value in typed.items():
+        section, _, name = key.rpartition(".")
+        sections[section][name] = value
+    parts = {name: sections[name] for name in ("model", "algorithm")}
+    return Config(
+        **{name: Part(values.pop("name"), values) for name, values in parts.items()},
+        **{name: section(**sections[name]) for name, section in _SECTIONS.items()},
+        **sections[""],
+    )
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested dicts of plain values, ready for JSON; read by :func:`flat`."""
+    nested = dataclasses.asdict(config)
+    for name in ("model", "algorithm"):
+        nested[name] |= nested[name].pop("options")
+    return nested
+
+
+def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys of nested mappings.
+
+    >>> flat({"rounds": 2, "data": {"name": "digits"}})
+    {'rounds': 2, 'data.name': 'digits'}
+    """
+    keys: dict[str, Any] = {}
+    for key, value in nested.items():
+        inner = (
+            {f"{key}.{k}": v for k, v in flat(value).items()} if isinstance(value, Mapping) else {key: value}
+        )
+        keys |= inner
+    return keys
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The flat keys of a TOML file.
+
+    Raises:
+      UserError: The file does not exist, or is not TOML.
+    """
+    try:
+        return flat(tomllib.loads(Path(path).read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"config={str(path)!r}: {error}") from None

@@ -1,0 +1,93 @@
+"""Decoded arrays on disk: memory-mapped, checksummed, written atomically.
+
+An entry is a folder of ``.npy`` files and a ``manifest.json`` with the SHA-256 of each. Every
+load checks them (about a second per gigabyte) and rebuilds an entry that is damaged.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+_MANIFEST = "manifest.json"
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder of the cache: the argument, ``$FEDJAX_MASKS_CACHE``, or ``~/.cache/fedjax_masks``."""
+    return Path(cache_dir or os.environ.get("FEDJAX_MASKS_CACHE") or "~/.cache/fedjax_masks").expanduser()
+
+
+def cached(
+    entry: str, build: Callable[[], Mapping[str, np.ndarray]], *, cache_dir: str | Path | None = None
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of an entry, memory-mapped; builds and stores them where needed.
+
+    Processes may race for one entry: whoever is first stores it, the others use it.
+
+    Args:
+      entry: Name of the entry, different for different contents.
+      build: Makes the arrays by name.
+      cache_dir: See :func:`cache_root`.
+
+    Raises:
+      ValueError: If the cache folder cannot be written to.
+    """
+    root = cache_root(cache_dir)
+    folder = root / entry
+    if not is_intact(folder):
+        arrays = build()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            _store(folder, arrays)
+        except OSError as error:
+            raise ValueError(
+                f"cache_dir '{root}': {error.strerror or error}; accepted: a writable folder (cache_dir or $FEDJAX_MASKS_CACHE)"
+            ) from None
+    return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether an entry is there, complete and unchanged."""
+    try:
+        sums = json.loads((folder / _MANIFEST).read_text())
+        return bool(sums) and all(_sha256(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(fresh / f"{name}.npy", array, allow_pickle=False)
+        sums = {path.name: _sha256(path) for path in sorted(fresh.glob("*.npy"))}
+        (fresh / _MANIFEST).write_text(json.dumps(sums, indent=2))
+        fresh.chmod(0o755)  # mkdtemp's own is private
+        _publish(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _publish(fresh: Path, folder: Path) -> None:
+    """Moves a finished entry into place; a folder can only replace an empty one."""
+    if folder.exists() and not is_intact(folder):
+        stale = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+        with contextlib.suppress(FileNotFoundError):  # another process removed it first
+            os.replace(folder, stale)
+        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        os.replace(fresh, folder)
+    except OSError:
+        if not is_intact(folder):
+            raise
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,224 @@
+"""How training examples are divided among clients.
+
+A partition is written as a short text, ``name`` or ``name:argument:...``: ``iid``, ``shards:2``,
+``dirichlet:0.1``. Every partition is a pure function of its seed; the rows of different clients
+never overlap; every client gets at least one example. What cannot be done is refused.
+
+All draws come from ``numpy.random.RandomState``: its stream is frozen, so a partition can be
+reproduced from its text and seed with any version of NumPy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedjax_masks.data import allotment
+from fedjax_masks.data.sources import Examples
+
+Rows = list[np.ndarray]
+
+_ATTEMPTS = 500
+
+
+def iid(rng: np.random.RandomState, train: Examples, clients: int) -> Rows:
+    """Shuffles and deals out; sizes differ by at most one."""
+    return np.array_split(rng.permutation(len(train.labels)), clients)
+
+
+def shards(rng: np.random.RandomState, train: Examples, clients: int, per_client: int) -> Rows:
+    """The pathological partition of McMahan et al. 2017: a few label-sorted shards per client.
+
+    Examples are sorted by label and cut into ``clients * per_client`` equal shards, of which
+    each client draws ``per_client`` without replacement.
+    """
+    num, wanted = len(train.labels), clients * per_client
+    if wanted > num:
+        raise ValueError(
+            f"partition 'shards:{per_client}': {clients} clients need {wanted} shards, but there are "
+            f"{num} examples: at most {num // per_client} clients"
+        )
+    pieces = np.array_split(np.argsort(train.labels, kind="stable"), wanted)
+    return _deal(rng.permutation(wanted).reshape(clients, per_client), pieces)
+
+
+def lotteryfl(
+    rng: np.random.RandomState,
+    train: Examples,
+    clients: int,
+    per_client: int,
+    balance: float,
+    shard_size: int = 20,
+) -> Rows:
+    """The partition of LotteryFL (Li et al. 2020), also FedMask's: few, small, unequal shards.
+
+    Examples are sorted by label and cut into shards of ``shard_size``; each client draws
+    ``per_client`` of them without replacement and keeps all of the first, but only
+    ``balance * shard_size`` examples of each other one. As published, two shards of one client
+    may happen to hold the same label.
+    """
+    available = len(train.labels) // shard_size
+    if clients * per_client > available:
+        raise ValueError(
+            f"partition 'lotteryfl:{per_client}:{balance:g}:{shard_size}': {clients} clients need "
+            f"{clients * per_client} shards of {shard_size}, but there are {available}: at most "
+            f"{available // per_client} clients"
+        )
+    order = np.argsort(train.labels, kind="stable")
+    whole = order[: available * shard_size].reshape(available, shard_size)
+    drawn = rng.permutation(available)[: clients * per_client].reshape(clients, per_client)
+    keep = max(1, round(balance * shard_size))
+    return [np.concatenate([whole[first], *(whole[i, :keep] for i in rest)]) for first, *rest in drawn]
+
+
+def dirichlet(rng: np.random.RandomState, train: Examples, clients: int, beta: float) -> Rows:
+    """Label skew as in NIID-Bench (Li et al. 2022, section 4.1).
+
+    Class by class, the shares of the clients are drawn from ``Dirichlet(beta)``; a client that
+    already holds its fair share of all examples gets nothing more. The whole draw is repeated
+    until the smallest client has 10 examples, or a tenth of the mean where that is less.
+    """
+    return _redraw(
+        lambda: _draw_labels(rng, train.labels, clients, beta), train, clients, f"dirichlet:{beta:g}"
+    )
+
+
+def quantity(rng: np.random.RandomState, train: Examples, clients: int, beta: float) -> Rows:
+    """Quantity skew as in NIID-Bench: iid examples, sizes drawn from ``Dirichlet(beta)``."""
+
+    def draw() -> Rows | None:
+        order = rng.permutation(len(train.labels))
+        shares = rng.dirichlet(np.full(clients, beta))
+        return None if np.isnan(shares).any() else _cut(order, shares)
+
+    return _redraw(draw, train, clients, f"quantity:{beta:g}")
+
+
+def natural(rng: np.random.RandomState, train: Examples, clients: int) -> Rows:
+    """By the data set's own client ids, in sorted order; a random choice of them where fewer are wanted."""
+    if train.clients is None:
+        raise ValueError(
+            "partition 'natural': this data set has no client ids; accepted: npz: or npy: data with them"
+        )
+    ids, owner = np.unique(train.clients, return_inverse=True)
+    if clients > len(ids):
+        raise ValueError(f"partition 'natural': {clients} clients asked for, but the data set has {len(ids)}")
+    order = np.argsort(owner, kind="stable")
+    rows = np.split(order, np.cumsum(np.bincount(owner))[:-1])
+    chosen = range(len(ids)) if clients == len(ids) else np.sort(rng.permutation(len(ids))[:clients])
+    return [rows[i] for i in chosen]
+
+
+def _deal(drawn: np.ndarray, pieces: Rows) -> Rows:
+    return [np.concatenate([pieces[i] for i in mine]) for mine in drawn]
+
+
+def _cut(rows: np.ndarray, shares: np.ndarray) -> Rows:
+    """Cuts rows in consecutive pieces, in proportion to ``shares``, which sum to one."""
+    return np.split(rows, (np.cumsum(shares) * len(rows)).astype(int)[:-1])
+
+
+def _draw_labels(rng: np.random.RandomState, labels: np.ndarray, clients: int, beta: float) -> Rows | None:
+    """One draw of the label-skewed partition, or None where it ran into a dead end."""
+    pieces: list[Rows] = []
+    sizes = np.zeros(clients, int)
+    for rows in [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]:
+        rng.shuffle(rows)
+        shares = rng.dirichlet(np.full(clients, beta)) * (sizes < len(labels) / clients)
+        # Tiny betas underflow, and a class may fall wholly to clients that are full.
+        if not shares.sum() > 0:
+            return None
+        pieces.append(_cut(rows, shares / shares.sum()))
+        sizes += [len(piece) for piece in pieces[-1]]
+    return [np.concatenate(mine) for mine in zip(*pieces)]
+
+
+def _redraw(draw: Callable[[], Rows | None], train: Examples, clients: int, text: str) -> Rows:
+    """Repeats a draw until the smallest client is large enough, a bounded number of times."""
+    smallest = min(10, max(1, len(train.labels) // (10 * clients)))
+    for _ in range(_ATTEMPTS):
+        rows = draw()
+        if rows is not None and min(map(len, rows)) >= smallest:
+            return rows
+    raise ValueError(
+        f"partition '{text}': no draw of {_ATTEMPTS} gave each of {clients} clients {smallest} of "
+        f"{len(train.labels)} examples; accepted: fewer clients or a larger beta"
+    )
+
+
+def positive_int(text: str) -> int:
+    """Reads an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def positive(text: str) -> float:
+    """Reads a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def fraction(text: str) -> float:
+    """Reads a number above 0, at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A way to divide a data set.
+
+    Attributes:
+      usage: How it is written; capitals stand for arguments, brackets for optional ones.
+      help: One line for people.
+      divide: ``(rng, train, clients, *arguments) -> rows`` of each client.
+      allot: ``(rng, train, rows, test) -> test rows`` of each client.
+      arguments: One reader per argument.
+      required: How many arguments cannot be left out; all of them by default.
+    """
+
+    usage: str
+    help: str
+    divide: Callable[..., Rows]
+    allot: allotment.Allot
+    arguments: tuple[Callable[[str], Any], ...] = ()
+    required: int | None = None
+
+
+#: Partitions by name.
+PARTITIONS: dict[str, Partition] = {
+    "iid": Partition("iid", "shuffled and dealt out evenly", iid, allotment.evenly),
+    "shards": Partition(
+        "shards:N",
+        "N label-sorted shards per client (McMahan 2017)",
+        shards,
+        allotment.by_label,
+        (positive_int,),
+    ),
+    "dirichlet": Partition(
+        "dirichlet:BETA", "label skew (NIID-Bench)", dirichlet, allotment.in_proportion, (positive,)
+    ),
+    "lotteryfl": Partition(
+        "lotteryfl:N:BALANCE[:SIZE]",
+        "N label-sorted shards of SIZE (20) examples, all but the first cut to BALANCE (LotteryFL)",
+        lotteryfl,
+        allotment.by_label,
+        (positive_int, fraction, positive_int),
+        2,
+    ),
+    "quantity": Partition(
+        "quantity:BETA",
+        "iid, of very different sizes (NIID-Bench)",
+        quantity,
+        allotment.in_proportion,
+        (positive,),
+    ),
+    "natural": Partition("natural", "by the data set's own client ids", natural, allotment.by_client),
+}

@@ -1,0 +1,44 @@
+"""The one exception that is the user's to mend."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A request that cannot be served; the message is one line and says what would be."""
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what preparation raises about its input into a :class:`UserError` of one line.
+
+    >>> with user_errors():
+    ...     raise FileNotFoundError("no file data.npz")
+    Traceback (most recent call last):
+    fedjax_masks.errors.UserError: no file data.npz
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(text) from error
+
+
+def unknown(key: str, value: str, accepted: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    Args:
+      key: What was named.
+      value: The name given.
+      accepted: The names that exist.
+
+    >>> print(unknown("model.name", "lenet5", ["mlp", "lenet"]))
+    model.name='lenet5': unknown; did you mean 'lenet'? accepted are lenet, mlp
+    """
+    accepted = sorted(accepted)
+    near = get_close_matches(value, accepted, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return UserError(f"{key}={value!r}: unknown{hint} accepted are {', '.join(accepted)}")

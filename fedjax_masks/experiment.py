@@ -1,0 +1,271 @@
+"""One experiment on disk: a configuration in, a run directory out.
+
+The directory holds ``config.json``, ``metrics.jsonl``, ``log.txt``, ``checkpoints/``,
+``figures/`` and ``summary.json``. Lines are appended and synced; all else is replaced
+atomically. A checkpoint remembers how long the appended files were, so that resuming cuts off
+what came after it and neither loses nor doubles a line.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from fedjax_masks import checkpoint
+from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.algorithms import registry
+from fedjax_masks.config import Config, ServerOptimizerConfig, as_dict, flat
+from fedjax_masks.data import crop_flip, load_task
+from fedjax_masks.errors import UserError, user_errors
+from fedjax_masks.models import build_model
+from fedjax_masks.runner import Chunk, Record, Run, Totals, chunk_length, run_rounds
+from fedjax_masks.simulation import Simulation, make_simulation
+from fedjax_masks.telemetry import progress
+
+_CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
+_METRICS, _LOG = "metrics.jsonl", "log.txt"
+_PACKAGES = ("fedjax_masks", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+
+
+def build(config: Config) -> tuple[FederatedAlgorithm, Task]:
+    """Loads the data and builds model and algorithm.
+
+    Raises:
+      ValueError: Something does not exist, or does not fit together.
+    """
+    data = dataclasses.asdict(config.data)
+    task = load_task(data.pop("name"), data_dir=data.pop("dir"), **data)
+    training, options = config.training, dict(config.algorithm.options)
+    if training.augment == "crop_flip":
+        options["augment"] = crop_flip
+    algorithm = registry.build(
+        config.algorithm.name,
+        build_model(config.model.name, task, **config.model.options),
+        options=options,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        server_optimizer=_server_optimizer(config.server_optimizer),
+    )
+    return algorithm, task
+
+
+def _server_optimizer(config: ServerOptimizerConfig) -> optax.GradientTransformation | None:
+    if config.name is None or config.lr is None:
+        return None
+    # Pseudo-gradients are small, and under optax's epsilon all would be scaled to the same step.
+    # Reddi et al. 2021, appendix D, find 1e-3 best on most tasks.
+    options = {} if config.name == "sgd" else {"eps": 1e-3}
+    return registry.make_optimizer(
+        config.name, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, **options
+    )
+
+
+def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False, quiet: bool = False) -> Run:
+    """Runs an experiment and writes its run directory.
+
+    Args:
+      config: What to run.
+      out_dir: The run directory; created once everything is known to be in order.
+      resume: Continue the run in ``out_dir`` from its last checkpoint, to the same result.
+      quiet: No progress on the terminal.
+
+    Raises:
+      UserError: The configuration cannot be served, or ``out_dir`` holds something else.
+    """
+    out = Path(out_dir)
+    with user_errors():
+        stored = open_directory(out, config, resume=resume)
+        algorithm, task = build(config)
+        simulation = make_simulation(
+            algorithm,
+            task,
+            cohort=config.cohort,
+            seed=config.seed,
+            chunk=chunk_length(config.eval_every),
+            plan=stored.get("chosen_plan", config.plan),
+        )
+    if not quiet:
+        print(f"plan: {simulation.plan} ({simulation.plan.reason})", file=sys.stderr)
+    created = not out.exists()
+    try:
+        return _run_in(out, config, simulation, stored, quiet=quiet)
+    except Exception:
+        if created and not any((out / name).exists() for name in (_METRICS, _CHECKPOINTS)):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]:
+    """Checks that a run may be written to a directory; writes nothing.
+
+    Returns:
+      The ``config.json`` of the run to resume; empty where there is none yet.
+
+    Raises:
+      UserError: The directory holds another run, or something that is no run.
+    """
+    if not out.exists():
+        return {}
+    if not out.is_dir():
+        raise UserError(f"out={str(out)!r}: is a file; a directory is accepted")
+    if not resume and any(out.iterdir()):
+        raise UserError(f"out={str(out)!r}: is not empty; --resume continues the run in it")
+    if (out / _CONFIG).exists():
+        stored = json.loads((out / _CONFIG).read_text("utf-8"))
+        _check_same(stored, config)
+        return stored
+    # A run killed before anything else leaves at most the unfinished file.
+    if any(path.name != _CONFIG + ".partial" for path in out.iterdir()):
+        raise UserError(f"out={str(out)!r}: holds no run to resume")
+    return {}
+
+
+def _check_same(stored: Mapping[str, Any], config: Config) -> None:
+    before, now = flat(stored), flat(json.loads(json.dumps(as_dict(config))))
+    for key, value in now.items():
+        if key not in before or before[key] != value:
+            own = _shown(before.get(key))
+            raise UserError(f"{key}={_shown(value)}: --resume accepts only the run's own value, {own}")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _run_in(
+    out: Path, config: Config, simulation: Simulation, stored: Mapping[str, Any], *, quiet: bool
+) -> Run:
+    out.mkdir(parents=True, exist_ok=True)
+    if not stored:
+        stored = _complete(config, simulation)
+        checkpoint.write_atomically(out / _CONFIG, json.dumps(stored, indent=2))
+    state, start = _resume(out, simulation.init())
+    with progress(config.algorithm.name, done=start.round, rounds=config.rounds, quiet=quiet) as show:
+        hooks = (_journal(out), _checkpoints(out, config), show)
+        run = run_rounds(
+            simulation,
+            state,
+            rounds=config.rounds,
+            eval_every=config.eval_every,
+            start=start,
+            records=read_records(out),
+            on_chunk=hooks,
+        )
+    run = dataclasses.replace(run, config=stored, directory=out)
+    _write_results(out, run)
+    return run
+
+
+def _resume(out: Path, state: State) -> tuple[State, Totals]:
+    """Goes back to the last checkpoint; to the given state of round 0 where there is none."""
+    restored = checkpoint.restore_latest(out / _CHECKPOINTS, state)
+    if restored is None:
+        _cut(out, {})
+        return state, Totals()
+    _cut(out, restored.meta["lengths"])
+    return restored.state, Totals(**restored.meta["totals"])
+
+
+def _complete(config: Config, simulation: Simulation) -> dict[str, Any]:
+    """The content of ``config.json``."""
+    device = jax.devices()[0]
+    return {
+        **as_dict(config),
+        "chosen_plan": str(simulation.plan),
+        "chosen_plan_reason": simulation.plan.reason,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "platform": {
+            "system": platform.platform(),
+            "backend": device.platform,
+            "device": device.device_kind,
+            "devices": jax.device_count(),
+            "cpus": os.cpu_count(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    """A package's version; None where it runs from a source tree or is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _journal(out: Path) -> Callable[[Chunk], None]:
+    """Appends records and notes to their files."""
+
+    def append(chunk: Chunk) -> None:
+        if chunk.notes:
+            _append(out / _LOG, "".join(note + "\n" for note in chunk.notes))
+        if chunk.record is not None:
+            _append(out / _METRICS, json.dumps(chunk.record) + "\n")
+
+    return append
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _checkpoints(out: Path, config: Config) -> Callable[[Chunk], None]:
+    """Saves at the end of a chunk, if the time spent on saving stays within its share."""
+    began, spent, cost = time.perf_counter(), 0.0, None
+
+    def save(chunk: Chunk) -> None:
+        nonlocal spent, cost
+        before = time.perf_counter()
+        cost = checkpoint.estimate_seconds(chunk.state) if cost is None else cost
+        last = chunk.totals.round == chunk.rounds
+        if not last and spent + cost > config.checkpoint_share * (before - began):
+            return
+        meta = {"totals": chunk.totals._asdict(), "lengths": _lengths(out)}
+        checkpoint.save(
+            out / _CHECKPOINTS, chunk.totals.round, chunk.state, meta, keep=config.keep_checkpoints
+        )
+        cost = time.perf_counter() - before
+        spent += cost
+
+    return save
+
+
+def _lengths(out: Path) -> dict[str, int]:
+    paths = (out / name for name in (_METRICS, _LOG))
+    return {path.name: path.stat().st_size for path in paths if path.exists()}
+
+
+def _cut(out: Path, lengths: Mapping[str, int]) -> None:
+    """Cuts the appended files back to what they were at a checkpoint."""
+    for path in (out / _METRICS, out / _LOG):
+        length, now = lengths.get(path.name, 0), path.stat().st_size if path.exists() else 0
+        if now < length:
+            raise UserError(f"{path.name}: {length} bytes were there at the last checkpoint, {now} are left")
+        if now > length:
+            os.truncate(path, length)
+
+
+def read_records(out: Path) -> list[Record]:
+    """The lines of ``metrics.jsonl``."""
+    path = out / _METRICS
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def _write_results(out: Path, run: Run) -> None:
+    """Writes the figure and the summary; the summary last, as the sign that all is there."""
+    figures = out / "figures"
+    figures.mkdir(exist_ok=True)
+    run.plot().savefig(figures / "accuracy.png", dpi=150)
+    checkpoint.write_atomically(out / _SUMMARY, json.dumps(run.summary, indent=2))

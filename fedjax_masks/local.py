@@ -1,0 +1,206 @@
+"""Minibatch training of one client, which padding cannot touch.
+
+A client's loop over minibatches runs to ``data.longest``, the same for all clients of a
+block. What lies beyond ``data.size`` is padding: it has weight 0 inside a batch, and a step
+that holds nothing else changes neither parameters nor optimiser state. The order of the
+examples is drawn so that the amount of padding does not change it, to the bit.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_masks import trees
+from fedjax_masks.algorithm import ClientData, Params
+
+Augment = Callable[[chex.PRNGKey, jax.Array], jax.Array]
+
+
+class Batch(NamedTuple):
+    """One minibatch.
+
+    Attributes:
+      inputs: ``[batch, *input_shape]``.
+      labels: ``int32[batch]``.
+      real: ``bool[batch]``: False for padding.
+    """
+
+    inputs: jax.Array
+    labels: jax.Array
+    real: jax.Array
+
+
+class LocalMetrics(NamedTuple):
+    """What a client reports of its local training.
+
+    Attributes:
+      loss: ``float32[]``: mean loss over all examples of all epochs, as met in training.
+      steps: ``float32[]``: optimiser steps taken.
+      examples: ``float32[]``: examples seen, over all epochs.
+      slots: ``float32[]``: places for examples in the batches that were computed; what
+        exceeds ``examples`` was padding.
+    """
+
+    loss: jax.Array
+    steps: jax.Array
+    examples: jax.Array
+    slots: jax.Array
+
+
+Loss = Callable[[Params, Batch], jax.Array]
+
+
+def mean_over_real(values: jax.Array, real: jax.Array) -> jax.Array:
+    """Mean of ``values[batch]`` over the real examples; 0 where there is none."""
+    return jnp.sum(jnp.where(real, values, 0.0)) / jnp.maximum(jnp.sum(real), 1)
+
+
+def cross_entropy(apply: Callable[[Params, jax.Array], jax.Array]) -> Loss:
+    """The mean softmax cross-entropy of ``apply(params, inputs)`` over the real examples."""
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+        logits = apply(params, batch.inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return mean_over_real(losses, batch.real)
+
+    return loss
+
+
+def shuffled_rows(key: chex.PRNGKey, data: ClientData, batch_size: int) -> jax.Array:
+    """The client's rows in random order, then its padding, cut to whole batches.
+
+    Args:
+      key: A PRNG key.
+      data: The client's data.
+      batch_size: Examples per batch.
+
+    Returns:
+      ``int32[ceil(capacity / batch_size) * batch_size]``. The first ``data.size`` entries do
+      not depend on the capacity.
+    """
+    (capacity,) = data.rows.shape
+    draws = jax.random.uniform(key, (capacity,))
+    order = jnp.argsort(jnp.where(jnp.arange(capacity) < data.size, draws, 2.0))
+    return jnp.pad(data.rows[order], (0, -capacity % batch_size))
+
+
+def for_each_batch(
+    key: chex.PRNGKey,
+    data: ClientData,
+    step: Callable[[Any, Batch], Any],
+    carry: Any,
+    *,
+    epochs: int,
+    batch_size: int,
+    augment: Augment | None = None,
+) -> Any:
+    """Folds ``step`` over the client's minibatches, reshuffled every epoch.
+
+    Args:
+      key: A PRNG key.
+      data: The client's data.
+      step: ``(carry, batch) -> carry``.
+      carry: A pytree; a batch of padding alone leaves it as it is.
+      epochs: Passes over the data.
+      batch_size: Examples per batch; the last batch of an epoch may be smaller.
+      augment: ``(key, inputs) -> inputs``, applied to every batch.
+
+    Returns:
+      The carry after the last batch.
+    """
+
+    def one_epoch(epoch: jax.Array, carry: Any) -> Any:
+        order_key, augment_key = jax.random.split(jax.random.fold_in(key, epoch))
+        rows = shuffled_rows(order_key, data, batch_size)
+
+        def one_batch(index: jax.Array, carry: Any) -> Any:
+            start = index * batch_size
+            picked = jax.lax.dynamic_slice(rows, (start,), (batch_size,))
+            inputs = data.inputs[picked]
+            if augment is not None:
+                inputs = augment(jax.random.fold_in(augment_key, index), inputs)
+            real = start + jnp.arange(batch_size) < data.size
+            new = step(carry, Batch(inputs, data.labels[picked], real))
+            return trees.where(start < data.size, new, carry)
+
+        return jax.lax.fori_loop(0, -(-data.longest // batch_size), one_batch, carry)
+
+    return jax.lax.fori_loop(0, epochs, one_epoch, carry)
+
+
+def masked_updates() -> optax.GradientTransformationExtraArgs:
+    """Holds parameters still where ``update_mask`` is False.
+
+    The last link of a chain, so that momentum and weight decay cannot move them either.
+    ``optax.masked`` does not serve: its mask must be static.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, update_mask: Any, **extra: Any) -> Any:
+        del params, extra
+        return jax.tree.map(lambda u, m: jnp.where(m, u, 0), updates, update_mask), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def train(
+    key: chex.PRNGKey,
+    params: Params,
+    data: ClientData,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int,
+    augment: Augment | None = None,
+    proximal: float = 0.0,
+    update_mask: Any = None,
+    correction: Any = None,
+) -> tuple[Params, LocalMetrics]:
+    """Trains one client with a fresh optimiser.
+
+    Args:
+      key: A PRNG key; decides the order of examples and their augmentation.
+      params: Where training starts.
+      data: The client's data.
+      loss: ``(params, batch) -> float32[]``.
+      optimizer: Any optax optimiser.
+      epochs: Local epochs.
+      batch_size: Examples per step.
+      augment: ``(key, inputs) -> inputs``.
+      proximal: The factor mu of FedProx's term ``mu / 2 * ||w - w_start||^2``
+        (Li et al. 2020, arXiv 1812.06127, eq. 2).
+      update_mask: Pytree of bool like ``params``: False holds a parameter still.
+      correction: Pytree like ``params`` that is added to every gradient.
+
+    Returns:
+      The trained parameters, and metrics.
+    """
+    start = params
+    if update_mask is not None:
+        optimizer = optax.chain(optimizer, masked_updates())
+    optimizer = optax.with_extra_args_support(optimizer)
+    extra = {} if update_mask is None else {"update_mask": update_mask}
+
+    def step(carry: Any, batch: Batch) -> Any:
+        params, opt_state, loss_sum, seen, steps = carry
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        if proximal:
+            grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, params, start)
+        if correction is not None:
+            grads = trees.add(grads, correction)
+        updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
+        count = jnp.sum(batch.real, dtype=jnp.float32)
+        params = optax.apply_updates(params, updates)
+        return params, opt_state, loss_sum + value * count, seen + count, steps + 1
+
+    zero = jnp.zeros((), jnp.float32)
+    carry = (params, optimizer.init(params), zero, zero, zero)
+    params, _, loss_sum, seen, steps = for_each_batch(
+        key, data, step, carry, epochs=epochs, batch_size=batch_size, augment=augment
+    )
+    slots = epochs * batch_size * -(-data.longest // batch_size)
+    return params, LocalMetrics(loss_sum / jnp.maximum(seen, 1), steps, seen, slots.astype(jnp.float32))

@@ -1,0 +1,121 @@
+"""Masks as pure functions: binarisation, ranking, group norms, packed bits.
+
+Masks are ``bool`` everywhere; packing them into bytes is the business of the wire and of
+stores on the host. A mask may have axes of size 1 where it does not vary.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_masks import trees
+from fedjax_masks.algorithm import Params
+
+Gradient = Literal["sigmoid", "straight_through"]
+
+
+@jax.custom_jvp
+def binarize(scores: jax.Array) -> jax.Array:
+    """``[sigmoid(scores) > 0.5]`` as floats, differentiated as if it were the sigmoid.
+
+    Li et al. 2021 (doi 10.1145/3485730.3485929), eqs. 5 to 7:
+    ``dL/dr = s(r) (1 - s(r)) dL/dm``.
+
+    >>> binarize(jnp.array([-0.1, 0.0, 2.0])).tolist()
+    [0.0, 0.0, 1.0]
+    >>> float(jax.grad(binarize)(0.0))
+    0.25
+    """
+    return (scores > 0).astype(scores.dtype)
+
+
+@binarize.defjvp
+def _binarize_jvp(primals, tangents):
+    (scores,), (tangent,) = primals, tangents
+    soft = jax.nn.sigmoid(scores)
+    return binarize(scores), soft * (1 - soft) * tangent
+
+
+@jax.custom_jvp
+def binarize_straight_through(scores: jax.Array) -> jax.Array:
+    """``[sigmoid(scores) > 0.5]`` as floats, differentiated as if it were the identity.
+
+    The plain straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
+
+    >>> float(jax.grad(binarize_straight_through)(0.0))
+    1.0
+    """
+    return (scores > 0).astype(scores.dtype)
+
+
+@binarize_straight_through.defjvp
+def _binarize_straight_through_jvp(primals, tangents):
+    (scores,), (tangent,) = primals, tangents
+    return binarize_straight_through(scores), tangent
+
+
+def top_share(scores: jax.Array, share: float) -> jax.Array:
+    """Marks the elements with the largest scores.
+
+    Args:
+      scores: Any float array; ranked over all its elements. Ties go to the lower index.
+      share: Share to keep, in (0, 1]; at least one element is kept.
+
+    Returns:
+      ``bool`` of the shape of ``scores`` with exactly ``max(1, round(share * size))`` True.
+
+    >>> top_share(jnp.array([[1.0, 4.0], [3.0, 2.0]]), 0.5).tolist()
+    [[False, True], [True, False]]
+    """
+    keep = max(1, round(share * scores.size))
+    if keep == scores.size:
+        return jnp.ones(scores.shape, bool)
+    order = jnp.argsort(-scores.ravel(), stable=True)
+    return jnp.zeros(scores.size, bool).at[order[:keep]].set(True).reshape(scores.shape)
+
+
+def group_norms(values: jax.Array) -> jax.Array:
+    """Sum of the L2 norms of a kernel's groups: every output, and every input.
+
+    Args:
+      values: A kernel ``[..., inputs, outputs]``: ``[in, out]`` or ``[h, w, in, out]``.
+
+    Returns:
+      ``float32[]``: the sum over outputs plus the sum over inputs (Li et al. 2021, eq. 10),
+      without weights for the sizes of groups. Smooth at 0, where its gradient is 0.
+
+    >>> float(group_norms(jnp.array([[3.0, 0.0], [4.0, 0.0]])))
+    12.0
+    """
+    squares = jnp.square(values).reshape(-1, *values.shape[-2:]).sum(0)
+
+    def total(sums: jax.Array) -> jax.Array:
+        positive = sums > 0
+        return jnp.sum(jnp.where(positive, jnp.sqrt(jnp.where(positive, sums, 1)), 0))
+
+    return total(squares.sum(0)) + total(squares.sum(1))
+
+
+def mask_params(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.Array]) -> Params:
+    """Multiplies a model's kernels by masks.
+
+    Args:
+      kernels: The model's kernels, ``model.kernels``.
+      params: The model's parameters.
+      mask: By layer name: bool or float, shaped like the kernel.
+
+    Returns:
+      The parameters, with everything but the kernels as it was.
+    """
+    for kernel in kernels:
+        masked = trees.get(params, kernel.path) * mask[kernel.name]
+        params = trees.put(params, kernel.path, masked)
+    return params
+
+
+def density(mask: dict[str, jax.Array]) -> jax.Array:
+    """``float32[]``: share of True over all arrays together."""
+    ones = sum(jnp.sum(m, dtype=jnp.int32) for m in mask.values())
+    return ones / sum(m.size for m in mask.values())

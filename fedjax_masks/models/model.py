@@ -1,0 +1,174 @@
+"""What the rest of the package knows of a model: a record of functions and the list of its kernels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_masks.algorithm import Params
+from fedjax_masks.models.layers import Chain, Hook, Layer, Norm
+
+
+class Kernel(NamedTuple):
+    """A weighted layer of a model.
+
+    Attributes:
+      path: Where the kernel array lies in the parameters (``("block1", "conv2", "kernel")``).
+      kind: ``"conv"`` or ``"dense"``.
+      shape: The kernel array's shape; the last axis counts the outputs.
+      positions: Number of output pixels; 1 for a dense layer. A forward pass of one example
+        takes ``positions * prod(shape)`` multiply-accumulates.
+      bias: Path of the bias, or None.
+      norm: ``"batch"``, ``"group"`` or None.
+      norm_paths: Paths of the normalisation's scale and bias; empty without one.
+      padding: ``"SAME"`` or ``"VALID"``.
+      successor: Index, among the model's kernels, of the only one that reads the outputs; None
+        where outputs may not be removed (a residual sum reads them, or they are the logits).
+        Between the two there is relu, and perhaps pooling.
+      repeats: How many rows of the successor's input axis each output feeds: 1, or the number
+        of pixels that were flattened. Output ``c`` feeds rows ``p * outputs + c``.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    positions: int
+    bias: tuple[str, ...] | None
+    norm: Norm
+    norm_paths: tuple[tuple[str, ...], ...]
+    padding: str
+    successor: int | None
+    repeats: int
+
+    @property
+    def name(self) -> str:
+        """The layer's name, as hooks see it."""
+        return "/".join(self.path[:-1])
+
+    @property
+    def outputs(self) -> int:
+        """Number of output channels or neurons."""
+        return self.shape[-1]
+
+
+class Model(NamedTuple):
+    """A neural network, as pure functions over its parameters.
+
+    Attributes:
+      name: Its name in the registry.
+      init: ``key -> params``: nested dicts of float32 arrays, keyed by stage. The parameters
+        are the whole state.
+      apply: ``(params, x) -> logits[batch, num_classes]``. ``x`` is ``[batch, *input_shape]``:
+        uint8, brought from [0, 255] to [-1, 1], or float32, used as it is.
+      forward: ``(params, x, *, hook=None, start=None, stop=None) -> (y, aux)``: the same, from
+        behind stage ``start`` (``x`` is then what that stage emitted) until behind stage
+        ``stop``; needs only the parameters of the stages it runs. ``hook(layer, x) -> (h,
+        aux)`` replaces every weighted layer; see :class:`fedjax_masks.models.layers.Layer`.
+      kernels: The weighted layers, in forward order.
+      splits: Names of the stages behind which the model may be cut, in forward order.
+      input_shape: Shape of one input.
+      rebuild: ``widths -> model``: the same architecture with ``widths[i]`` outputs in
+        kernel i.
+    """
+
+    name: str
+    init: Callable[[jax.Array], Params]
+    apply: Callable[[Params, jax.Array], jax.Array]
+    forward: Callable[..., tuple[jax.Array, Mapping[str, Any]]]
+    kernels: tuple[Kernel, ...]
+    splits: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    rebuild: Callable[[Sequence[int]], "Model"]
+
+
+class Problem(Protocol):
+    """What a model needs to know of a task."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+def make_model(
+    name: str, task: Problem, network: Callable[[Sequence[int]], Chain], widths: Sequence[int]
+) -> Model:
+    """Makes the record of a network.
+
+    Args:
+      name: The model's name.
+      task: Gives the input's shape.
+      network: Makes the network from the number of outputs of each weighted layer.
+      widths: Outputs of each weighted layer, in forward order.
+
+    Returns:
+      The model.
+    """
+    chain = network(widths)
+    example = jax.ShapeDtypeStruct((1, *task.input_shape), jnp.float32)
+
+    def init(key):
+        return chain.lazy_init(key, example)["params"]
+
+    def forward(params, x, *, hook=None, start=None, stop=None):
+        return chain.apply({"params": params}, x, hook, start, stop)
+
+    return Model(
+        name=name,
+        init=init,
+        apply=lambda params, x: forward(params, x)[0],
+        forward=forward,
+        kernels=_list_kernels(chain, example),
+        splits=tuple(chain.stages)[:-1],
+        input_shape=tuple(task.input_shape),
+        rebuild=lambda widths: make_model(name, task, network, widths),
+    )
+
+
+def check_image(name: str, input_shape: Sequence[int]) -> None:
+    """Raises ValueError unless the inputs are images."""
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"model {name!r} needs inputs [height, width, channels], got {tuple(input_shape)}; "
+            "use 'mlp' for other inputs"
+        )
+
+
+def _list_kernels(chain: Chain, example: jax.ShapeDtypeStruct) -> tuple[Kernel, ...]:
+    """Lists the layers by running the network on shapes alone, with a hook that takes notes."""
+    seen: list[tuple[Layer, tuple[int, ...]]] = []
+
+    def note(layer: Layer, x: jax.Array):
+        h = layer(x)
+        seen.append((layer, h.shape))
+        return h, None
+
+    jax.eval_shape(lambda x: chain.init(jax.random.key(0), x, note), example)
+    following = [layer.kernel.shape for layer, _ in seen[1:]] + [None]
+    return tuple(
+        _kernel(index, layer, shape, reader)
+        for index, ((layer, shape), reader) in enumerate(zip(seen, following, strict=True))
+    )
+
+
+def _kernel(
+    index: int, layer: Layer, out_shape: tuple[int, ...], reader: tuple[int, ...] | None
+) -> Kernel:
+    at = tuple(layer.name.split("/"))
+    outputs = out_shape[-1]
+    removable = layer.removable and reader is not None
+    return Kernel(
+        path=(*at, "kernel"),
+        kind=layer.kind,
+        shape=layer.kernel.shape,
+        positions=int(np.prod(out_shape[1:-1])),
+        bias=None if layer.bias is None else (*at, "bias"),
+        norm=layer.norm_kind,
+        norm_paths=() if layer.norm_kind is None else ((*at, "norm", "scale"), (*at, "norm", "bias")),
+        padding=layer.padding,
+        successor=index + 1 if removable else None,
+        repeats=reader[-2] // outputs if removable else 1,
+    )

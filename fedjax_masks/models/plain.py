@@ -1,0 +1,168 @@
+"""Networks without shortcuts: each layer reads the one before it."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from fedjax_masks.models.layers import (
+    Chain,
+    Conv,
+    Dense,
+    Norm,
+    adaptive_average_pool,
+    flatten,
+    identity,
+    relu_max_pool,
+)
+from fedjax_masks.models.model import Model, Problem, check_image, make_model
+
+
+def mlp(task: Problem, *, hidden: Sequence[int] = (200, 200), norm: Norm = None) -> Model:
+    """A multi-layer perceptron on the flattened input.
+
+    Args:
+      task: Gives the input's shape and the number of classes.
+      hidden: Widths of the hidden layers.
+      norm: ``"batch"``, ``"group"`` or None.
+
+    Returns:
+      The model.
+    """
+
+    def network(widths):
+        return Chain(_dense_layers(widths, norm=norm))
+
+    return make_model("mlp", task, network, (*hidden, task.num_classes))
+
+
+def lenet(task: Problem) -> Model:
+    """LeNet 20-50-500 (LeCun et al., 1998, in its Caffe version); 431,080 parameters on MNIST."""
+    check_image("lenet", task.input_shape)
+    return _lenet("lenet", task, (20, 50, 500, task.num_classes))
+
+
+def cifar_cnn(task: Problem) -> Model:
+    """The small CIFAR network 6-16-120-100 of LG-FedAvg (Liang et al., 2020); 64,102 parameters."""
+    check_image("cifar-cnn", task.input_shape)
+    return _lenet("cifar-cnn", task, (6, 16, 120, 100, task.num_classes))
+
+
+def femnist_cnn(task: Problem) -> Model:
+    """The FEMNIST network of Reddi et al. (2021), without dropout; 1,206,590 parameters on 62 classes."""
+    check_image("femnist-cnn", task.input_shape)
+
+    def network(widths):
+        first, second, *dense = widths
+        conv = functools.partial(Conv, size=3, padding="VALID")
+        conv1 = functools.partial(conv, first)
+        conv2 = functools.partial(conv, second, activation=relu_max_pool)
+        return Chain({"conv1": conv1, "conv2": conv2} | _dense_layers(dense))
+
+    return make_model("femnist-cnn", task, network, (32, 64, 128, task.num_classes))
+
+
+def cnn(task: Problem, *, norm: Norm = None) -> Model:
+    """A small network for images of any size: 3 x 3 convolutions 32-64, pooled by 2, and dense 128.
+
+    Args:
+      task: Gives the input's shape and the number of classes.
+      norm: ``"batch"``, ``"group"`` or None, behind the convolutions.
+
+    Returns:
+      The model.
+    """
+    check_image("cnn", task.input_shape)
+
+    def network(widths):
+        first, second, *dense = widths
+        conv = functools.partial(Conv, size=3, norm=norm, activation=relu_max_pool)
+        convs = {"conv1": functools.partial(conv, first), "conv2": functools.partial(conv, second)}
+        return Chain(convs | _dense_layers(dense))
+
+    return make_model("cnn", task, network, (32, 64, 128, task.num_classes))
+
+
+def vgg11(
+    task: Problem,
+    *,
+    norm: Norm = "batch",
+    channels: Sequence[int] = (64, 128, 256, 256, 512, 512, 512, 512),
+    hidden: Sequence[int] = (4096, 4096),
+) -> Model:
+    """VGG11 (Simonyan & Zisserman, 2015) for small images; 34,440,970 parameters on CIFAR-10.
+
+    The last pooling is left out, so that the classifier reads 2 x 2 x 512 features of a
+    32 x 32 image.
+
+    Args:
+      task: Gives the input's shape and the number of classes.
+      norm: ``"batch"``, ``"group"`` or None, behind the convolutions, which keep their bias.
+      channels: Widths of the eight convolutions.
+      hidden: Widths of the two hidden dense layers.
+
+    Returns:
+      The model.
+    """
+    check_image("vgg11", task.input_shape)
+    widths = (*channels, *hidden, task.num_classes)
+    return make_model("vgg11", task, functools.partial(_vgg, (1, 2, 4, 6), None, norm), widths)
+
+
+def vgg16(
+    task: Problem,
+    *,
+    norm: Norm = None,
+    channels: Sequence[int] = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
+    hidden: Sequence[int] = (4096, 4096),
+) -> Model:
+    """VGG16 (Simonyan & Zisserman, 2015); 134,301,514 parameters on CIFAR-10.
+
+    The classifier reads 7 x 7 x 512 features, as on ImageNet: adaptive average pooling
+    replicates the single pixel that is left of a 32 x 32 image.
+
+    Args:
+      task: Gives the input's shape and the number of classes.
+      norm: ``"batch"``, ``"group"`` or None, behind the convolutions, which keep their bias.
+      channels: Widths of the thirteen convolutions.
+      hidden: Widths of the two hidden dense layers.
+
+    Returns:
+      The model.
+    """
+    check_image("vgg16", task.input_shape)
+    widths = (*channels, *hidden, task.num_classes)
+    return make_model("vgg16", task, functools.partial(_vgg, (2, 4, 7, 10, 13), 7, norm), widths)
+
+
+def _vgg(pooled: Sequence[int], side: int | None, norm: Norm, widths: Sequence[int]) -> Chain:
+    """Makes 3 x 3 convolutions, pooling behind those in ``pooled``, and three dense layers."""
+    *channels, hidden1, hidden2, classes = widths
+    plain = functools.partial(Conv, size=3, norm=norm)
+    pooling = functools.partial(plain, activation=relu_max_pool)
+    convs = {
+        f"conv{i}": functools.partial(pooling if i in pooled else plain, width)
+        for i, width in enumerate(channels, start=1)
+    }
+    reduce = flatten if side is None else lambda x: flatten(adaptive_average_pool(x, side))
+    return Chain(convs | _dense_layers((hidden1, hidden2, classes), reduce=reduce))
+
+
+def _lenet(name: str, task: Problem, widths: Sequence[int]) -> Model:
+    # Two unpadded 5 x 5 convolutions, each pooled by 2, leave nothing of an image below 16 pixels.
+    padding = "VALID" if min(task.input_shape[:2]) >= 16 else "SAME"
+
+    def network(widths):
+        first, second, *dense = widths
+        conv = functools.partial(Conv, size=5, padding=padding, activation=relu_max_pool)
+        convs = {"conv1": functools.partial(conv, first), "conv2": functools.partial(conv, second)}
+        return Chain(convs | _dense_layers(dense))
+
+    return make_model(name, task, network, widths)
+
+
+def _dense_layers(widths: Sequence[int], *, reduce=flatten, norm: Norm = None) -> dict[str, Callable]:
+    """Makes hidden layers and the output layer; the first turns its input into vectors by ``reduce``."""
+    *hidden, classes = widths
+    layers = [functools.partial(Dense, width, norm=norm) for width in hidden]
+    layers.append(functools.partial(Dense, classes, activation=identity, removable=False))
+    layers[0] = functools.partial(layers[0], reduce=reduce)
+    return {f"dense{i}": layer for i, layer in enumerate(layers, start=1)}

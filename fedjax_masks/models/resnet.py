@@ -1,0 +1,57 @@
+"""Residual networks for small images (He et al., 2016): 3 x 3 stem, basic blocks, global pooling."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from fedjax_masks.models.layers import BasicBlock, Chain, Conv, Dense, Norm, global_average_pool, identity
+from fedjax_masks.models.model import Model, Problem, check_image, make_model
+
+
+def resnet18(task: Problem, *, norm: Norm = "batch", channels: Sequence[int] = (64, 128, 256, 512)) -> Model:
+    """ResNet-18 with a CIFAR stem and projection shortcuts; 11,173,962 parameters on CIFAR-10."""
+    return _resnet("resnet18", task, (2, 2, 2, 2), channels, project=True, norm=norm)
+
+
+def resnet34(task: Problem, *, norm: Norm = "batch", channels: Sequence[int] = (64, 128, 256, 512)) -> Model:
+    """ResNet-34 with a CIFAR stem and projection shortcuts; 21,282,122 parameters on CIFAR-10."""
+    return _resnet("resnet34", task, (3, 4, 6, 3), channels, project=True, norm=norm)
+
+
+def resnet20(task: Problem, *, norm: Norm = "batch", channels: Sequence[int] = (16, 32, 64)) -> Model:
+    """ResNet-20 with parameter-free shortcuts (option A); 269,722 parameters on CIFAR-10."""
+    return _resnet("resnet20", task, (3, 3, 3), channels, project=False, norm=norm)
+
+
+def resnet32(task: Problem, *, norm: Norm = "batch", channels: Sequence[int] = (16, 32, 64)) -> Model:
+    """ResNet-32 with parameter-free shortcuts (option A); 464,154 parameters on CIFAR-10."""
+    return _resnet("resnet32", task, (5, 5, 5), channels, project=False, norm=norm)
+
+
+def _resnet(
+    name: str, task: Problem, depths: Sequence[int], channels: Sequence[int], *, project: bool, norm: Norm
+) -> Model:
+    check_image(name, task.input_shape)
+    strides = [
+        2 if block == 0 and stage > 0 else 1 for stage, depth in enumerate(depths) for block in range(depth)
+    ]
+    widths = [channels[0]]
+    for width, depth, first in zip(channels, depths, range(len(depths))):
+        projected = [project and block == 0 and first > 0 for block in range(depth)]
+        widths += [width for p in projected for _ in range(3 if p else 2)]
+    network = functools.partial(_residual_chain, strides, project, norm)
+    return make_model(name, task, network, (*widths, task.num_classes))
+
+
+def _residual_chain(strides: Sequence[int], project: bool, norm: Norm, widths: Sequence[int]) -> Chain:
+    """Makes the network; the widths of a block are its inner, its outer, and its shortcut's if it has one."""
+    remaining = iter(widths)
+    use_bias = norm is None
+    stages: dict[str, Callable] = {
+        "conv1": functools.partial(Conv, next(remaining), 3, norm=norm, use_bias=use_bias, removable=False)
+    }
+    for i, stride in enumerate(strides, start=1):
+        projects = project and stride > 1
+        inner, outer, *_ = (next(remaining) for _ in range(3 if projects else 2))
+        stages[f"block{i}"] = functools.partial(BasicBlock, inner, outer, stride, projects, norm)
+    output = functools.partial(Dense, reduce=global_average_pool, activation=identity, removable=False)
+    return Chain(stages | {"dense": functools.partial(output, next(remaining))})

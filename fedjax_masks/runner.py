@@ -1,0 +1,284 @@
+"""One experiment in memory: rounds in chunks, evaluation between them, records for people.
+
+:func:`run_rounds` is the only loop over rounds; :func:`simulate` runs it in memory,
+:func:`fedjax_masks.experiment.run_experiment` around a run directory.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.simulation import Evaluation, RoundMetrics, Simulation, make_simulation
+
+Record = dict[str, Any]
+
+_LOGGER = logging.getLogger("fedjax_masks")
+_LONGEST_CHUNK = 10
+# Metrics of training that have a place of their own in a record, or serve the engine.
+_NOT_EXTRA = ("loss", "steps", "examples", "slots", "density")
+_ACCURACIES = ("global_accuracy", "personal_accuracy_mean")
+
+
+class Totals(NamedTuple):
+    """What has added up since round 0.
+
+    Attributes:
+      round: Rounds done.
+      bytes_up: Bytes that all clients sent.
+      bytes_down: Bytes that all clients received.
+      wall_seconds: Seconds since the first round began, evaluations included.
+    """
+
+    round: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    wall_seconds: float = 0.0
+
+
+_NOTHING = Totals()
+
+
+class Chunk(NamedTuple):
+    """What is known at the end of a chunk of rounds.
+
+    Attributes:
+      rounds: Rounds of the whole run.
+      totals: Up to and with this chunk.
+      state: The state; valid only until the next chunk starts.
+      metrics: Of the chunk's rounds.
+      record: The evaluated round's line of ``metrics.jsonl``, else None.
+      notes: What a person should be told, one line each.
+    """
+
+    rounds: int
+    totals: Totals
+    state: State
+    metrics: RoundMetrics
+    record: Record | None
+    notes: tuple[str, ...]
+
+
+OnChunk = Callable[[Chunk], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+      records: One dict per evaluated round, with the keys of ``metrics.jsonl``.
+      state: The final state.
+      evaluation: The final evaluation.
+      summary: The last of each key, totals, best and last accuracies, and timings.
+      config: The content of ``config.json``; empty for a run in memory.
+      directory: The run directory; None for a run in memory.
+    """
+
+    records: list[Record]
+    state: State
+    evaluation: Evaluation
+    summary: dict[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
+
+    def plot(self) -> Any:
+        """A matplotlib figure: accuracy against rounds and against bytes."""
+        from fedjax_masks.analysis import RunRecord, plot_run
+
+        name = "run" if self.directory is None else self.directory.name
+        return plot_run(RunRecord(name, dict(self.config), self.records, self.summary))
+
+
+def simulate(
+    algorithm: FederatedAlgorithm,
+    task: Task,
+    *,
+    rounds: int,
+    cohort: int,
+    seed: int = 0,
+    eval_every: int | None = None,
+    plan: str = "auto",
+    on_chunk: Sequence[OnChunk] = (),
+) -> Run:
+    """Simulates an algorithm on a task, in memory.
+
+    Args:
+      algorithm: The algorithm.
+      task: Data and clients.
+      rounds: Rounds of federated learning.
+      cohort: Clients per round.
+      seed: Decides everything random.
+      eval_every: Rounds between two evaluations; by default a twentieth of all rounds. The last
+        round is always evaluated.
+      plan: An execution plan; never changes results.
+      on_chunk: Called at the end of every chunk of rounds.
+
+    Raises:
+      ValueError: An argument is out of range.
+    """
+    eval_every = -(-rounds // 20) if eval_every is None else eval_every
+    for name, value in (("rounds", rounds), ("eval_every", eval_every)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: at least 1 is accepted")
+    simulation = make_simulation(
+        algorithm, task, cohort=cohort, seed=seed, chunk=chunk_length(eval_every), plan=plan
+    )
+    return run_rounds(simulation, simulation.init(), rounds=rounds, eval_every=eval_every, on_chunk=on_chunk)
+
+
+def chunk_length(eval_every: int) -> int:
+    """Rounds per call of the engine; evaluation, records and checkpoints come between two."""
+    return min(eval_every, _LONGEST_CHUNK)
+
+
+def run_rounds(
+    simulation: Simulation,
+    state: State,
+    *,
+    rounds: int,
+    eval_every: int,
+    start: Totals = _NOTHING,
+    records: Sequence[Record] = (),
+    on_chunk: Sequence[OnChunk] = (),
+) -> Run:
+    """Runs the rounds after ``start``.
+
+    Args:
+      simulation: Made with a chunk of :func:`chunk_length`.
+      state: The state at ``start``; donated.
+      rounds: Rounds of the whole run.
+      eval_every: Rounds between two evaluations.
+      start: What had added up before.
+      records: The records up to ``start``.
+      on_chunk: Called at the end of every chunk.
+    """
+    totals, records, evaluation = start, list(records), None
+    busy, began = 0.0, time.perf_counter() - start.wall_seconds
+    while totals.round < rounds:
+        first = totals.round
+        stop = min(first + chunk_length(eval_every), (first // eval_every + 1) * eval_every, rounds)
+        before = time.perf_counter()
+        state, metrics = simulation.run(state, first, stop - first)
+        busy += time.perf_counter() - before
+        evaluated = stop % eval_every == 0 or stop == rounds
+        evaluation = simulation.evaluate(state) if evaluated else None
+        totals = _add(totals, metrics, time.perf_counter() - began)
+        if evaluation is not None:
+            records.append(make_record(metrics, evaluation, totals, simulation.flops_per_step))
+        notes = _notes(metrics, first)
+        for note in notes:
+            _LOGGER.warning(note)
+        for hook in on_chunk:
+            hook(Chunk(rounds, totals, state, metrics, records[-1] if evaluated else None, notes))
+    if evaluation is None:
+        evaluation = simulation.evaluate(state)
+    done = totals.round - start.round
+    summary = summarize(records, evaluation, simulation, done / busy if done else None)
+    return Run(records, state, evaluation, summary)
+
+
+def _add(totals: Totals, metrics: RoundMetrics, wall_seconds: float) -> Totals:
+    return Totals(
+        totals.round + len(metrics.ids),
+        totals.bytes_up + int(metrics.bytes_up.sum()),
+        totals.bytes_down + int(metrics.bytes_down.sum()),
+        wall_seconds,
+    )
+
+
+def make_record(
+    metrics: RoundMetrics, evaluation: Evaluation, totals: Totals, flops_per_step: float
+) -> Record:
+    """The line of ``metrics.jsonl`` of a chunk's last round.
+
+    Args:
+      metrics: Of the chunk.
+      evaluation: After its last round.
+      totals: After its last round.
+      flops_per_step: FLOPs of one client's optimiser step.
+
+    Returns:
+      Plain Python values; None where a key does not apply.
+    """
+    last = RoundMetrics(*(a[-1:] for a in metrics[:-1]), {k: a[-1:] for k, a in metrics.train.items()})
+    means = {name: None if last.dropped.all() else _number(last.mean(name)[0]) for name in last.train}
+    personal = evaluation.personal[np.isfinite(evaluation.personal)]
+    extra = {name: value for name, value in means.items() if name not in _NOT_EXTRA}
+    return {
+        "round": totals.round,
+        "train_loss": means.get("loss"),
+        "global_accuracy": _number(evaluation.global_accuracy),
+        "personal_accuracy_mean": _number(personal.mean()) if personal.size else None,
+        "personal_accuracy_p10": _number(np.percentile(personal, 10)) if personal.size else None,
+        "personal_accuracy_p90": _number(np.percentile(personal, 90)) if personal.size else None,
+        "bytes_up": int(last.bytes_up.sum()),
+        "bytes_down": int(last.bytes_down.sum()),
+        "bytes_up_total": totals.bytes_up,
+        "bytes_down_total": totals.bytes_down,
+        "client_flops": _number(flops_per_step * last.train["steps"].mean(dtype=np.float64)),
+        "server_flops": None,
+        "sim_seconds": None,
+        "energy_joules": None,
+        "density": means.get("density"),
+        "cohort_size": last.ids.size,
+        "clients_dropped": int(last.dropped.sum()),
+        "wall_seconds": totals.wall_seconds,
+        "extra": extra | {name: _number(np.nanmean(a)) for name, a in evaluation.probes.items()},
+    }
+
+
+def summarize(
+    records: Sequence[Record],
+    evaluation: Evaluation,
+    simulation: Simulation,
+    rounds_per_second: float | None,
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Args:
+      records: Of the whole run.
+      evaluation: Of the final state.
+      simulation: That ran, or would have run, its end.
+      rounds_per_second: Of this process, without compilation and evaluation.
+    """
+    accuracies = {}
+    for name in _ACCURACIES:
+        values = [record[name] for record in records if record[name] is not None]
+        accuracies |= {f"best_{name}": max(values, default=None)}
+        accuracies |= {f"last_{name}": values[-1] if values else None}
+    stats = simulation.stats()._asdict()
+    return {
+        **records[-1],
+        **accuracies,
+        "rounds_per_second": rounds_per_second,
+        **stats,
+        "setup_bytes": simulation.setup_bytes,
+        "memory_bytes": simulation.memory_bytes,
+        "client_accuracy": [_number(accuracy) for accuracy in evaluation.personal],
+    }
+
+
+def _number(value: Any) -> float | None:
+    """A float for JSON, which knows neither NaN nor infinity."""
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+def _notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
+    """What a person should be told of a chunk that starts after round ``first``."""
+    notes = [
+        f"round {first + row + 1}: client {metrics.ids[row, column]} was left out of the merge: "
+        "its update is not finite"
+        for row, column in np.argwhere(metrics.dropped)
+    ]
+    if first == 0 and "flip_fraction" in metrics.train and metrics.mean("flip_fraction")[0] == 0:
+        notes.append(
+            "round 1: no bit of any mask flipped, so nothing is learned; "
+            "raise the scores' learning rate or lower their scale"
+        )
+    return tuple(notes)

@@ -1,0 +1,225 @@
+"""The simulation engine: an algorithm and a task in, compiled rounds out.
+
+Together with its siblings this is the only home of ``jit``, ``vmap``, ``scan`` over clients
+and ``shard_map``.
+"""
+
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fedjax_masks import payload, trees
+from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.simulation import arrays
+from fedjax_masks.simulation.evaluate import global_correct, personal_correct
+from fedjax_masks.simulation.flops import step_flops
+from fedjax_masks.simulation.layout import device_mesh
+from fedjax_masks.simulation.memory import fit_plan
+from fedjax_masks.simulation.plan import Plan, parse_plan
+from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
+from fedjax_masks.simulation.round import ClientReport, Setting, run_chunk
+
+_EVAL_BATCH = 250
+
+
+class Simulation(NamedTuple):
+    """A compiled simulation, as a record of functions.
+
+    Attributes:
+      init: ``() -> State`` before round 0.
+      run: ``(state, first_round, num_rounds) -> (state, RoundMetrics)``; ``num_rounds`` is at
+        most the chunk. The given state is donated: use the one that comes back.
+      evaluate: ``(state) -> Evaluation``.
+      stats: ``() -> Stats`` so far.
+      plan: The execution plan.
+      setup_bytes: Bytes that every device gets once, before the first round.
+      flops_per_step: FLOPs of matrix products and convolutions in one optimiser step.
+      memory_bytes: Estimated peak of device memory for a chunk of rounds.
+    """
+
+    init: Callable[[], State]
+    run: Callable[[State, int, int], tuple[State, RoundMetrics]]
+    evaluate: Callable[[State], Evaluation]
+    stats: Callable[[], Stats]
+    plan: Plan
+    setup_bytes: int
+    flops_per_step: float
+    memory_bytes: int
+
+
+class _Shapes(NamedTuple):
+    """Shapes of everything that one client handles, found without running anything."""
+
+    state: State
+    message: Any
+    upload: Any
+    flops_per_step: float
+
+
+def _trace_client(algorithm: FederatedAlgorithm, task: Task, key: chex.PRNGKey, examples: Any) -> _Shapes:
+    """Traces one client's round."""
+    state = jax.eval_shape(partial(algorithm.init, task=task), key)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    message = jax.eval_shape(algorithm.send, state.server, scalar)
+    client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
+    row = arrays.Rows(scalar, scalar, scalar)
+    data = jax.eval_shape(
+        lambda e, r: arrays.client_data(e, r, r.sizes, arrays.capacity(task)), examples, row
+    )
+    arguments = (key, state.common, message, client, data)
+    _, upload, _ = jax.eval_shape(algorithm.train, *arguments)
+    return _Shapes(state, message, upload, step_flops(algorithm.train, *arguments))
+
+
+def make_simulation(
+    algorithm: FederatedAlgorithm,
+    task: Task,
+    *,
+    cohort: int,
+    seed: int = 0,
+    chunk: int = 10,
+    plan: str = "auto",
+    poison: bool = False,
+) -> Simulation:
+    """Prepares a simulation.
+
+    Args:
+      algorithm: The algorithm.
+      task: Data and clients.
+      cohort: Clients per round, at most ``task.num_clients``.
+      seed: Decides everything random: initial state, cohorts, order of examples.
+      chunk: The largest number of rounds that one call of ``run`` may ask for.
+      plan: An execution plan, see :func:`parse_plan`. Never changes results.
+      poison: Destroys, on its way, every value that was not sent. For tests: an algorithm
+        that reads what it never received gives other results, or NaN.
+
+    Returns:
+      The simulation; compiled at the first call of ``run``.
+
+    Raises:
+      ValueError: ``cohort`` is out of range, or the plan is not understood.
+      MemoryError: The simulation does not fit into memory under any plan.
+    """
+    if not 1 <= cohort <= task.num_clients:
+        raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
+    init_key, rounds_key = jax.random.split(jax.random.key(seed))
+    train = arrays.train_examples(task)
+    shapes = _trace_client(algorithm, task, init_key, train)
+    asked = parse_plan(plan, cohort=cohort, step_flops=shapes.flops_per_step)
+
+    def compile_chunk(plan: Plan) -> Any:
+        setting = Setting(algorithm, plan, cohort, arrays.capacity(task), poison)
+        place = _placement(plan)
+        program = jax.jit(
+            partial(run_chunk, setting, chunk=chunk),
+            donate_argnums=0,
+            in_shardings=place,
+            out_shardings=place,
+        )
+        scalar = jax.ShapeDtypeStruct((), jnp.int32)
+        return program.lower(shapes.state, train, rounds_key, scalar, scalar).compile()
+
+    began = time.perf_counter()
+    program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
+    compile_seconds = time.perf_counter() - began
+    place = _placement(fitted)
+    train, rounds_key = jax.device_put((train, rounds_key), place)
+    message_bits, upload_bits = payload.static_bits(shapes.message), payload.static_bits(shapes.upload)
+    padding = {"examples": 0.0, "slots": 0.0}
+
+    def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
+        if not 1 <= num_rounds <= chunk:
+            raise ValueError(f"num_rounds={num_rounds}: accepted are 1 to {chunk}, the chunk")
+        counts = (jnp.asarray(first_round, jnp.int32), jnp.asarray(num_rounds, jnp.int32))
+        state, report, slots = program(state, train, rounds_key, *jax.device_put(counts, place))
+        report, slots = jax.device_get((report, slots))
+        report = jax.tree.map(lambda a: a[:num_rounds], report)
+        padding["examples"] += float(np.sum(report.train.get("examples", 0.0)))
+        padding["slots"] += float(slots[:num_rounds].sum())
+        return state, _round_metrics(report, message_bits, upload_bits)
+
+    def stats() -> Stats:
+        share = padding["examples"] / padding["slots"] if padding["slots"] else 1.0
+        return Stats(compile_seconds, 1, share)
+
+    return Simulation(
+        init=lambda: jax.device_put(jax.jit(partial(algorithm.init, task=task))(init_key), place),
+        run=run,
+        evaluate=_make_evaluate(algorithm, task, fitted),
+        stats=stats,
+        plan=fitted,
+        setup_bytes=trees.num_bytes(shapes.state.common),
+        flops_per_step=shapes.flops_per_step,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _placement(plan: Plan) -> Any:
+    """Where arrays lie between rounds: one device, or a copy on each."""
+    if plan.devices == 1:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(device_mesh(plan), PartitionSpec())
+
+
+def _round_metrics(report: ClientReport, message_bits: int, upload_bits: int) -> RoundMetrics:
+    """Adds up bits beyond 32 bits' range, on the host."""
+
+    def whole_bytes(static: int, traced: np.ndarray) -> np.ndarray:
+        return (static + traced.astype(np.int64) + 7) // 8
+
+    return RoundMetrics(
+        ids=report.id,
+        weight=report.weight,
+        dropped=report.dropped,
+        bytes_up=whole_bytes(upload_bits, report.bits_up),
+        bytes_down=whole_bytes(message_bits, report.bits_down),
+        train=report.train,
+    )
+
+
+def _make_evaluate(algorithm: FederatedAlgorithm, task: Task, plan: Plan) -> Callable[[State], Evaluation]:
+    """Compiles evaluation on first use; test data go to the device only then."""
+    place = _placement(plan)
+    sizes = np.asarray(task.test.sizes)
+
+    @cache
+    def data() -> arrays.Examples:
+        return jax.device_put(arrays.test_examples(task, _EVAL_BATCH), place)
+
+    @jax.jit
+    def on_global(state: State, examples: arrays.Examples) -> jax.Array:
+        return global_correct(algorithm, state, examples, _EVAL_BATCH)
+
+    @jax.jit
+    def on_personal(state: State, examples: arrays.Examples) -> dict[str, jax.Array]:
+        return personal_correct(algorithm, state, examples, _EVAL_BATCH, plan)
+
+    def share(counts: np.ndarray) -> np.ndarray:
+        return np.where(sizes > 0, counts / np.maximum(sizes, 1), np.nan)
+
+    def evaluate(state: State) -> Evaluation:
+        hits = None
+        if algorithm.predict_global is not None:
+            hits = np.asarray(on_global(state, data()))
+        accuracy = None if hits is None else float(hits.mean())
+        if algorithm.predict is None:
+            assert hits is not None, "an algorithm needs predict or predict_global"
+            return Evaluation(accuracy, share(_count_by_client(hits, task)), {})
+        counts = jax.device_get(on_personal(state, data()))
+        accuracies = {name: share(count) for name, count in counts.items()}
+        return Evaluation(accuracy, accuracies.pop(""), accuracies)
+
+    return evaluate
+
+
+def _count_by_client(hits: np.ndarray, task: Task) -> np.ndarray:
+    """``int64[num_clients]``: how many of each client's test rows are hits."""
+    running = np.concatenate([[0], np.cumsum(hits[task.test.rows])])
+    return running[task.test.offsets + task.test.sizes] - running[task.test.offsets]

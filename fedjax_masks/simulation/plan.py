@@ -1,0 +1,81 @@
+"""How the clients of a round are laid out over time and devices."""
+
+from dataclasses import dataclass
+
+import jax
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An execution plan. It decides speed and memory, never results.
+
+    Attributes:
+      block: Clients that run in step as one batch: 1 is a scan over clients, the whole
+        cohort is a vmap, anything between is a scan of vmaps.
+      devices: Devices that the clients of a round are spread over.
+      reason: Why this plan was chosen, for people.
+    """
+
+    block: int
+    devices: int = 1
+    reason: str = "as asked"
+
+    def __str__(self) -> str:
+        kind = "scan" if self.block == 1 else f"blocks:{self.block}"
+        return f"{kind},mesh:{self.devices}" if self.devices > 1 else kind
+
+
+ACCEPTED = "'auto', 'scan', 'vmap', 'blocks:K', each with an optional ',mesh:D'"
+
+# Below this many FLOPs, an optimiser step is bound by overheads and not by arithmetic.
+_SMALL_STEP_FLOPS = 5e7
+
+
+def parse_plan(text: str, *, cohort: int, step_flops: float) -> Plan:
+    """Reads a plan as a user writes it.
+
+    Args:
+      text: ``"auto"``, ``"scan"``, ``"vmap"`` or ``"blocks:K"``, each optionally followed by
+        ``",mesh:D"`` for D devices (default: all where that pays).
+      cohort: Clients per round.
+      step_flops: FLOPs of one optimiser step of one client; guides ``"auto"``.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ValueError: The text is none of these, or asks for more devices than there are.
+
+    >>> print(parse_plan("blocks:4", cohort=10, step_flops=1e9))
+    blocks:4
+    """
+    kind, _, mesh = text.partition(",mesh:")
+    available = jax.device_count()
+    devices = _integer(mesh, text) if mesh else 0
+    if devices > available:
+        raise ValueError(f"plan={text!r}: there are {available} devices")
+    if kind == "auto":
+        return _auto(cohort, step_flops, devices)
+    blocks = {"scan": 1, "vmap": -(-cohort // max(devices, 1))}
+    if kind in blocks:
+        return Plan(blocks[kind], devices or 1)
+    name, _, size = kind.partition(":")
+    if name != "blocks":
+        raise ValueError(f"plan={text!r}: accepted are {ACCEPTED}")
+    return Plan(min(_integer(size, text), cohort), devices or 1)
+
+
+def _integer(digits: str, text: str) -> int:
+    if not digits.isdigit() or int(digits) < 1:
+        raise ValueError(f"plan={text!r}: accepted are {ACCEPTED}, with K and D at least 1")
+    return int(digits)
+
+
+def _auto(cohort: int, step_flops: float, devices: int) -> Plan:
+    devices = min(devices or jax.device_count(), cohort)
+    share = -(-cohort // devices)
+    if jax.default_backend() != "cpu":
+        return Plan(share, devices, "an accelerator runs many small clients best as one batch")
+    if step_flops >= _SMALL_STEP_FLOPS:
+        return Plan(1, devices, "a step of one client already fills the CPU; batching kernels only costs memory")
+    return Plan(min(4, share), devices, "steps are small; a few clients at a time hide their overhead")

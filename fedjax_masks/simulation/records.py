@@ -1,0 +1,61 @@
+"""What a simulation reports: per client and round, and per evaluation."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class RoundMetrics(NamedTuple):
+    """What happened to each client of each round; arrays lead with ``[rounds, cohort]``.
+
+    Attributes:
+      ids: int32: client ids.
+      weight: float32: number of training examples; 0 for a dropped client.
+      dropped: bool: True where the client's update was not finite and left out.
+      bytes_up: int64: bytes of the upload, rounded up to whole bytes.
+      bytes_down: int64: bytes of the message.
+      train: The algorithm's own metrics, float32.
+    """
+
+    ids: np.ndarray
+    weight: np.ndarray
+    dropped: np.ndarray
+    bytes_up: np.ndarray
+    bytes_down: np.ndarray
+    train: dict[str, np.ndarray]
+
+    def mean(self, name: str) -> np.ndarray:
+        """A metric's mean over each round's cohort without the dropped: ``float64[rounds]``."""
+        kept = ~self.dropped
+        total = np.where(kept, self.train[name], 0).sum(1, dtype=np.float64)
+        return total / np.maximum(kept.sum(1), 1)
+
+
+class Evaluation(NamedTuple):
+    """Accuracies in [0, 1] at one moment.
+
+    Attributes:
+      global_accuracy: The global model on the global test set, or None.
+      personal: ``float64[num_clients]``: each client's own model on its own test data (the
+        global model where clients have none of their own); NaN for a client without test data.
+      probes: The algorithm's further points of measurement, each like ``personal``.
+    """
+
+    global_accuracy: float | None
+    personal: np.ndarray
+    probes: dict[str, np.ndarray]
+
+
+class Stats(NamedTuple):
+    """How the simulation itself did.
+
+    Attributes:
+      compile_seconds: Time spent tracing and compiling.
+      num_compilations: Programs compiled for rounds (1, unless a caller changes the chunk).
+      padding_efficiency: Useful example slots over all example slots computed so far; 1.0 is
+        no waste. Counts the padding inside blocks and to whole batches.
+    """
+
+    compile_seconds: float
+    num_compilations: int
+    padding_efficiency: float

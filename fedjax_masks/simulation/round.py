@@ -1,0 +1,163 @@
+"""One round of federated learning, and a chunk of rounds, as traced programs."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from fedjax_masks import payload, trees
+from fedjax_masks.algorithm import Cohort, FederatedAlgorithm, State
+from fedjax_masks.simulation.arrays import Examples, client_data
+from fedjax_masks.simulation.layout import Rows, lay_out, map_clients
+from fedjax_masks.simulation.plan import Plan
+
+
+class ClientReport(NamedTuple):
+    """What one client of a round leaves behind, besides its state.
+
+    Attributes:
+      id: int32: the client.
+      weight: float32: its number of examples; 0 if dropped.
+      dropped: bool: its update was not finite.
+      bits_up: uint32: the part of the upload's bits that depends on data.
+      bits_down: uint32: the same of the message.
+      train: the algorithm's metrics, float32.
+    """
+
+    id: jax.Array
+    weight: jax.Array
+    dropped: jax.Array
+    bits_up: jax.Array
+    bits_down: jax.Array
+    train: dict[str, jax.Array]
+
+
+class RoundKeys(NamedTuple):
+    """The keys of one round; those of clients derive from their ids, not their places."""
+
+    cohort: chex.PRNGKey
+    clients: chex.PRNGKey
+    merge: chex.PRNGKey
+
+
+def round_keys(key: chex.PRNGKey, index: jax.Array) -> RoundKeys:
+    """The keys of round ``index`` of the simulation with root key ``key``."""
+    return RoundKeys(*jax.random.split(jax.random.fold_in(key, index), 3))
+
+
+def sample_cohort(key: chex.PRNGKey, num_clients: int, cohort: int) -> jax.Array:
+    """Draws ``int32[cohort]`` client ids, uniformly without replacement."""
+    return jax.random.choice(key, num_clients, (cohort,), replace=False).astype(jnp.int32)
+
+
+class Setting(NamedTuple):
+    """The static choices of a simulation that its programs close over."""
+
+    algorithm: FederatedAlgorithm
+    plan: Plan
+    cohort: int
+    capacity: int
+    poison: bool = False
+
+
+def _client_step(setting: Setting, shared: Any, row: Rows, longest: jax.Array, state: Any) -> Any:
+    """Message, training and upload of one client; see :func:`map_clients`."""
+    algorithm = setting.algorithm
+    as_received = payload.poison if setting.poison else lambda tree: tree
+    key, common, server, examples = shared
+
+    message = algorithm.send(server, row.ids)
+    data = client_data(examples, row, longest, setting.capacity)
+    key = jax.random.fold_in(key, row.ids)
+    new_state, upload, metrics = algorithm.train(key, common, as_received(message), state, data)
+
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    finite = trees.all_finite((upload, metrics))
+    weight = jnp.where(finite, row.sizes, 0).astype(jnp.float32)
+    report = ClientReport(
+        row.ids,
+        weight,
+        ~finite,
+        payload.traced_bits(upload),
+        payload.traced_bits(message),
+        metrics,
+    )
+    # A weight of 0 does not silence a NaN: what is left out must not be there at all.
+    upload = as_received(trees.where(finite, upload, trees.zeros_like(upload)))
+    new_state = trees.where(finite, new_state, state)
+    if algorithm.reduce is None:
+        return (), (new_state, report, upload)
+    return algorithm.reduce(upload, weight), (new_state, report, ())
+
+
+def round_step(
+    setting: Setting, state: State, examples: Examples, ids: jax.Array, keys: RoundKeys
+) -> tuple[State, ClientReport, jax.Array]:
+    """One round with the given cohort.
+
+    Args:
+      setting: Static choices.
+      state: The simulation's state.
+      examples: The training data.
+      ids: ``int32[cohort]``: distinct client ids.
+      keys: The round's keys.
+
+    Returns:
+      The new state, one report per client in the order of ``ids``, and ``float32[]``: the
+      example slots that were computed, padding included.
+    """
+    rows, places = lay_out(ids, examples.offsets, examples.sizes, setting.plan)
+    before = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
+    shared = (keys.clients, state.common, state.server, examples)
+
+    def function(*args: Any) -> Any:
+        return _client_step(setting, *args)
+
+    total, (after, report, uploads) = map_clients(function, shared, rows, before, setting.plan)
+    received = uploads if setting.algorithm.reduce is None else total
+    cohort = Cohort(report.id, report.weight)
+    server = setting.algorithm.merge(keys.merge, state.common, state.server, received, cohort)
+    clients = jax.tree.map(
+        lambda a, rows_of_a: a.at[rows.ids].set(rows_of_a, mode="drop"), state.clients, after
+    )
+    slots = jnp.sum(report.train.get("slots", jnp.zeros(1)))
+    report = jax.tree.map(lambda a: a[places], report)
+    return State(state.common, server, clients), report, slots
+
+
+def run_chunk(
+    setting: Setting,
+    state: State,
+    examples: Examples,
+    key: chex.PRNGKey,
+    first: jax.Array,
+    num_rounds: jax.Array,
+    *,
+    chunk: int,
+) -> tuple[State, ClientReport, jax.Array]:
+    """Runs ``num_rounds <= chunk`` rounds from round ``first`` on.
+
+    The number of rounds is traced, so that one program serves every number.
+
+    Returns:
+      The state, reports ``[chunk, cohort]`` and slots ``float32[chunk]`` of which the first
+      ``num_rounds`` rows hold.
+    """
+
+    def one_round(state: State, index: jax.Array) -> tuple[State, ClientReport, jax.Array]:
+        keys = round_keys(key, index)
+        ids = sample_cohort(keys.cohort, len(examples.sizes), setting.cohort)
+        return round_step(setting, state, examples, ids, keys)
+
+    _, report, slots = jax.eval_shape(one_round, state, first)
+    shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape), a.dtype), (report, slots))
+
+    def body(step: jax.Array, carry: Any) -> Any:
+        state, history = carry
+        state, *news = one_round(state, first + step)
+        history = jax.tree.map(lambda old, new: old.at[step].set(new), history, tuple(news))
+        return state, history
+
+    state, history = jax.lax.fori_loop(0, num_rounds, body, (state, trees.zeros_like(shape)))
+    return state, *history

@@ -1,0 +1,56 @@
+"""The algorithms that the contract suite runs over: a new one is one line in CASES."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import optax
+
+import fedjax_masks as fm
+from fedjax_masks import wire
+from fedjax_masks.algorithm import FederatedAlgorithm, Task
+from fedjax_masks.data import synthetic_task
+from fedjax_masks.models import Model
+
+CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
+    "fedavg": lambda model: fm.fedavg(model, optax.sgd(0.1), batch_size=4),
+    "fedavg-momentum": lambda model: fm.fedavg(
+        model, optax.sgd(0.05, momentum=0.9), batch_size=4, epochs=2, server_optimizer=optax.adam(0.01)
+    ),
+    "fedavg-int8": lambda model: wire.with_wire(
+        fm.fedavg(model, optax.sgd(0.1), batch_size=4), up=wire.quantize(8), down=wire.quantize(8)
+    ),
+    "fedavg-topk": lambda model: wire.with_wire(
+        fm.fedavg(model, optax.sgd(0.1), batch_size=4), up=wire.top_k(0.1)
+    ),
+    "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
+    "fedmask": lambda model: fm.fedmask(model, optax.adam(0.1), epochs=2, batch_size=4),
+    "fedmask-own": lambda model: fm.fedmask(
+        model, optax.adam(0.1), epochs=1, batch_size=4, start="own", encoding="structure", keep_scores=True
+    ),
+    "fedmask-entropy": lambda model: fm.fedmask(
+        model, optax.adam(0.1), epochs=1, batch_size=4, encoding="entropy", weights="constant"
+    ),
+}
+
+NUM_CLIENTS = 9
+COHORT = 5
+
+
+@cache
+def task(shape: tuple[int, ...] = (6,), num_classes: int = 3) -> Task:
+    """Ragged clients, one of them with a single example."""
+    sizes = np.array([7, 12, 1, 20, 9, 5, 16, 11, 8])
+    return synthetic_task(shape, num_classes, sizes, seed=3)
+
+
+@cache
+def algorithm(name: str, kind: str = "mlp") -> FederatedAlgorithm:
+    """A case on a small dense (``mlp``) or convolutional (``cnn``) model."""
+    if kind == "mlp":
+        return CASES[name](fm.models.mlp(task(), hidden=(8,)))
+    return CASES[name](fm.models.cnn(task((8, 8, 1))))
+
+
+def task_for(kind: str) -> Task:
+    return task() if kind == "mlp" else task((8, 8, 1))

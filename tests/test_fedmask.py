@@ -1,0 +1,180 @@
+"""FedMask against its paper: figure 8, byte counts, the protocol's promises."""
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import payload
+from fedjax_masks.aggregation import majority, vote
+from fedjax_masks.data import synthetic_task
+from fedjax_masks.masks import binarize, binarize_straight_through, group_norms, top_share
+from fedjax_masks.simulation import arrays, make_simulation
+
+
+def bits(text):
+    return np.array([[int(c) for c in row] for row in text.split("/")], bool)
+
+
+def write_back(values, structures):
+    """The protocol of one round for devices with given bits and structures."""
+    votes = [vote(jnp.array(v), jnp.array(s), jnp.array(True)) for v, s in zip(values, structures)]
+    total = jax.tree.map(lambda *parts: sum(parts), *votes)
+    bits = np.asarray(majority(total, default=jnp.zeros(values[0].shape, bool)))
+    return [bits & structure for structure in structures]
+
+
+def test_worked_example_of_figure_8():
+    """Li et al. 2021, figure 8: a shared channel, one pruned on both devices, one on j alone."""
+    alive, pruned = np.ones((3, 3), bool), np.zeros((3, 3), bool)
+    i, j = bits("111/011/010"), bits("110/101/011")
+    own = bits("101/010/110")
+    values = [np.stack([i, pruned, own]), np.stack([j, pruned, pruned])]
+    structures = [np.stack([alive, pruned, alive]), np.stack([alive, pruned, pruned])]
+    device_i, device_j = write_back(values, structures)
+    for device in (device_i, device_j):
+        np.testing.assert_array_equal(device[0], bits("110/001/010"))
+        assert not device[1].any()
+    np.testing.assert_array_equal(device_i[2], own)
+    assert not device_j[2].any()
+
+
+def test_majority_is_taken_over_owners_and_ties_are_zero():
+    rng = np.random.default_rng(0)
+    structures = rng.random((6, 500)) < 0.4
+    values = (rng.random((6, 500)) < 0.5) & structures
+    counted = write_back(list(values), list(structures))
+    for element in range(500):
+        owners = [k for k in range(6) if structures[k, element]]
+        ones = [k for k in owners if values[k, element]]
+        for k in range(6):
+            expected = k in owners and len(ones) / len(owners) > 0.5
+            assert counted[k][element] == expected
+
+
+def test_gradient_is_that_of_the_soft_mask():
+    """Equations 5 to 7: the hard mask forward, the sigmoid's slope backward."""
+    scores = jax.random.normal(jax.random.key(0), (7, 5))
+    weight = jax.random.normal(jax.random.key(1), (7, 5))
+    x = jax.random.normal(jax.random.key(2), (7,))
+    loss = lambda r, mask: jnp.sum((x @ (weight * mask(r))) * jnp.arange(5.0))
+    dy = np.arange(5.0)
+    dm = np.asarray(x)[:, None] * dy * np.asarray(weight)
+    soft = 1 / (1 + np.exp(-np.asarray(scores, np.float64)))
+    expected = soft * (1 - soft) * dm
+    np.testing.assert_allclose(jax.grad(loss)(scores, binarize), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.grad(loss)(scores, jax.nn.sigmoid), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.grad(loss)(scores, binarize_straight_through), dm, rtol=1e-5, atol=1e-6)
+
+
+def test_group_norms_against_numpy():
+    kernel = np.random.default_rng(1).random((3, 3, 4, 5))
+    expected = sum(np.linalg.norm(kernel[..., o]) for o in range(5))
+    expected += sum(np.linalg.norm(kernel[:, :, i]) for i in range(4))
+    np.testing.assert_allclose(group_norms(jnp.array(kernel)), expected, rtol=1e-6)
+    assert np.isfinite(jax.grad(group_norms)(jnp.zeros((4, 3)))).all()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 1.0])
+def test_top_share_keeps_the_largest(share):
+    scores = np.random.default_rng(2).random((9, 11)).astype(np.float32)
+    kept = np.asarray(top_share(jnp.array(scores), share))
+    assert kept.sum() == max(1, round(share * 99))
+    assert scores[kept].min() >= scores[~kept].max(initial=-1)
+
+
+def vgg16_upload_bits(classes, **options):
+    """Static bits of one upload and message of FedMask on VGG16, from shapes alone."""
+    task = synthetic_task((32, 32, 3), classes, np.array([20]), seed=0)
+    algorithm = fm.fedmask(fm.models.build_model("vgg16", task), optax.adam(0.1), prune_layers=8, **options)
+    state = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0))
+    client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
+    message = jax.eval_shape(algorithm.send, state.server, jnp.int32(0))
+    scalar = jnp.int32(0)
+    data = arrays.client_data(
+        arrays.train_examples(task), arrays.Rows(scalar, scalar, jnp.int32(20)), jnp.int32(20), 20
+    )
+    _, upload, _ = jax.eval_shape(algorithm.train, jax.random.key(0), state.common, message, client, data)
+    return payload.static_bits(upload), payload.static_bits(message)
+
+
+def test_bytes_of_vgg16():
+    """Li et al. 2021, tables 4 and 5: 134,301,514 parameters, of which the weights are masked."""
+    up, down = vgg16_upload_bits(10)
+    assert -(-up // 8) == -(-down // 8) == 16_786_136
+    task = synthetic_task((32, 32, 3), 10, np.array([20]), seed=0)
+    params = jax.eval_shape(fm.models.build_model("vgg16", task).init, jax.random.key(0))
+    assert payload.static_bits(params) // 8 == 537_206_056
+
+
+def train_once(algorithm, task, rounds, cohort=None, seed=0):
+    simulation = make_simulation(
+        algorithm, task, cohort=cohort or task.num_clients, seed=seed, chunk=rounds, plan="scan"
+    )
+    states = [jax.device_get(simulation.init())]
+    state = simulation.init()
+    for r in range(rounds):
+        state, metrics = simulation.run(state, r, 1)
+        states.append(jax.device_get(state))
+    return states, metrics
+
+
+def test_pruned_elements_never_return_and_the_share_kept_is_exact():
+    task, algorithm = cases.task(), cases.algorithm("fedmask")
+    states, _ = train_once(algorithm, task, 4)
+    for name, structure in states[1].clients.structure.items():
+        kept = structure.reshape(task.num_clients, -1).sum(1)
+        assert (kept == max(1, round(0.2 * structure[0].size))).all() or structure[0].size == 1
+        for later in states[2:]:
+            np.testing.assert_array_equal(later.clients.structure[name], structure)
+            assert not (later.clients.value[name] & ~structure).any()
+
+
+def test_bits_flip_in_the_first_round():
+    task = cases.task()
+    simulation = make_simulation(cases.algorithm("fedmask"), task, cohort=9, chunk=1)
+    _, metrics = simulation.run(simulation.init(), 0, 1)
+    assert (metrics.train["flip_fraction"] > 0).all()
+
+
+def test_frozen_weights_stay_and_cost_their_size_once():
+    task, algorithm = cases.task(), cases.algorithm("fedmask")
+    simulation = make_simulation(algorithm, task, cohort=5, chunk=1)
+    before = jax.device_get(simulation.init())
+    state, _ = simulation.run(simulation.init(), 0, 1)
+    chex.assert_trees_all_equal(jax.device_get(state.common), before.common)
+    assert simulation.setup_bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(before.common))
+
+
+def test_a_lone_voter_keeps_its_bits_with_start_own():
+    task, algorithm = cases.task(), cases.algorithm("fedmask-own")
+    states, metrics = train_once(algorithm, task, 2, cohort=1, seed=4)
+    (client,) = metrics.ids[0]
+    state = states[-1]
+    one = jax.tree.map(lambda a: jnp.asarray(a[client]), state.clients)
+    inputs = jnp.asarray(task.test_inputs[:16])
+    np.testing.assert_array_equal(
+        algorithm.predict(state.common, state.server, one, inputs),
+        algorithm.probes["personal_accuracy_writeback"](state.common, state.server, one, inputs),
+    )
+
+
+def test_no_bit_flips_where_the_step_is_far_too_small():
+    task = cases.task()
+    still = fm.fedmask(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.01), batch_size=4, sparsity=0.0)
+    simulation = make_simulation(still, task, cohort=9, chunk=1)
+    _, metrics = simulation.run(simulation.init(), 0, 1)
+    assert (metrics.train["flip_fraction"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"prune_ratio": 0.0}, {"prune_ratio": 1.5}, {"prune_layers": 9}, {"score_scale": 0.0}]
+)
+def test_bad_options_are_named(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        fm.fedmask(fm.models.mlp(cases.task()), optax.adam(0.1), **options)

@@ -1,0 +1,278 @@
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_masks.models import MODELS, build_model, mlp, resnet18, resnet20, vgg11, vgg16
+from fedjax_masks.models.layers import adaptive_average_pool, max_pool, relu_max_pool
+
+
+def problem(*input_shape, classes=10):
+    return SimpleNamespace(input_shape=input_shape, num_classes=classes)
+
+
+DIGITS, MNIST, CIFAR = problem(8, 8, 1), problem(28, 28, 1), problem(32, 32, 3)
+NARROW = {
+    "mlp": {"hidden": (16, 8)},
+    "vgg11": {"channels": (4,) * 8, "hidden": (8, 6)},
+    "vgg16": {"channels": (4,) * 13, "hidden": (8, 6)},
+    "resnet18": {"channels": (4, 6, 8, 10)},
+    "resnet34": {"channels": (4, 6, 8, 10)},
+    "resnet20": {"channels": (4, 6, 8)},
+    "resnet32": {"channels": (4, 6, 8)},
+}
+
+
+def shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def random_params(model, seed=0):
+    """He-like parameters with non-zero biases, drawn by NumPy: compiling ``init`` is slow."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        scale = math.sqrt(2 / math.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.5
+        return jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree.map(draw, shapes(model))
+
+
+def images(task, batch=3, seed=1):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(0, 256, (batch, *task.input_shape)), jnp.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "options", "count"),
+    [
+        ("lenet", MNIST, {}, 431_080),
+        ("cifar-cnn", CIFAR, {}, 64_102),
+        ("femnist-cnn", problem(28, 28, 1, classes=62), {}, 1_206_590),
+        ("mlp", problem(561, classes=6), {"hidden": (1024, 512)}, 1_103_366),
+        ("vgg11", CIFAR, {}, 34_440_970),
+        ("vgg16", CIFAR, {}, 134_301_514),
+        ("vgg16", problem(32, 32, 3, classes=64), {}, 134_522_752),
+        ("resnet18", CIFAR, {}, 11_173_962),
+        ("resnet34", CIFAR, {}, 21_282_122),
+        ("resnet20", CIFAR, {}, 269_722),
+        ("resnet32", CIFAR, {}, 464_154),
+    ],
+)
+def test_published_parameter_counts(name, task, options, count):
+    model = build_model(name, task, **options)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(model))) == count
+
+
+def test_vgg16_weights_alone():
+    assert sum(math.prod(kernel.shape) for kernel in vgg16(CIFAR).kernels) == 16_786_136 * 8
+
+
+def test_filters_of_published_networks():
+    """One mask bit per convolution filter: the table of MPFL."""
+    for model, filters in ((vgg11(CIFAR), 2_752), (resnet18(CIFAR), 4_800)):
+        assert sum(kernel.outputs for kernel in model.kernels if kernel.kind == "conv") == filters
+
+
+@pytest.mark.parametrize(
+    ("split", "parameters", "activation"), [("conv1", 1_920, 16_384), ("conv2", 76_032, 8_192), ("conv4", 962_304, 4_096)]
+)
+def test_vgg11_split_sizes(split, parameters, activation):
+    """Parameters and activation of the device part in EcoFed."""
+    model = vgg11(CIFAR)
+    params = shapes(model)
+    device = {name: params[name] for name in model.splits[: model.splits.index(split) + 1]}
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    y, _ = jax.eval_shape(lambda p, x: model.forward(p, x, stop=split), device, x)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(device)) == parameters
+    assert math.prod(y.shape) == activation
+
+
+@pytest.mark.parametrize("task", [DIGITS, MNIST, CIFAR], ids=["digits", "mnist", "cifar"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_takes_every_image_size(name, task):
+    model = build_model(name, task, **NARROW.get(name, {}))
+    params = shapes(model)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    x = jax.ShapeDtypeStruct((5, *task.input_shape), jnp.uint8)
+    logits = jax.eval_shape(model.apply, params, x)
+    assert (logits.shape, logits.dtype) == ((5, 10), jnp.float32)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels_describe_the_parameters(name):
+    model = build_model(name, DIGITS, **NARROW.get(name, {}))
+    params = shapes(model)
+    paths = {
+        tuple(entry.key for entry in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    listed = set()
+    for kernel in model.kernels:
+        assert paths[kernel.path] == kernel.shape
+        owned = [path for path in (kernel.bias, *kernel.norm_paths) if path is not None]
+        assert all(paths[path] == (kernel.outputs,) for path in owned)
+        listed |= {kernel.path, *owned}
+        if kernel.successor is not None:
+            assert model.kernels[kernel.successor].shape[-2] == kernel.repeats * kernel.outputs
+    assert listed == set(paths)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_permuting_the_outputs_of_a_kernel_and_its_reader_changes_nothing(name):
+    """What ``successor`` and ``repeats`` promise."""
+    model = build_model(name, DIGITS, **NARROW.get(name, {}))
+    params, x = random_params(model), images(DIGITS)
+    permuted = jax.tree.map(lambda leaf: leaf, params)
+    rng = np.random.default_rng(0)
+    for kernel in model.kernels:
+        if kernel.successor is None:
+            continue
+        order = rng.permutation(kernel.outputs)
+        reader = model.kernels[kernel.successor].path
+        for path in (kernel.path, kernel.bias, *kernel.norm_paths):
+            if path is not None:
+                _set(permuted, path, _get(permuted, path)[..., order])
+        rows = (np.arange(kernel.repeats)[:, None] * kernel.outputs + order).ravel()
+        _set(permuted, reader, jnp.take(_get(permuted, reader), rows, axis=-2))
+    np.testing.assert_allclose(model.apply(permuted, x), model.apply(params, x), rtol=1e-4, atol=1e-4)
+    assert sum(kernel.successor is not None for kernel in model.kernels) >= 2
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+def test_cut_model_equals_whole(name):
+    model = build_model(name, DIGITS, **NARROW.get(name, {}))
+    params, x = random_params(model), images(DIGITS)
+    whole = model.apply(params, x)
+    for index, split in enumerate(model.splits, start=1):
+        device = {key: params[key] for key in model.splits[:index]}
+        server = {key: value for key, value in params.items() if key not in device}
+        activation, _ = model.forward(device, x, stop=split)
+        logits, _ = model.forward(server, activation, start=split)
+        np.testing.assert_array_equal(logits, whole)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+def test_hook_sees_every_layer_and_replaces_it(name):
+    model = build_model(name, DIGITS, norm="batch", **NARROW.get(name, {}))
+    params, x = random_params(model), images(DIGITS)
+
+    def by_hand(layer, x):
+        h = layer.op(x, layer.kernel)
+        return layer.norm(h if layer.bias is None else h + layer.bias), x.shape[-1]
+
+    logits, inputs = model.forward(params, x, hook=by_hand)
+    np.testing.assert_array_equal(logits, model.apply(params, x))
+    assert inputs == {kernel.name: kernel.shape[-2] for kernel in model.kernels}
+    silent, _ = model.forward(params, x, hook=lambda layer, x: (0.0 * layer(x), None))
+    np.testing.assert_array_equal(silent, np.zeros_like(silent))
+
+
+def test_lenet_against_numpy():
+    """A plain NumPy forward pass with loops over the pixels."""
+    model = build_model("lenet", problem(16, 16, 1))
+    params, x = random_params(model), images(problem(16, 16, 1), batch=2)
+
+    def conv_relu_pool(h, layer):
+        kernel, side = np.asarray(layer["kernel"]), h.shape[1] - 4
+        out = np.zeros((len(h), side, side, kernel.shape[-1]))
+        for i in range(side):
+            for j in range(side):
+                out[:, i, j] = np.einsum("bhwc,hwco->bo", h[:, i : i + 5, j : j + 5], kernel) + layer["bias"]
+        out = np.maximum(out, 0)
+        return out.reshape(len(h), side // 2, 2, side // 2, 2, -1).max(axis=(2, 4))
+
+    h = np.asarray(x) / 127.5 - 1
+    h = conv_relu_pool(conv_relu_pool(h, params["conv1"]), params["conv2"]).reshape(2, -1)
+    h = np.maximum(h @ params["dense1"]["kernel"] + params["dense1"]["bias"], 0)
+    expected = h @ params["dense2"]["kernel"] + params["dense2"]["bias"]
+    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_init_is_he_with_zero_biases_and_depends_on_the_key():
+    model = mlp(problem(100), hidden=(200,))
+    params = model.init(jax.random.key(0))
+    assert float(jnp.std(params["dense1"]["kernel"])) == pytest.approx(math.sqrt(2 / 100), rel=0.05)
+    np.testing.assert_array_equal(params["dense1"]["bias"], 0)
+    other = model.init(jax.random.key(1))
+    assert not np.array_equal(params["dense1"]["kernel"], other["dense1"]["kernel"])
+
+
+@pytest.mark.parametrize("name", ["cnn", "vgg11", "resnet20", "resnet18"])
+def test_norms(name):
+    for norm in (None, "batch", "group"):
+        model = build_model(name, DIGITS, norm=norm, **NARROW.get(name, {}))
+        convs = [kernel for kernel in model.kernels if kernel.kind == "conv"]
+        assert {kernel.norm for kernel in convs} == {norm}
+        assert np.isfinite(model.apply(random_params(model), images(DIGITS))).all()
+
+
+def test_batch_norm_uses_the_statistics_of_the_batch():
+    model = build_model("cnn", DIGITS, norm="batch")
+    seen = {}
+
+    def note(layer, x):
+        seen[layer.name] = layer(x)
+        return seen[layer.name], None
+
+    params = random_params(model)
+    model.forward(params, images(DIGITS, batch=16), hook=note)
+    norm, h = params["conv1"]["norm"], seen["conv1"]
+    np.testing.assert_allclose(jnp.mean(h, (0, 1, 2)), norm["bias"], atol=1e-4)
+    np.testing.assert_allclose(jnp.std(h, (0, 1, 2)), jnp.abs(norm["scale"]), rtol=1e-3)
+
+
+def test_rebuild_with_other_widths():
+    model = resnet20(DIGITS, channels=(4, 6, 8))
+    widths = [k.outputs if k.successor is None else k.outputs - 1 for k in model.kernels]
+    smaller = model.rebuild(widths)
+    assert [kernel.outputs for kernel in smaller.kernels] == widths
+    assert jax.eval_shape(smaller.apply, shapes(smaller), images(DIGITS)).shape == (3, 10)
+
+
+def test_max_pool_against_loops_and_its_gradient():
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    expected = np.zeros((2, 3, 3, 3), np.float32)
+    for i in range(3):
+        for j in range(3):
+            expected[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max(axis=(1, 2))
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), expected)
+    np.testing.assert_array_equal(relu_max_pool(jnp.asarray(x)), np.maximum(expected, 0))
+    gradient = jax.grad(lambda x: jnp.sum(max_pool(x) * expected))(jnp.asarray(x))
+    winners = np.repeat(np.repeat(expected, 2, 1), 2, 2)
+    np.testing.assert_array_equal(gradient[:, :6], np.where(x[:, :6] == winners, winners, 0))
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x[:, :1])), x[:, :1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 10])
+def test_adaptive_average_pool_against_loops(size):
+    x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    starts = [i * size // 7 for i in range(7)]
+    stops = [math.ceil((i + 1) * size / 7) for i in range(7)]
+    expected = np.stack(
+        [np.stack([x[:, a:b, c:d].mean(axis=(1, 2)) for c, d in zip(starts, stops)], 1) for a, b in zip(starts, stops)],
+        axis=1,
+    )
+    np.testing.assert_allclose(adaptive_average_pool(jnp.asarray(x), 7), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_errors_name_what_is_accepted():
+    with pytest.raises(ValueError, match=r"model 'lenett' is unknown; did you mean 'lenet'\?"):
+        build_model("lenett", MNIST)
+    with pytest.raises(ValueError, match=r"model 'mlp' has no option 'width'; it takes hidden, norm"):
+        build_model("mlp", MNIST, width=3)
+    with pytest.raises(ValueError, match=r"model 'cnn' needs inputs \[height, width, channels\], got \(561,\)"):
+        build_model("cnn", problem(561))
+
+
+def _get(params, path):
+    for key in path:
+        params = params[key]
+    return params
+
+
+def _set(params, path, value):
+    _get(params, path[:-1])[path[-1]] = value
