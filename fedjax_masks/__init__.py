@@ -28,10 +28,10 @@ __all__ = [
     "fedavg",
     "fedmask",
     "load_task",
-    "standalone",
     "make_simulation",
     "models",
     "simulate",
+    "standalone",
 ]
 
 __version__ = "0.1.0"

@@ -9,6 +9,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,9 +23,9 @@ from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.compaction import compact, parameter_count
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.errors import unknown
+from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.masks import mask_params
-from fedjax_masks.simulation import Simulation, make_simulation
+from fedjax_masks.simulation import make_simulation
 
 Setup = tuple[FederatedAlgorithm, Task, int]
 
@@ -57,7 +58,7 @@ def _fedmask_lenet() -> Setup:
     return fedmask(models.lenet(task), optax.adam(0.1), epochs=5, batch_size=10), task, 20
 
 
-ROUND_WORKLOADS: Mapping[str, Callable[[], Setup]] = {
+_ROUND_WORKLOADS: Mapping[str, Callable[[], Setup]] = {
     "femnist-cnn": _femnist_cnn,
     "femnist-cnn-ragged": _femnist_cnn_ragged,
     "mlp-1000": _mlp_1000,
@@ -85,15 +86,11 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _round_flops(simulation: Simulation, steps: float, cohort: int) -> float:
-    return simulation.flops_per_step * steps * cohort
-
-
 def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str, Any]:
     """Measures rounds per second of one workload.
 
     Args:
-      workload: A key of :data:`ROUND_WORKLOADS`.
+      workload: The name of a workload of rounds.
       rounds: Rounds to measure, after as many as one chunk for warming up.
       plan: An execution plan.
 
@@ -102,7 +99,7 @@ def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str,
       FLOPs of matrix products and convolutions over the cohort, ``achieved_gflops`` their rate.
     """
     began = time.perf_counter()
-    algorithm, task, cohort = ROUND_WORKLOADS[workload]()
+    algorithm, task, cohort = _ROUND_WORKLOADS[workload]()
     prepared = time.perf_counter()
     chunk = max(1, min(5, rounds))
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
@@ -113,7 +110,7 @@ def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str,
         tick = time.perf_counter()
         state, metrics = simulation.run(state, start, chunk)
         rates.append(chunk / (time.perf_counter() - tick))
-        flops.append(_round_flops(simulation, float(metrics.mean("steps").mean()), cohort))
+        flops.append(simulation.flops_per_step * float(metrics.mean("steps").mean()) * cohort)
     rate, flops_per_round = statistics.median(rates), statistics.fmean(flops)
     stats = simulation.stats()
     return {
@@ -135,7 +132,7 @@ def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str,
     }
 
 
-def bench_compaction(workload: str, *, rounds: int, plan: str = "auto") -> dict[str, Any]:
+def bench_compaction(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     """Latency of a FedMask personal model: masked and dense against compacted.
 
     The model is LeNet on 28 x 28 images, trained for ``rounds`` rounds; the two forms run in
@@ -149,24 +146,20 @@ def bench_compaction(workload: str, *, rounds: int, plan: str = "auto") -> dict[
     client = jax.tree.map(lambda a: a[0], state.clients)
     params = mask_params(model.kernels, state.common, client.value)
     small, small_params = compact(model, params)
-    dense_call, small_call = jax.jit(model.apply), jax.jit(small.apply)
     latency, speedup, difference = {}, {}, 0.0
     for batch in (1, 32):
         x = jnp.asarray(task.test_inputs[:batch])
-        difference = max(
-            difference, float(jnp.max(jnp.abs(dense_call(params, x) - small_call(small_params, x))))
-        )
-        pairs = [
-            (_seconds(lambda: dense_call(params, x)), _seconds(lambda: small_call(small_params, x)))
-            for _ in range(200)
-        ]
+        dense_form = partial(jax.jit(model.apply), params, x)
+        small_form = partial(jax.jit(small.apply), small_params, x)
+        difference = max(difference, float(jnp.max(jnp.abs(dense_form() - small_form()))))
+        pairs = [(_seconds(dense_form), _seconds(small_form)) for _ in range(200)]
         latency[str(batch)] = {
             "masked_ms": round(1e3 * statistics.median(a for a, _ in pairs), 4),
             "compacted_ms": round(1e3 * statistics.median(b for _, b in pairs), 4),
         }
         speedup[str(batch)] = round(statistics.median(a / b for a, b in pairs), 3)
     return {
-        "workload": workload,
+        "workload": _COMPACTION,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "density": round(float(metrics.mean("density")[-1]), 4),
         "parameters_dense": parameter_count(params),
@@ -177,10 +170,17 @@ def bench_compaction(workload: str, *, rounds: int, plan: str = "auto") -> dict[
     }
 
 
-WORKLOADS: Mapping[str, Callable[..., dict[str, Any]]] = {
-    **dict.fromkeys(ROUND_WORKLOADS, bench_rounds),
-    "fedmask-compact": bench_compaction,
+_COMPACTION = "fedmask-compact"
+
+WORKLOADS: Mapping[str, str] = {
+    "femnist-cnn": "FedAvg, two convolutions on 28 x 28, 100 clients of 100, cohort 10",
+    "femnist-cnn-ragged": "the same, clients of 20 to 180 examples",
+    "mlp-1000": "FedAvg, dense 200-200-62, 1000 clients of 50, cohort 100",
+    "pfl-cifar10": "FedAvg, two convolutions on 32 x 32 x 3, 1000 clients of 50, cohort 50",
+    "fedmask-lenet": "FedMask, LeNet on 28 x 28, 100 clients of 40, cohort 20, 5 epochs",
+    _COMPACTION: "latency of a FedMask model, masked and dense against compacted",
 }
+"""Names of the workloads, and what they are."""
 
 
 def bench(workload: str, *, rounds: int = 20, plan: str = "auto") -> dict[str, Any]:
@@ -195,8 +195,12 @@ def bench(workload: str, *, rounds: int = 20, plan: str = "auto") -> dict[str, A
       Its figures, ready for JSON.
 
     Raises:
-      UserError: There is no such workload.
+      UserError: There is no such workload, or too few rounds.
     """
     if workload not in WORKLOADS:
         raise unknown("workload", workload, WORKLOADS)
-    return WORKLOADS[workload](workload, rounds=rounds, plan=plan)
+    if rounds < 1:
+        raise UserError(f"rounds={rounds}: at least 1 is accepted")
+    if workload == _COMPACTION:
+        return bench_compaction(rounds=rounds, plan=plan)
+    return bench_rounds(workload, rounds=rounds, plan=plan)

@@ -28,6 +28,7 @@ _FLAGS = {
     "seed": ("seed", "S", "decides everything random but the partition (default: 0)"),
     "eval-every": ("eval_every", "R", "rounds between two evaluations (default: R/20)"),
 }
+_DESCRIPTION = "Simulates communication- and compute-efficient federated learning."
 _DEMO = {"data.partition": "shards:2", "data.clients": 50, "cohort": 10, "rounds": 30}
 _DEMO_ALGORITHMS = ("fedavg", "local", "fedmask")
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fedjax-masks", description=_summary(), allow_abbrev=False)
+    parser = _Parser(prog="fedjax-masks", description=_DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
@@ -78,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = add("bench", _bench, "measure the engine's speed")
     bench.add_argument("--workload", metavar="NAME", default="femnist-cnn", help="default: %(default)s")
-    bench.add_argument("--rounds", metavar="R", type=int, help="rounds to time")
+    bench.add_argument("--rounds", metavar="R", type=int, default=20, help="default: %(default)s")
+    bench.add_argument("--plan", default="auto", help="the execution plan (default: %(default)s)")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
     report = add("report", _report, "compare runs in one HTML file")
@@ -91,10 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _summary() -> str:
-    return "Simulates communication-efficient federated learning."
-
-
 def _run(arguments: argparse.Namespace) -> None:
     from fedjax_masks import config, experiment
     from fedjax_masks.analysis import load_run, print_table
@@ -103,6 +101,8 @@ def _run(arguments: argparse.Namespace) -> None:
     flags = {key: getattr(arguments, key) for key, _, _ in _FLAGS.values()}
     values |= {key: value for key, value in flags.items() if value is not None}
     values |= dict(map(_assignment, arguments.set))
+    if arguments.resume and not values:
+        values = experiment.stored_values(Path(arguments.out))
     chosen = config.make_config(values)
     _configure_platform(chosen)
     experiment.run_experiment(chosen, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
@@ -139,10 +139,14 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from fedjax_masks import bench
+    from fedjax_masks.bench import bench
 
-    with user_errors():
-        bench.main(arguments.workload, arguments.rounds, arguments.json)
+    figures = bench(arguments.workload, rounds=arguments.rounds, plan=arguments.plan)
+    if arguments.json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name:24}{value}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -191,13 +195,13 @@ def _datasets() -> dict[str, str]:
 def _partitions() -> dict[str, str]:
     from fedjax_masks.data import MODIFIERS, PARTITIONS
 
-    return {name: str(entry) for name, entry in {**PARTITIONS, **MODIFIERS}.items()}
+    return {entry.usage: entry.help for entry in [*PARTITIONS.values(), *MODIFIERS.values()]}
 
 
 def _workloads() -> dict[str, str]:
     from fedjax_masks.bench import WORKLOADS
 
-    return {name: str(entry) for name, entry in WORKLOADS.items()}
+    return dict(WORKLOADS)
 
 
 _KINDS = {

@@ -56,7 +56,7 @@ def compact(model: Model, params: Params) -> tuple[Model, Params]:
     """
     params = jax.tree.map(np.asarray, params)
     layers = [_layer(params, kernel) for kernel in model.kernels]
-    while any([_shrink(model.kernels, layers, index) for index in range(len(layers))]):
+    while sum(_shrink(model.kernels, layers, index) for index in range(len(layers))):
         pass
     smaller = model.rebuild([layer["kernel"].shape[-1] for layer in layers])
     return smaller, jax.tree.map(jnp.asarray, _assemble(model.kernels, layers))

@@ -34,6 +34,7 @@ from fedjax_masks.telemetry import progress
 
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 _METRICS, _LOG = "metrics.jsonl", "log.txt"
+_ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "versions", "platform")
 _PACKAGES = ("fedjax_masks", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
@@ -136,6 +137,18 @@ def _check_same(stored: Mapping[str, Any], config: Config) -> None:
         if key not in before or before[key] != value:
             own = _shown(before.get(key))
             raise UserError(f"{key}={_shown(value)}: --resume accepts only the run's own value, {own}")
+
+
+def stored_values(out: Path) -> dict[str, Any]:
+    """The flat configuration of the run in a directory.
+
+    Raises:
+      UserError: There is no run.
+    """
+    if not (out / _CONFIG).exists():
+        raise UserError(f"out={str(out)!r}: holds no run to resume")
+    stored = json.loads((out / _CONFIG).read_text("utf-8"))
+    return flat({key: value for key, value in stored.items() if key not in _ENVIRONMENT})
 
 
 def _shown(value: Any) -> str:

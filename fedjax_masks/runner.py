@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
@@ -171,11 +172,11 @@ def run_rounds(
         totals = _add(totals, metrics, time.perf_counter() - began)
         if evaluation is not None:
             records.append(make_record(metrics, evaluation, totals, simulation.flops_per_step))
-        notes = _notes(metrics, first)
-        for note in notes:
+        told = notes(metrics, first)
+        for note in told:
             _LOGGER.warning(note)
         for hook in on_chunk:
-            hook(Chunk(rounds, totals, state, metrics, records[-1] if evaluated else None, notes))
+            hook(Chunk(rounds, totals, state, metrics, records[-1] if evaluated else None, told))
     if evaluation is None:
         evaluation = simulation.evaluate(state)
     done = totals.round - start.round
@@ -206,7 +207,7 @@ def make_record(
     Returns:
       Plain Python values; None where a key does not apply.
     """
-    last = RoundMetrics(*(a[-1:] for a in metrics[:-1]), {k: a[-1:] for k, a in metrics.train.items()})
+    last = jax.tree.map(lambda a: a[-1:], metrics)
     means = {name: None if last.dropped.all() else _number(last.mean(name)[0]) for name in last.train}
     personal = evaluation.personal[np.isfinite(evaluation.personal)]
     extra = {name: value for name, value in means.items() if name not in _NOT_EXTRA}
@@ -269,16 +270,16 @@ def _number(value: Any) -> float | None:
     return float(value) if value is not None and np.isfinite(value) else None
 
 
-def _notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
+def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
     """What a person should be told of a chunk that starts after round ``first``."""
-    notes = [
+    lines = [
         f"round {first + row + 1}: client {metrics.ids[row, column]} was left out of the merge: "
         "its update is not finite"
         for row, column in np.argwhere(metrics.dropped)
     ]
     if first == 0 and "flip_fraction" in metrics.train and metrics.mean("flip_fraction")[0] == 0:
-        notes.append(
+        lines.append(
             "round 1: no bit of any mask flipped, so nothing is learned; "
             "raise the scores' learning rate or lower their scale"
         )
-    return tuple(notes)
+    return tuple(lines)

@@ -38,10 +38,11 @@ def progress(title: str, *, done: int, rounds: int, quiet: bool) -> Iterator[Cal
         task = bar.add_task(title, total=rounds, completed=done, speed="", status="")
 
         def show(chunk: Chunk) -> None:
-            fields = {} if chunk.record is None else {"status": describe(chunk)}
-            bar.update(task, completed=chunk.totals.round, **fields)
+            bar.update(task, completed=chunk.totals.round)
             speed = bar.tasks[0].speed
             bar.update(task, speed=f"{speed:.3g}/s" if speed else "")
+            if chunk.record is not None:
+                bar.update(task, status=describe(chunk))
 
         yield show
 

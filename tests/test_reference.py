@@ -46,7 +46,9 @@ def reference_fedavg(params, task, *, seed, rounds, cohort, lr, batch_size, epoc
                 order = np.asarray(shuffled_rows(order_key, data, batch_size))[:size]
                 for start in range(0, size, batch_size):
                     picked = order[start : start + batch_size]
-                    grads = softmax_gradient(mine, task.inputs[picked].astype(np.float64), task.labels[picked])
+                    grads = softmax_gradient(
+                        mine, task.inputs[picked].astype(np.float64), task.labels[picked]
+                    )
                     mine = [(w - lr * dw, b - lr * db) for (w, b), (dw, db) in zip(mine, grads)]
             part = [(size * w, size * b) for w, b in mine]
             total = part if total is None else [(tw + w, tb + b) for (tw, tb), (w, b) in zip(total, part)]

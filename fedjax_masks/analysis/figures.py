@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 5.0
+_BANDS_UP_TO = 4
 _PERSONAL, _GLOBAL = "personal_accuracy_mean", "global_accuracy"
 _YLABEL = {_PERSONAL: "personal accuracy (%)", _GLOBAL: "global accuracy (%)"}
 
@@ -78,8 +79,11 @@ def _as_record(run: Any) -> RunRecord:
 def draw_all(series: Sequence[Series]) -> list[Drawn]:
     """Every figure for which the runs have the numbers."""
     with drawing():
-        drawn = (draw(series) for draw in _FIGURES)
-        return [figure for figure in drawn if figure is not None]
+        drawn = [item for draw in _FIGURES if (item := draw(series)) is not None]
+        for item in drawn:  # laid out once, however many times it is saved
+            item.figure.draw_without_rendering()
+            item.figure.set_layout_engine("none")
+        return drawn
 
 
 def accuracy_by_rounds(series: Sequence[Series]) -> Drawn | None:
@@ -109,8 +113,8 @@ def client_spread(series: Sequence[Series]) -> Drawn | None:
     ax = figure.subplots()
     for member, values in found:
         share = 100 * (np.arange(values.size) + 0.5) / values.size
-        marks = {"marker": member.marker, "markevery": (0.08, 0.16)} if values.size > 1 else {"marker": "o"}
-        ax.plot(share, 100 * values, color=member.color, linestyle=member.dash, **marks)
+        (line,) = ax.plot(share, 100 * values, member.marker, color=member.color, linestyle=member.dash)
+        line.set_markevery((0.08, 0.16) if values.size > 1 else None)
     ax.set(xlabel="clients, from worst to best (%)", ylabel="personal accuracy (%)", xlim=(0, 100))
     _legend(figure, [_key(member) for member, _ in found])
     caption = (
@@ -149,7 +153,7 @@ def mask_density(series: Sequence[Series]) -> Drawn | None:
 
 def traffic(series: Sequence[Series]) -> Drawn | None:
     """MB per client and round, up and down."""
-    found = [(member, up, down) for member in series for up, down in [_traffic(member)] if up is not None]
+    found = [(member, *pair) for member in series if (pair := _traffic(member))]
     if not found:
         return None
     figure = _figure(_WIDTH, 0.8 + 0.52 * len(found))
@@ -205,27 +209,31 @@ def _accuracy(series: Sequence[Series], x: str, title: str, caption: str) -> Dra
 
 def _draw_accuracy(ax: "Axes", series: Sequence[Series], key: str, x: str, **style: Any) -> None:
     """One kind of accuracy of all series, against ``"rounds"`` or ``"bytes"``."""
-    few = sum(len(member.runs) for member in series) <= 4
+    few = sum(len(member.runs) for member in series) <= _BANDS_UP_TO
     for member in series:
         look = {"color": member.color, "linestyle": member.dash, "marker": member.marker} | style
-        for run in member.runs:
-            values = 100 * column(run, key)
-            along = column(run, "round") if x == "rounds" else total_bytes(run) / MEGABYTE
-            if x == "bytes" and not (along > 0).any():
-                _level(ax, values, look)
-                continue
-            seen = np.isfinite(values) & np.isfinite(along) & ((along > 0) | (x == "rounds"))
-            ax.plot(along[seen], values[seen], markevery=(0.0, 0.15) if seen.sum() > 8 else None, **look)
-            if few and key == _PERSONAL:
-                low, high = (100 * column(run, f"personal_accuracy_{end}") for end in ("p10", "p90"))
-                ax.fill_between(
-                    along[seen], low[seen], high[seen], color=member.color, alpha=0.13, linewidth=0
-                )
+        for index, run in enumerate(member.runs):
+            repeated = {"linewidth": 0.9, "marker": ""} if index else {}
+            _curve(ax, run, key, x, look | repeated, band=few and key == _PERSONAL)
     if x == "bytes":
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         ax.minorticks_off()
     ax.set_xlabel("round" if x == "rounds" else "MB sent in total, log scale")
+
+
+def _curve(ax: "Axes", run: RunRecord, key: str, x: str, look: dict[str, Any], *, band: bool) -> None:
+    """One run's accuracy, with the range of its clients where that is wanted."""
+    values = 100 * column(run, key)
+    along = column(run, "round") if x == "rounds" else total_bytes(run) / MEGABYTE
+    if x == "bytes" and not (along > 0).any():
+        _level(ax, values, look)
+        return
+    seen = np.isfinite(values) & np.isfinite(along) & ((along > 0) | (x == "rounds"))
+    ax.plot(along[seen], values[seen], markevery=(0.0, 0.15) if seen.sum() > 8 else None, **look)
+    if band:
+        low, high = (100 * column(run, f"personal_accuracy_{end}")[seen] for end in ("p10", "p90"))
+        ax.fill_between(along[seen], low, high, color=look["color"], alpha=0.13, linewidth=0)
 
 
 def _level(ax: "Axes", values: np.ndarray, look: dict[str, Any]) -> None:
@@ -240,8 +248,8 @@ def _spread(member: Series) -> np.ndarray:
     return np.sort(np.concatenate([client_accuracy(run) for run in member.runs]))
 
 
-def _traffic(member: Series) -> tuple[float | None, float | None]:
-    """MB per client and round, up and down, mean over seeds; both or neither."""
+def _traffic(member: Series) -> tuple[float, float] | None:
+    """MB per client and round, up and down, mean over seeds, or None."""
     pairs = [
         (up, down)
         for run in member.runs
@@ -249,7 +257,7 @@ def _traffic(member: Series) -> tuple[float | None, float | None]:
         and (down := bytes_per_client_round(run, "down")) is not None
     ]
     if not pairs:
-        return None, None
+        return None
     up, down = np.mean(pairs, 0) / MEGABYTE
     return float(up), float(down)
 

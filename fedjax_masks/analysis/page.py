@@ -12,7 +12,7 @@ from typing import Any
 from fedjax_masks.analysis.figures import Drawn
 from fedjax_masks.analysis.records import RunRecord, algorithm_name, flatten, setting
 from fedjax_masks.analysis.style import BASELINE, GRID, INK, MUTED, PALETTE, Series, drawing
-from fedjax_masks.analysis.table import Column, Row, columns, comparison_table, is_best
+from fedjax_masks.analysis.table import NOT_APPLICABLE, Column, Row, columns, comparison_table, is_best
 
 # Colour on paper: its name in the page, and the colour on a dark screen.
 _COLORS = {
@@ -26,6 +26,12 @@ _COLORS = {
         zip(PALETTE, ("#4aa8e8", "#ff8b4d", "#2fc796", "#e6a3c6", "#f2b73f", "#9bd4f7"))
     )
 }
+_FACTS = (
+    ("model {}", "model.name"),
+    ("partition {}", "data.partition"),
+    ("{} clients", "data.clients"),
+    ("{} per round", "cohort"),
+)
 
 _STYLE = """
 :root{color-scheme:light dark;--page:#fff;--soft:#f5f7f9;LIGHT}
@@ -45,7 +51,7 @@ th,td{padding:.5rem .6rem;text-align:right;border-bottom:1px solid var(--line);v
 thead th{color:var(--muted);font-weight:500;font-size:.8rem;line-height:1.3;vertical-align:bottom}
 thead th{border-bottom-color:var(--muted)}
 th:first-child,td:first-child{text-align:left;padding-left:0}
-tbody th{font-weight:600;min-width:11rem;overflow-wrap:anywhere}
+tbody th{font-weight:600;min-width:12rem;overflow-wrap:anywhere}
 tbody th small{display:block;font-weight:400;color:var(--muted);font-size:.8rem}
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.45em}
 td.best{font-weight:700}
@@ -76,7 +82,7 @@ footer{border-top:1px solid var(--line);padding-top:1rem}
  .runs tr{padding:.8rem 0;border-bottom:1px solid var(--line)}
  .runs th,.runs td{border:0;padding:.14rem 0;text-align:left}
  .runs th{padding-bottom:.35rem;font-size:1.02rem}
- .runs td{display:flex;justify-content:space-between;gap:1rem}
+ .runs td{font-size:.9rem;display:flex;justify-content:space-between;gap:1rem}
  .runs td::before{content:attr(data-label);color:var(--muted);font-weight:400}
  .runs td.none{display:none}
 }
@@ -144,18 +150,12 @@ def _title(runs: Sequence[RunRecord]) -> str:
 
 def _facts(runs: Sequence[RunRecord]) -> str:
     """What all runs share."""
-
-    def shared(text: str, key: str) -> list[str]:
+    facts = [f"{len(runs)} run" + "s" * (len(runs) > 1)]
+    for text, key in _FACTS:
         values = {_json(flatten(run.config).get(key)) for run in runs}
-        return [text.format(values.pop())] if len(values) == 1 and values != {"null"} else []
-
-    return " · ".join(
-        [f"{len(runs)} run" + "s" * (len(runs) > 1)]
-        + shared("model {}", "model.name")
-        + shared("partition {}", "data.partition")
-        + shared("{} clients", "data.clients")
-        + shared("{} per round", "cohort")
-    )
+        if len(values) == 1 and values != {"null"}:
+            facts.append(text.format(values.pop()))
+    return " · ".join(facts)
 
 
 def _note(rows: Sequence[Row]) -> str:
@@ -184,12 +184,10 @@ def _table(rows: Sequence[Row], colors: dict[str, str]) -> str:
     for row in rows:
         cells = "".join(_cell(column, row, rows) for column in shown)
         under = " · ".join(str(row[key]) for key in ("model", "data") if row[key] is not None)
-        seed = "" if row["seed"] is None else f" · seed {row['seed']}"
+        name = row["run"] if row["seed"] is None else f"{row['run']} · seed {row['seed']}"
         dot = f'<span class="dot" style="background:{_variable(colors[row["run"]])}"></span>'
-        name = (
-            f'<th scope="row">{dot}{escape(row["algorithm"])}{_small(row["run"])}{_small(under + seed)}</th>'
-        )
-        body.append(f"<tr>{name}{cells}</tr>")
+        heading = f'<th scope="row">{dot}{escape(row["algorithm"])}{_small(name)}{_small(under)}</th>'
+        body.append(f"<tr>{heading}{cells}</tr>")
     lines = "\n".join(body)
     return (
         f'<div class="scroll"><table class="runs"><thead><tr><th scope="col">run</th>{head}</tr></thead>\n'
@@ -266,12 +264,15 @@ def _section(
     body = "\n".join(_key_row(key, flats, key in differing) for key in ordered)
     return (
         f'<details><summary>{title}</summary><div class="scroll"><table class="keys">'
-        f'<thead><tr><th scope="col">key</th>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div></details>\n'
+        f'<thead><tr><th scope="col">key</th>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div></details>\n"
     )
 
 
 def _key_row(key: str, flats: Iterable[dict[str, Any]], differs: bool) -> str:
-    cells = "".join(f"<td>{escape(_json(flat[key]) if key in flat else '–')}</td>" for flat in flats)
+    cells = "".join(
+        f"<td>{escape(_json(flat[key]) if key in flat else NOT_APPLICABLE)}</td>" for flat in flats
+    )
     mark = ' class="differs"' if differs else ""
     return f'<tr{mark}><th scope="row">{escape(key)}</th>{cells}</tr>'
 

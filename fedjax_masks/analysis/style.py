@@ -16,7 +16,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2
 # What may differ between runs that are repetitions of one another.
 _INCIDENTAL = ("versions", "platform", "plan", "out", "name")
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9.5,
@@ -79,7 +79,9 @@ def group(runs: Sequence[RunRecord]) -> list[Series]:
     """
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault(json.dumps([algorithm_name(run), _settings(run)], sort_keys=True), []).append(run)
+        groups.setdefault(
+            json.dumps([algorithm_name(run), _settings(run)], sort_keys=True, default=str), []
+        ).append(run)
     members = list(groups.values())
     colored = [n for n in dict.fromkeys(map(algorithm_name, runs)) if n != "fedavg"]
     series = []
@@ -93,7 +95,7 @@ def group(runs: Sequence[RunRecord]) -> list[Series]:
                 algorithm=name,
                 color=PALETTE[place % len(PALETTE)] if place >= 0 else BASELINE,
                 marker=_MARKERS[(place + 1) % len(_MARKERS)],
-                dash=_DASHES[variant % len(_DASHES)],
+                dash=_DASHES[(variant + max(place, 0) // len(PALETTE)) % len(_DASHES)],
                 runs=tuple(alike),
             )
         )

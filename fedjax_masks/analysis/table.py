@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+NOT_APPLICABLE = "n/a"
 _TITLE_WIDTH, _RUN_WIDTH = 28, 17
 
 
@@ -89,8 +90,8 @@ def print_table(runs: Sequence[RunRecord], console: "Console | None" = None) -> 
     from rich.text import Text
 
     rows = comparison_table(runs)
-    console = console or Console()
-    abreast = max(1, (console.width - _TITLE_WIDTH) // _RUN_WIDTH)
+    out = Console() if console is None else console
+    abreast = max(1, (out.width - _TITLE_WIDTH) // _RUN_WIDTH)
     for start in range(0, len(rows), abreast):
         some = rows[start : start + abreast]
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -100,26 +101,26 @@ def print_table(runs: Sequence[RunRecord], console: "Console | None" = None) -> 
         for line in columns(rows):
             cells = [Text(line.text(row), "bold" if is_best(line, row, rows) else "") for row in some]
             table.add_row(Text(line.title, "dim"), *cells)
-        console.print(table)
+        out.print(table)
 
 
 def percent(value: float | None) -> str:
     """An accuracy in [0, 1] as a percentage.
 
     >>> percent(0.9312), percent(None)
-    ('93.1 %', '–')
+    ('93.1 %', 'n/a')
     """
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return NOT_APPLICABLE if value is None else f"{100 * value:.1f} %"
 
 
 def quantity(value: float | None) -> str:
     """A number to three significant digits, without an exponent where it can be read without.
 
     >>> quantity(0.01), quantity(12), quantity(1234.5), quantity(0), quantity(3e-7), quantity(None)
-    ('0.0100', '12.0', '1,234', '0', '3.00e-07', '–')
+    ('0.0100', '12.0', '1,234', '0', '3.00e-07', 'n/a')
     """
     if value is None:
-        return "–"
+        return NOT_APPLICABLE
     if value == 0 or abs(value) >= 99.95:
         return f"{value:,.0f}"
     return f"{value:#.3g}" if abs(value) >= 0.0001 else f"{value:.2e}"
@@ -186,7 +187,7 @@ def _text(value: Any) -> str | None:
 def _personal(row: Row) -> str:
     """The mean, and the range from the 10th to the 90th percentile of the clients."""
     mean, low, high = (row[key] for key in ("personal_accuracy", "personal_p10", "personal_p90"))
-    spread = "" if low is None or high is None else f" [{100 * low:.0f}–{100 * high:.0f}]"
+    spread = "" if low is None or high is None else f" [{100 * low:.0f}-{100 * high:.0f}]"
     return percent(mean) + spread
 
 
@@ -197,10 +198,8 @@ def _rounds(row: Row) -> str:
 
 
 _COLUMNS = (
-    Column("personal accuracy [p10–p90]", _personal, "personal_accuracy", max),
-    Column(
-        "personal, after write-back", lambda row: percent(row["personal_writeback"]), "personal_writeback"
-    ),
+    Column("personal accuracy [p10-p90]", _personal, "personal_accuracy", max),
+    Column("personal after write-back", lambda row: percent(row["personal_writeback"]), "personal_writeback"),
     Column("global accuracy", lambda row: percent(row["global_accuracy"]), "global_accuracy", max),
     Column("MB up / client·round", lambda row: quantity(row["mb_up"]), "mb_up", min),
     Column("MB down / client·round", lambda row: quantity(row["mb_down"]), "mb_down", min),
@@ -210,7 +209,7 @@ _COLUMNS = (
     Column("GFLOP / client·round", lambda row: quantity(row["client_gflops"]), "client_gflops", min),
     Column("rounds", _rounds, "rounds"),
     Column("rounds/s", lambda row: quantity(row["rounds_per_second"]), "rounds_per_second"),
-    Column("model", lambda row: row["model"] or "–", "model"),
-    Column("data", lambda row: row["data"] or "–", "data"),
-    Column("seed", lambda row: row["seed"] or "–", "seed"),
+    Column("model", lambda row: row["model"] or NOT_APPLICABLE, "model"),
+    Column("data", lambda row: row["data"] or NOT_APPLICABLE, "data"),
+    Column("seed", lambda row: row["seed"] or NOT_APPLICABLE, "seed"),
 )

@@ -16,7 +16,7 @@ Allot = Callable[[np.random.RandomState, Examples, list[np.ndarray], Examples], 
 def evenly(
     rng: np.random.RandomState, train: Examples, rows: list[np.ndarray], test: Examples
 ) -> list[np.ndarray]:
-    """An equal random part of the test set each; parts overlap only where there are more clients than rows."""
+    """An equal random part of the test set each; overlaps only where clients outnumber the rows."""
     del train
     num = len(test.labels)
     return np.array_split(np.resize(rng.permutation(num), max(num, len(rows))), len(rows))

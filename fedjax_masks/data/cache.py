@@ -47,7 +47,8 @@ def cached(
             _store(folder, arrays)
         except OSError as error:
             raise ValueError(
-                f"cache_dir '{root}': {error.strerror or error}; accepted: a writable folder (cache_dir or $FEDJAX_MASKS_CACHE)"
+                f"cache_dir '{root}': {error.strerror or error}; accepted: a writable folder "
+                "(cache_dir or $FEDJAX_MASKS_CACHE)"
             ) from None
     return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
 

@@ -7,8 +7,9 @@ out for testing, always the same. Pickled objects are never loaded.
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -29,14 +30,11 @@ def read_npz(path: Path) -> Source:
     """
     name = f"npz:{path}"
     try:
-        file = np.load(path, allow_pickle=False)
-    except _UNREADABLE as error:
+        # Opened here: numpy leaves a file that it cannot read to the garbage collector.
+        with path.open("rb") as file:
+            return checked(name, _members(name, file))
+    except OSError as error:
         raise ValueError(f"data set '{name}': {_reason(error)}; a .npz file is accepted") from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"data set '{name}': this is a single array; a .npz file is accepted (or npy:DIR)")
-    with file:
-        keys = [key for key in (*_SPLIT, *_WHOLE, *_IDS) if key in file.files]
-        return checked(name, {key: _read(name, key, lambda key=key: file[key]) for key in keys})
 
 
 def read_npy(path: Path) -> Source:
@@ -72,7 +70,8 @@ def checked(name: str, arrays: Mapping[str, np.ndarray]) -> Source:
     missing = [key for key in required if key not in arrays]
     if missing:
         raise ValueError(
-            f"data set '{name}': {', '.join(missing)} missing; accepted: x_train, y_train, x_test and y_test, or x and y"
+            f"data set '{name}': {', '.join(missing)} missing; "
+            "accepted: x_train, y_train, x_test and y_test, or x and y"
         )
     if whole:
         everything = _examples(name, arrays, "x", "y", "client")
@@ -88,7 +87,18 @@ def checked(name: str, arrays: Mapping[str, np.ndarray]) -> Source:
     return Source(name, train, test, classes)
 
 
-def _read(name: str, key: str, load) -> np.ndarray:
+def _members(name: str, file: BinaryIO) -> dict[str, np.ndarray]:
+    try:
+        archive = np.load(file, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise ValueError(f"data set '{name}': {_reason(error)}; a .npz file is accepted") from None
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError(f"data set '{name}': this is a single array; a .npz file is accepted (or npy:DIR)")
+    keys = [key for key in (*_SPLIT, *_WHOLE, *_IDS) if key in archive.files]
+    return {key: _read(name, key, lambda key=key: archive[key]) for key in keys}
+
+
+def _read(name: str, key: str, load: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return load()
     except _UNREADABLE as error:

@@ -56,9 +56,7 @@ def _find(name: str, data_dir: str | Path | None) -> Path:
         raise ValueError(f"data set '{name}': data_dir '{root}' is not a folder")
     there = sorted({_label(path.parent, root) for path in root.glob(f"**/{_INFO}")})
     found = f"prepared there: {', '.join(there)}" if there else "nothing is prepared there"
-    raise ValueError(
-        f"data set '{name}': not in data_dir '{root}'; {found}{_nearest(name, [*there, *DATASETS])}"
-    )
+    raise ValueError(f"data set '{name}': not in data_dir '{root}'; {found}{_nearest(name, there)}")
 
 
 def _newest(folder: Path) -> Path | None:
@@ -135,9 +133,10 @@ def _keys(tfds: Any, name: str, features: Any) -> tuple[str, str, int]:
     """The keys of the only image and the only label, and the number of classes."""
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-    if len(images) != 1 or "label" not in labels and len(labels) != 1:
+    if len(images) != 1 or ("label" not in labels and len(labels) != 1):
         raise ValueError(
-            f"data set '{name}': has {len(images)} images and {len(labels)} labels per example; one of each is accepted"
+            f"data set '{name}': has {len(images)} images and {len(labels)} labels per example; "
+            "one of each is accepted"
         )
     label = "label" if "label" in labels else labels[0]
     return images[0], label, features[label].num_classes
@@ -154,7 +153,8 @@ def _read_split(name: str, source: Any, image: str, label: str) -> Examples:
         shapes = {example[image].shape for example in batch} - {inputs.shape[1:]}
         if shapes:
             raise ValueError(
-                f"data set '{name}': images of several sizes, {inputs.shape[1:]} and {shapes.pop()}; one size is accepted"
+                f"data set '{name}': images of several sizes, {inputs.shape[1:]} and {shapes.pop()}; "
+                "one size is accepted"
             )
         inputs[rows.start : rows.stop] = [example[image] for example in batch]
         labels[rows.start : rows.stop] = [example[label] for example in batch]

@@ -58,7 +58,10 @@ def shuffle_labels(rng: np.random.RandomState, examples: Examples) -> Examples:
 
 def client_ids(text: str) -> tuple[int, ...]:
     """Reads client ids separated by commas."""
-    return tuple(int(part) for part in text.split(",") if _is_id(part))
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError
+    return tuple(map(int, parts))
 
 
 def sigma(text: str) -> float:
@@ -159,9 +162,3 @@ def _check_disjoint(text: str, test: list[np.ndarray]) -> None:
             f"partition '{text}': noise and rotation need clients that share no test examples; "
             "accepted: with iid, or natural with test ids, and no more clients than test examples"
         )
-
-
-def _is_id(text: str) -> bool:
-    if not text.isdecimal():
-        raise ValueError
-    return True

@@ -1,10 +1,10 @@
 """Models, and what the algorithms need to know of them."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.models.layers import Hook, Layer
 from fedjax_masks.models.model import Kernel, Model, Problem, make_model
 from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16
@@ -39,15 +39,14 @@ def build_model(name: str, task: Problem, **options) -> Model:
       The model.
 
     Raises:
-      ValueError: No such model or option, or inputs of a shape that the model does not take.
+      UserError: No such model or option, or inputs of a shape that the model does not take.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)
-        raise ValueError(f"model {name!r} is unknown; did you mean {near[0]!r}? Known: {', '.join(MODELS)}")
+        raise unknown("model", name, MODELS)
     accepted = list(inspect.signature(MODELS[name]).parameters)[1:]
     for option in options:
         if option not in accepted:
-            raise ValueError(f"model {name!r} has no option {option!r}; it takes {', '.join(accepted) or 'none'}")
+            raise UserError(f"model option {option!r}: {name!r} takes {', '.join(accepted) or 'no options'}")
     return MODELS[name](task, **options)
 
 

@@ -12,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import conv_general_dilated
+
+from fedjax_masks.ops import pool
+from fedjax_masks.ops.conv import conv2d
 
 Norm = Literal["batch", "group"] | None
 Activation = Callable[[jax.Array], jax.Array]
@@ -69,19 +71,13 @@ def scale_input(x: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array) -> jax.Array:
     """Takes the maximum over 2 x 2 windows, stride 2; an image one pixel wide or high stays as it is.
 
-    Written with strided slices: the gradient of ``lax.reduce_window`` is a slow scatter.
-
     Args:
       x: ``[batch, height, width, channels]``; an odd last row or column is dropped.
 
     Returns:
       ``[batch, height // 2, width // 2, channels]``.
     """
-    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    if not (height and width):
-        return x
-    corners = [x[:, i:height:2, j:width:2] for i in range(2) for j in range(2)]
-    return functools.reduce(jnp.maximum, corners)
+    return pool.max_pool(x) if min(x.shape[1:3]) > 1 else x
 
 
 def relu_max_pool(x: jax.Array) -> jax.Array:
@@ -171,15 +167,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, hook: Hook | None) -> tuple[jax.Array, dict[str, Any]]:
-        def op(x, kernel):
-            return conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                self.padding,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-
+        op = functools.partial(conv2d, strides=(self.stride, self.stride), padding=self.padding)
         shape = (self.size, self.size, x.shape[-1], self.features)
         layer = _layer(self, "conv", op, shape, self.padding)
         return _run(layer, x, self.activation, hook)

@@ -1,14 +1,15 @@
 """What the rest of the package knows of a model: a record of functions and the list of its kernels."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_masks.algorithm import Params
-from fedjax_masks.models.layers import Chain, Hook, Layer, Norm
+from fedjax_masks.errors import UserError
+from fedjax_masks.models.layers import Chain, Layer, Norm
 
 
 class Kernel(NamedTuple):
@@ -39,8 +40,8 @@ class Kernel(NamedTuple):
     norm: Norm
     norm_paths: tuple[tuple[str, ...], ...]
     padding: str
-    successor: int | None
-    repeats: int
+    successor: int | None = None
+    repeats: int = 1
 
     @property
     def name(self) -> str:
@@ -129,46 +130,44 @@ def make_model(
 
 
 def check_image(name: str, input_shape: Sequence[int]) -> None:
-    """Raises ValueError unless the inputs are images."""
+    """Raises UserError unless the inputs are images."""
     if len(input_shape) != 3:
-        raise ValueError(
-            f"model {name!r} needs inputs [height, width, channels], got {tuple(input_shape)}; "
-            "use 'mlp' for other inputs"
+        raise UserError(
+            f"model={name!r}: needs inputs [height, width, channels], got {tuple(input_shape)}; "
+            "accepted for other inputs is 'mlp'"
         )
 
 
 def _list_kernels(chain: Chain, example: jax.ShapeDtypeStruct) -> tuple[Kernel, ...]:
     """Lists the layers by running the network on shapes alone, with a hook that takes notes."""
-    seen: list[tuple[Layer, tuple[int, ...]]] = []
+    seen: list[tuple[Kernel, bool]] = []
 
     def note(layer: Layer, x: jax.Array):
         h = layer(x)
-        seen.append((layer, h.shape))
+        seen.append((_kernel(layer, h.shape), layer.removable))
         return h, None
 
     jax.eval_shape(lambda x: chain.init(jax.random.key(0), x, note), example)
-    following = [layer.kernel.shape for layer, _ in seen[1:]] + [None]
-    return tuple(
-        _kernel(index, layer, shape, reader)
-        for index, ((layer, shape), reader) in enumerate(zip(seen, following, strict=True))
-    )
+
+    def link(index: int) -> Kernel:
+        kernel, removable = seen[index]
+        if not removable:
+            return kernel
+        reader, _ = seen[index + 1]
+        return kernel._replace(successor=index + 1, repeats=reader.shape[-2] // kernel.outputs)
+
+    return tuple(map(link, range(len(seen))))
 
 
-def _kernel(
-    index: int, layer: Layer, out_shape: tuple[int, ...], reader: tuple[int, ...] | None
-) -> Kernel:
+def _kernel(layer: Layer, out_shape: tuple[int, ...]) -> Kernel:
     at = tuple(layer.name.split("/"))
-    outputs = out_shape[-1]
-    removable = layer.removable and reader is not None
     return Kernel(
         path=(*at, "kernel"),
         kind=layer.kind,
         shape=layer.kernel.shape,
-        positions=int(np.prod(out_shape[1:-1])),
+        positions=math.prod(out_shape[1:-1]),
         bias=None if layer.bias is None else (*at, "bias"),
         norm=layer.norm_kind,
         norm_paths=() if layer.norm_kind is None else ((*at, "norm", "scale"), (*at, "norm", "bias")),
         padding=layer.padding,
-        successor=index + 1 if removable else None,
-        repeats=reader[-2] // outputs if removable else 1,
     )

@@ -1,53 +1,56 @@
-"""A 2-D convolution whose gradients are matrix products.
+"""A 2-D convolution whose gradients stay fast inside loops and under ``vmap``.
 
-``lax.conv_general_dilated`` is the fastest convolution at the top level of a program, but not where
-a federated simulator needs it. Inside a loop XLA's CPU backend does not rewrite its gradient to the
-canonical layout and runs it tens of times slower; under ``vmap`` over the kernels of many clients
-it becomes a grouped convolution, slow on every platform. The lowerings here keep to what is fast
-in a loop and under ``vmap``: ordinary and batched matrix products.
+``lax.conv_general_dilated`` is fast at the top level of a program, but a simulator calls it inside
+loops over clients and steps, where XLA's CPU backend no longer rewrites its gradients to the
+layout its kernels know and runs them tens of times slower. Under ``vmap`` over the kernels of many
+clients it becomes a grouped convolution, slow on every platform. The rules here state both
+gradients in forms that need no rewriting.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-Lowering = Literal["rows", "im2col", "lax"]
-Pads = tuple[tuple[int, int], tuple[int, int]]
-_NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+Lowering = Literal["canonical", "im2col", "lax"]
+Padding = str | Sequence[tuple[int, int]]
+_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def conv_general_dilated(
     lhs: jax.Array,
     rhs: jax.Array,
     window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: object = None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: object = None,
+    padding: Padding,
     *,
     lowering: Lowering | None = None,
+    **options,
 ) -> jax.Array:
-    """Drop-in for ``lax.conv_general_dilated``, for ``flax.linen.Conv(conv_general_dilated=...)``.
+    """Convolves like ``lax.conv_general_dilated``; for ``flax.linen.Conv(conv_general_dilated=...)``.
 
-    Ungrouped, undilated NHWC/HWIO convolutions take :func:`conv2d`; all others go to ``lax``.
+    Args:
+      lhs: Input, as ``lax`` takes it.
+      rhs: Kernel, as ``lax`` takes it.
+      window_strides: Strides of the spatial axes.
+      padding: ``"SAME"``, ``"VALID"`` or ``(low, high)`` for each spatial axis.
+      lowering: See :func:`conv2d`.
+      **options: The other options of ``lax.conv_general_dilated``. Grouped or dilated convolutions,
+        layouts other than NHWC/HWIO and set precisions are left to ``lax``.
+
+    Returns:
+      The convolution, shaped as ``lax`` shapes it.
     """
-    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)  # type: ignore[arg-type]
-    plain = numbers == _NHWC and feature_group_count == batch_group_count == 1
-    dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    if plain and not dilated and precision is None and preferred_element_type is None:
+    set_options = {k: v for k, v in options.items() if v is not None}
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, set_options.pop("dimension_numbers", None))
+    dilations = [*set_options.pop("lhs_dilation", ()), *set_options.pop("rhs_dilation", ())]
+    groups = [set_options.pop(f"{kind}_group_count", 1) for kind in ("feature", "batch")]
+    plain = not set_options and all(n == 1 for n in (*dilations, *groups)) and lhs.dtype == rhs.dtype
+    if lhs.ndim == 4 and plain and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NUMBERS):
         return conv2d(lhs, rhs, strides=window_strides, padding=padding, lowering=lowering)
-    return lax.conv_general_dilated(
-        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,  # type: ignore[arg-type]
-        feature_group_count, batch_group_count, precision, preferred_element_type,  # type: ignore[arg-type]
-    )  # fmt: skip
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
 def conv2d(
@@ -55,64 +58,89 @@ def conv2d(
     kernel: jax.Array,
     *,
     strides: Sequence[int] = (1, 1),
-    padding: str | Sequence[tuple[int, int]] = "SAME",
+    padding: Padding = "SAME",
     lowering: Lowering | None = None,
 ) -> jax.Array:
-    """Two-dimensional convolution (cross-correlation, as in ``lax``), equal to ``lax`` up to rounding."""
+    """Two-dimensional convolution (cross-correlation), equal to that of ``lax`` up to rounding.
+
+    Args:
+      x: ``[batch, height, width, in]``, floating point.
+      kernel: ``[kernel_height, kernel_width, in, out]``, the dtype of ``x``.
+      strides: Strides along height and width.
+      padding: ``"SAME"``, ``"VALID"`` or ``((low, high), (low, high))``.
+      lowering: ``"canonical"``: convolutions in the layout of XLA's CPU kernels and batched
+        products for the kernel's gradient. ``"im2col"``: patches and one matrix product each way, which
+        ``vmap`` over kernels turns into strided-batched products. ``"lax"``: ``lax``'s own rules. By
+        default ``"canonical"`` on CPU and ``"im2col"`` elsewhere.
+
+    Returns:
+      ``[batch, out_height, out_width, out]``.
+
+    Raises:
+      ValueError: ``lowering`` is none of these.
+
+    Example:
+      >>> conv2d(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1)), padding="VALID")[0, :, :, 0]
+      Array([[18., 18.],
+             [18., 18.]], dtype=float32)
+    """
     if lowering is None:
-        lowering = "rows" if jax.default_backend() == "cpu" else "im2col"
-    if lowering not in ("rows", "im2col", "lax"):
-        raise ValueError(f"lowering={lowering!r}: expected 'rows', 'im2col' or 'lax'")
+        lowering = "canonical" if jax.default_backend() == "cpu" else "im2col"
+    if lowering not in get_args(Lowering):
+        raise ValueError(f"lowering={lowering!r}: expected one of {', '.join(get_args(Lowering))}")
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    pads: Pads = tuple((int(a), int(b)) for a, b in padding)  # type: ignore[assignment]
+    pads = tuple((int(low), int(high)) for low, high in padding)
     if lowering == "lax":
-        return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NHWC)
+        return _lax_conv(x, kernel, tuple(strides), pads)
     return _conv(x, kernel, tuple(strides), pads, lowering)
 
 
-def _width_patches(x: jax.Array, kw: int, stride: int) -> jax.Array:
-    """``[B, H, W, C]`` to ``[B, H, W', kw * C]``."""
-    width = (x.shape[2] - kw) // stride + 1
-    cuts = [x[:, :, j : j + (width - 1) * stride + 1 : stride] for j in range(kw)]
-    return jnp.concatenate(cuts, axis=3) if kw > 1 else cuts[0]
+def _lax_conv(x, kernel, strides, pads):
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NUMBERS)
 
 
-def _rows(p: jax.Array, i: int, height: int, stride: int) -> jax.Array:
-    return p[:, i : i + (height - 1) * stride + 1 : stride]
+def _pad(x, pads, dilation=(1, 1)):
+    config = [(0, 0, 0), *((*p, d - 1) for p, d in zip(pads, dilation)), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _patches(x, axis, size, stride, out):
+    """Windows of ``size`` along ``axis``, side by side in the last axis: ``[..., size * channels]``."""
+    windows = (lax.slice_in_dim(x, i, i + (out - 1) * stride + 1, stride, axis) for i in range(size))
+    return jnp.concatenate(list(windows), axis=-1)
+
+
+def _im2col(x, kernel_size, strides, out_size):
+    for axis in (1, 0):  # width first, so that the last axis runs over (height, width, channel)
+        x = _patches(x, axis + 1, kernel_size[axis], strides[axis], out_size[axis])
+    return x
 
 
 def _forward(x, kernel, strides, lowering):
-    """Convolution without padding of an already padded input."""
-    kh, kw, cin, cout = kernel.shape
-    p = _width_patches(x, kw, strides[1])
-    height = (x.shape[1] - kh) // strides[0] + 1
-    rows = [_rows(p, i, height, strides[0]) for i in range(kh)]
-    if lowering == "im2col":
-        rows, kernel = [jnp.concatenate(rows, axis=3)], kernel.reshape(1, kh * kw * cin, cout)
-    else:
-        kernel = kernel.reshape(kh, kw * cin, cout)
-    return functools.reduce(jnp.add, [r @ w for r, w in zip(rows, kernel)])
+    """Convolves an input that is already padded."""
+    if lowering == "canonical":
+        return _lax_conv(x, kernel, strides, ((0, 0), (0, 0)))
+    out_size = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:3], kernel.shape, strides)]
+    return _im2col(x, kernel.shape[:2], strides, out_size) @ kernel.reshape(-1, kernel.shape[3])
 
 
 def _kernel_gradient(x, dy, kernel_shape, strides, lowering):
-    kh, kw, cin, cout = kernel_shape
-    p = _width_patches(x, kw, strides[1])
-    rows = [_rows(p, i, dy.shape[1], strides[0]) for i in range(kh)]
+    (kh, kw), (height, width) = kernel_shape[:2], dy.shape[1:3]
     if lowering == "im2col":
-        rows = [jnp.concatenate(rows, axis=3)]
-    grads = [jnp.einsum("bhwk,bhwo->ko", r, dy) for r in rows]
-    return jnp.stack(grads).reshape(kernel_shape)
+        patches = _im2col(x, (kh, kw), strides, (height, width))
+        return jnp.einsum("bhwk,bhwo->ko", patches, dy).reshape(kernel_shape)
+    # One product per image and kernel row: its operands fit the cache, one long product's do not.
+    patches = _patches(x, 2, kw, strides[1], width)
+    rows = (lax.slice_in_dim(patches, i, i + (height - 1) * strides[0] + 1, strides[0], 1) for i in range(kh))
+    flat = [r.reshape(len(x), height * width, -1) for r in rows]
+    dy = dy.reshape(len(x), height * width, -1)
+    return jnp.stack([jnp.einsum("bpk,bpo->bko", r, dy).sum(0) for r in flat]).reshape(kernel_shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, strides, pads, lowering):
     return _forward(_pad(x, pads), kernel, strides, lowering)
-
-
-def _pad(x, pads, dilation=(1, 1)):
-    config = [(0, 0, 0), *((a, b, d - 1) for (a, b), d in zip(pads, dilation)), (0, 0, 0)]
-    return x if not any(map(any, config)) else lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
 def _conv_fwd(x, kernel, strides, pads, lowering):
@@ -121,16 +149,15 @@ def _conv_fwd(x, kernel, strides, pads, lowering):
 
 def _conv_bwd(strides, pads, lowering, residuals, dy):
     x, kernel = residuals
-    dkernel = _kernel_gradient(_pad(x, pads), dy, kernel.shape, strides, lowering)
-    # The input's gradient is the full correlation of the dilated output gradient with the flipped kernel.
-    edges = []
-    for axis in (0, 1):
-        k, s, out = kernel.shape[axis], strides[axis], dy.shape[1 + axis]
-        low = k - 1 - pads[axis][0]
-        edges.append((low, x.shape[1 + axis] + k - 1 - low - ((out - 1) * s + 1)))
-    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    dx = _forward(_pad(dy, edges, strides), flipped, (1, 1), lowering)
-    return dx, dkernel
+    # The input's gradient: the dilated output gradient, fully correlated with the flipped kernel.
+    low = [k - 1 - p[0] for k, p in zip(kernel.shape, pads)]
+    high = [
+        n + k - 1 - a - (o - 1) * s - 1
+        for n, k, a, o, s in zip(x.shape[1:3], kernel.shape, low, dy.shape[1:3], strides)
+    ]
+    spread = _pad(dy, list(zip(low, high)), strides)
+    dx = _forward(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), lowering)
+    return dx, _kernel_gradient(_pad(x, pads), dy, kernel.shape, strides, lowering)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)

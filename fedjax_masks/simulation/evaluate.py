@@ -11,9 +11,7 @@ from fedjax_masks.simulation.layout import Rows, lay_out, map_clients
 from fedjax_masks.simulation.plan import Plan
 
 
-def global_correct(
-    algorithm: FederatedAlgorithm, state: State, examples: Examples, batch: int
-) -> jax.Array:
+def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Examples, batch: int) -> jax.Array:
     """``bool[num_test]``: which test examples the global model classifies correctly."""
     assert algorithm.predict_global is not None
     num = len(examples.labels)

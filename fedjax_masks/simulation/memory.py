@@ -58,13 +58,13 @@ def fit_plan(
             return program, plan, need
         if plan.block == 1:
             raise MemoryError(
-                f"the simulation needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free, and clients already "
-                "run one at a time; accepted is a smaller model, fewer clients with state of their own, "
-                "or fewer devices"
+                f"the simulation needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free, and clients "
+                "already run one at a time; accepted is a smaller model, fewer clients with state of "
+                "their own, or fewer devices"
             )
         half = -(-plan.block // 2)
         plan = replace(
             plan,
             block=half,
-            reason=f"blocks of {plan.block} would need {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free",
+            reason=f"blocks of {plan.block} need {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free",
         )

@@ -77,5 +77,7 @@ def _auto(cohort: int, step_flops: float, devices: int) -> Plan:
     if jax.default_backend() != "cpu":
         return Plan(share, devices, "an accelerator runs many small clients best as one batch")
     if step_flops >= _SMALL_STEP_FLOPS:
-        return Plan(1, devices, "a step of one client already fills the CPU; batching kernels only costs memory")
+        return Plan(
+            1, devices, "a step of one client already fills the CPU; batching kernels only costs memory"
+        )
     return Plan(min(4, share), devices, "steps are small; a few clients at a time hide their overhead")

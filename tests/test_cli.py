@@ -1,0 +1,196 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedjax_masks import cli, experiment
+from fedjax_masks.algorithms.registry import REGISTRY
+from fedjax_masks.data import DATASETS
+from fedjax_masks.models import MODELS
+
+SMALL = ["--model", "mlp", "--clients", "10", "--cohort", "3", "--rounds", "2"]
+
+
+def fails(capsys, *argv):
+    """Runs a command that must be refused; returns the one line it says."""
+    assert cli.main(list(argv)) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.fixture
+def npz(tmp_path):
+    def write(**arrays):
+        path = tmp_path / "data.npz"
+        good = {"x": np.zeros((40, 6), np.float32), "y": np.arange(40) % 3}
+        np.savez(path, **(good | arrays), allow_pickle=True)
+        return ["--dataset", f"npz:{path}"]
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--algorithm", "fedmsk"], ["fedmsk", "fedmask"]),
+        ([], ["algorithm.name", "fedavg"]),
+        (["--algorithm", "fedavg", "--model", "lenett"], ["lenett", "'lenet'"]),
+        (["--algorithm", "fedavg", "--set", "algorithm.lrr=1"], ["algorithm.lrr", "algorithm.lr"]),
+        (["--algorithm", "fedavg", "--set", "rounds"], ["--set rounds", "KEY=VALUE"]),
+        (["--algorithm", "fedavg", "--cohort", "11", "--clients", "10"], ["cohort=11", "1 to 10"]),
+        (["--algorithm", "fedavg", "--rounds", "-1"], ["rounds=-1", "at least 1"]),
+        (["--algorithm", "fedavg", "--rounds", "ten"], ["rounds=ten", "an integer"]),
+        (["--algorithm", "fedavg", "--set", "algorithm.lr=nan"], ["algorithm.lr=nan", "finite"]),
+        (["--algorithm", "fedavg", "--set", "algorithm.lr=inf"], ["algorithm.lr=inf", "finite"]),
+        (["--algorithm", "fedavg", "--partition", "shard:2"], ["shard:2", "shards"]),
+        (["--algorithm", "fedavg", "--partition", "shards:2", "--clients", "1000"], ["1000", "718"]),
+        (["--algorithm", "fedavg", "--plan", "scan"], ["--plan"]),
+        (["--algorithm", "fedavg", *SMALL, "--set", "plan=fast"], ["plan='fast'", "vmap"]),
+        (["--algorithm", "fedavg", "--config", "nowhere.toml"], ["nowhere.toml"]),
+        (
+            ["--algorithm", "fedavg", "--set", "algorithm.optimizer=adam", "--set", "algorithm.momentum=0.9"],
+            ["momentum"],
+        ),
+        (["--algorithm", "fedmask", *SMALL, "--set", "algorithm.prune_ratio=2"], ["prune_ratio=2"]),
+        (
+            ["--algorithm", "fedavg", "--dataset", "digits", "--data-dir", "x", "--dataset", "npz:no.npz"],
+            ["no.npz"],
+        ),
+    ],
+    ids=lambda value: " ".join(value)[-40:],
+)
+def test_what_is_wrong_is_refused_and_leaves_nothing(tmp_path, capsys, argv, words):
+    out = tmp_path / "out"
+    message = fails(capsys, "run", *argv, "--out", str(out))
+    assert all(word in message for word in words), message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"x": np.array([{}] * 40, object)},
+        {"x": np.zeros((39, 6), np.float32)},
+        {"y": np.arange(40) - 1},
+        {"y": np.linspace(0, 1, 40)},
+    ],
+    ids=["objects", "lengths", "negative", "fractions"],
+)
+def test_arrays_that_cannot_serve_are_refused(tmp_path, capsys, npz, arrays):
+    out = tmp_path / "out"
+    message = fails(capsys, "run", "--algorithm", "fedavg", *npz(**arrays), *SMALL, "--out", str(out))
+    assert "data.npz" in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["mnist", "no_such_data_set"])
+def test_a_folder_without_the_data_set_is_refused(tmp_path, capsys, name):
+    (tmp_path / "data").mkdir()
+    where = ["--dataset", name, "--data-dir", str(tmp_path / "data")]
+    message = fails(capsys, "run", "--algorithm", "fedavg", *where, *SMALL, "--out", str(tmp_path / "out"))
+    assert name in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["run"], ["report"], ["list", "planets"], ["bench", "--rounds", "x"]]
+)
+def test_arguments_that_make_no_command_are_refused(capsys, argv):
+    fails(capsys, *argv)
+
+
+def test_out_must_be_free(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    message = fails(capsys, "run", "--algorithm", "fedavg", "--out", str(tmp_path))
+    assert "--resume" in message
+    assert "out=" in fails(capsys, "run", "--algorithm", "fedavg", "--out", str(tmp_path / "config.json"))
+    assert "no run" in fails(capsys, "run", "--resume", "--out", str(tmp_path / "new"))
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_report_of_no_run_is_refused(tmp_path, capsys):
+    message = fails(capsys, "report", str(tmp_path / "none"), "--out", str(tmp_path / "report.html"))
+    assert "none" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_set_beats_flags_and_flags_the_file(tmp_path, monkeypatch):
+    seen = []
+
+    def note(config, out, **options):
+        seen.append((config, options))
+
+    monkeypatch.setattr(experiment, "run_experiment", note)
+    path = tmp_path / "run.toml"
+    path.write_text('rounds = 1\ncohort = 1\nseed = 1\n[algorithm]\nname = "fedmask"\nscore_lr = 0.5\n')
+    flags = ["--rounds", "2", "--cohort", "2", "--set", "cohort=3", "--set", "algorithm.score_lr=0.25"]
+    assert cli.main(["run", "--config", str(path), *flags, "--out", str(tmp_path / "o"), "--quiet"]) == 0
+    ((config, options),) = seen
+    assert (config.seed, config.rounds, config.cohort) == (1, 2, 3)
+    assert config.algorithm.options["score_lr"] == 0.25
+    assert options == {"resume": False, "quiet": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("algorithms", REGISTRY), ("models", MODELS), ("datasets", DATASETS)]
+)
+def test_list_says_what_there_is(capsys, kind, names):
+    assert cli.main(["list", kind, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert list(listed[kind]) == list(names)
+    assert all(listed[kind].values())
+
+
+def test_partitions_are_listed_as_they_are_written(capsys):
+    assert cli.main(["list", "partitions"]) == 0
+    assert "lotteryfl:N:BALANCE" in capsys.readouterr().out
+
+
+def test_help_ends_well(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", "--help"])
+    assert end.value.code == 0
+    assert "--partition SPEC" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_from_the_shell_resumes_and_is_reported(tmp_path):
+    def shell(*argv):
+        command = [sys.executable, "-m", "fedjax_masks.cli", *argv]
+        return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+
+    out, report = str(tmp_path / "run"), str(tmp_path / "report.html")
+    first = shell("run", "--algorithm", "fedavg", *SMALL, "--set", "model.hidden=8", "--out", out)
+    assert first.returncode == 0, first.stderr
+    assert "plan: " in first.stderr
+    assert "fedavg" in first.stdout
+    again = shell("run", "--resume", "--out", out, "--quiet")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    changed = shell("run", "--algorithm", "local", "--resume", "--out", out)
+    assert changed.returncode == 2
+    assert changed.stderr.startswith("error: ")
+    assert shell("report", out, "--out", report).returncode == 0
+    assert "fedavg" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_demo_compares_three_algorithms(tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("fedavg", "local", "fedmask"))
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    summaries = {
+        name: json.loads((tmp_path / name / "summary.json").read_text())
+        for name in ("fedavg", "local", "fedmask")
+    }
+    fedavg, local, fedmask = (summaries[name] for name in ("fedavg", "local", "fedmask"))
+    assert fedmask["last_personal_accuracy_mean"] > fedavg["last_personal_accuracy_mean"]
+    assert fedmask["bytes_up_total"] < fedavg["bytes_up_total"] / 30
+    assert (local["bytes_up_total"], local["last_global_accuracy"]) == (0, None)

@@ -1,0 +1,133 @@
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from fedjax_masks.ops import conv2d, conv_general_dilated, max_pool
+
+OWN = ["canonical", "im2col"]
+CASES = [  # input [B, H, W, C], kernel [h, w, O], strides, padding
+    ((2, 9, 8, 3), (3, 3, 4), (1, 1), "SAME"),
+    ((2, 9, 8, 3), (3, 3, 4), (1, 1), "VALID"),
+    ((2, 9, 8, 3), (3, 3, 4), (2, 2), "SAME"),
+    ((1, 8, 8, 1), (3, 3, 5), (2, 2), "VALID"),
+    ((1, 7, 5, 2), (3, 2, 4), (2, 1), ((2, 1), (0, 3))),
+    ((3, 5, 6, 2), (1, 1, 3), (2, 2), "VALID"),
+    ((2, 4, 4, 2), (4, 4, 3), (1, 1), "VALID"),
+    ((1, 5, 5, 2), (2, 2, 3), (1, 1), ((3, 0), (2, 4))),
+]
+
+
+def reference(x, kernel, strides, padding):
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def draw(rng, shape, kernel, dtype):
+
+    def normal(*s):
+        return jnp.asarray(rng.standard_normal(s), dtype)
+
+    return normal(*shape), normal(*kernel[:2], shape[3], kernel[2]), normal
+
+
+def value_and_vjp(f, x, kernel, dy):
+    y, vjp = jax.vjp(f, x, kernel)
+    return y, *vjp(dy)
+
+
+@pytest.mark.parametrize("lowering", OWN)
+def test_conv_and_both_gradients_equal_lax_in_float64(lowering):
+    with jax.enable_x64(True):
+        for shape, kernel_shape, strides, padding in CASES:
+            x, kernel, normal = draw(np.random.default_rng(0), shape, kernel_shape, jnp.float64)
+            want_y = reference(x, kernel, strides, padding)
+            dy = normal(*want_y.shape)
+            own = partial(conv2d, strides=strides, padding=padding, lowering=lowering)
+            want = value_and_vjp(partial(reference, strides=strides, padding=padding), x, kernel, dy)
+            for a, b in zip(value_and_vjp(own, x, kernel, dy), want, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("lowering", OWN)
+def test_float32_error_is_rounding(lowering):
+    x, kernel, normal = draw(np.random.default_rng(1), (4, 12, 11, 16), (3, 3, 8), jnp.float32)
+    dy = normal(4, 10, 9, 8)
+    own = partial(conv2d, padding="VALID", lowering=lowering)
+    got = jax.jit(lambda *a: value_and_vjp(own, *a))(x, kernel, dy)
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, kernel, dy)]
+        want = value_and_vjp(lambda x, k: reference(x, k, (1, 1), "VALID"), *exact)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == jnp.float32
+        assert np.abs(a - b).max() < 3e-6 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("lowering", OWN)
+def test_conv_inside_scan_and_under_vmap_of_kernels(lowering):
+    rng = np.random.default_rng(2)
+    xs = jnp.asarray(rng.standard_normal((3, 2, 6, 7, 2)), jnp.float32)
+    kernels = jnp.asarray(rng.standard_normal((3, 3, 3, 2, 4)), jnp.float32)
+
+    def gradients(conv):
+        return lambda args: jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(conv(x, k))), (0, 1))(*args)
+
+    own = gradients(lambda x, k: conv2d(x, k, strides=(2, 2), lowering=lowering))
+    want = [gradients(lambda x, k: reference(x, k, (2, 2), "SAME"))(args) for args in zip(xs, kernels)]
+    want = jax.tree.map(lambda *a: jnp.stack(a), *want)
+    for got in (jax.jit(jax.vmap(own))((xs, kernels)), jax.jit(lambda a: lax.map(own, a))((xs, kernels))):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
+
+
+def test_unused_input_gradient_is_not_computed():
+    x, kernel = jnp.ones((1, 6, 6, 2)), jnp.ones((3, 3, 2, 4))
+
+    def convolutions(argnums):
+        loss = lambda x, k: jnp.sum(conv2d(x, k, padding="VALID", lowering="canonical") ** 2)
+        return jax.jit(jax.grad(loss, argnums)).lower(x, kernel).compile().as_text().count(" convolution(")
+
+    assert convolutions((0, 1)) == convolutions(1) + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"feature_group_count": 2}, {"kernel_dilation": 2}, {"strides": 2}])
+def test_flax_layer_gives_the_same_output_and_gradients(options):
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 7, 6, 4)), jnp.float32)
+    own = nn.Conv(6, (3, 3), conv_general_dilated=conv_general_dilated, **options)
+    plain = nn.Conv(6, (3, 3), **options)
+    params = plain.init(jax.random.key(0), x)
+    got, want = (
+        jax.value_and_grad(lambda p, layer=layer: jnp.sum(jnp.sin(layer.apply(p, x))))(params)
+        for layer in (own, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), got, want)
+
+
+def test_one_dimensional_convolution_is_left_to_lax():
+    x, kernel = jnp.ones((1, 5, 2)), jnp.ones((3, 2, 4))
+    numbers = ("NWC", "WIO", "NWC")
+    got = conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers)
+    want = lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_unknown_lowering_is_refused():
+    with pytest.raises(ValueError, match=r"lowering='fft': expected one of canonical, im2col, lax"):
+        conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), lowering="fft")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"), [((2, 6, 8, 3), (2, 2)), ((1, 7, 9, 2), (2, 3)), ((1, 3, 5, 1), (1, 2))]
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_max_pool_and_gradient_equal_reduce_window(shape, window, ties):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal(shape)
+    x = jnp.asarray(np.round(x) if ties else x, jnp.float32)
+    y, vjp = jax.vjp(lambda x: max_pool(x, window), x)
+    want, want_vjp = jax.vjp(lambda x: nn.max_pool(x, window, window), x)
+    dy = jnp.asarray(rng.standard_normal(y.shape), jnp.float32)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(vjp(dy)[0], want_vjp(dy)[0])

@@ -1,0 +1,242 @@
+"""Partitions: published numbers, promises to every client, and refusals."""
+
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_masks.data import MODIFIERS, PARTITIONS, label_histogram, load_task, rows_of, task_from_arrays
+from fedjax_masks.data.specs import parse
+
+TEXTS = [
+    "iid",
+    "shards:2",
+    "dirichlet:0.5",
+    "lotteryfl:2:0.25",
+    "lotteryfl:3:1:5",
+    "quantity:0.5",
+    "natural",
+    "noise:0.1",
+    "rotation",
+    "shards:2+corrupt_labels:0,3",
+]
+
+
+def balanced(per_class, classes=10, **kwargs):
+    """A task whose every example can be told from any other by its features."""
+    labels = np.tile(np.arange(classes), per_class)
+    rows = np.arange(len(labels), dtype=np.float32)[:, None]
+    test = np.repeat(np.arange(classes), 100)
+    return task_from_arrays(rows, labels, np.arange(len(test), dtype=np.float32)[:, None], test, **kwargs)
+
+
+def toy(text, clients=6, seed=0):
+    rng = np.random.default_rng(1)
+    x, y = rng.random((400, 4, 4, 1)), rng.integers(5, size=400)
+    tx, ty = rng.random((90, 4, 4, 1)), rng.integers(5, size=90)
+    ids = {"client_train": np.arange(400) % 8, "client_test": np.arange(90) % 8}
+    return task_from_arrays(x, y, tx, ty, clients=clients, partition=text, seed=seed, **ids)
+
+
+def test_dirichlet_matches_the_published_draw():
+    task = balanced(5000, clients=10, partition="dirichlet:0.1", seed=2020)
+    assert task.train.sizes.tolist() == [4096, 5674, 4534, 476, 5052, 5256, 7867, 6039, 5711, 5295]
+    histogram = label_histogram(task)
+    assert histogram[5].tolist() == [0, 0, 1, 0, 0, 0, 0, 4183, 1072, 0]
+    assert histogram[3].tolist() == [0, 0, 74, 3, 3, 37, 0, 0, 288, 71]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_clients_own_disjoint_rows_and_draws_follow_the_seed(text):
+    task, again, other = toy(text), toy(text), toy(text, seed=1)
+    rows = task.train.rows
+    assert rows.dtype == task.train.offsets.dtype == task.train.sizes.dtype == np.int32
+    assert len(np.unique(rows)) == len(rows)
+    assert rows.min() >= 0
+    assert rows.max() < len(task.labels)
+    assert task.train.sizes.min() >= 1
+    assert task.test.sizes.min() >= 1
+    assert task.test.rows.max() < len(task.test_labels)
+    np.testing.assert_array_equal(task.train.offsets, np.cumsum(task.train.sizes) - task.train.sizes)
+    np.testing.assert_array_equal(rows, again.train.rows)
+    np.testing.assert_array_equal(task.inputs, again.inputs)
+    np.testing.assert_array_equal(task.test.rows, again.test.rows)
+    assert not np.array_equal(rows, other.train.rows)
+
+
+@pytest.mark.parametrize("text", ["iid", "shards:2", "dirichlet:0.5", "quantity:0.5"])
+def test_no_example_is_lost(text):
+    assert len(toy(text).train.rows) == 400
+
+
+def test_shards_hold_few_labels_and_all_their_test_images():
+    task = balanced(40, clients=20, partition="shards:2")
+    histogram = label_histogram(task)
+    assert (histogram.sum(1) == 20).all()
+    assert ((histogram > 0).sum(1) <= 2).all()
+    for client in range(20):
+        held = task.test_labels[rows_of(task.test, client)]
+        np.testing.assert_array_equal(np.bincount(held, minlength=10), 100 * (histogram[client] > 0))
+
+
+@pytest.mark.parametrize(("balance", "size"), [(1.0, 40), (0.25, 25)])
+def test_lotteryfl_cuts_the_second_shard(balance, size):
+    task = balanced(200, clients=50, partition=f"lotteryfl:2:{balance}")
+    histogram = label_histogram(task)
+    assert (task.train.sizes == size).all()
+    # Shards are pure here, as the class size is a multiple of theirs.
+    for counts in histogram:
+        assert sorted(counts[counts > 0].tolist()) in ([size], sorted([20, size - 20]))
+
+
+def test_proportional_test_sets_follow_training_labels():
+    task = balanced(500, clients=10, partition="dirichlet:0.5")
+    for client, counts in enumerate(label_histogram(task)):
+        held = np.bincount(task.test_labels[rows_of(task.test, client)], minlength=10)
+        assert len(np.unique(rows_of(task.test, client))) == held.sum() == task.test.sizes[client]
+        np.testing.assert_array_less(np.abs(held - held.sum() * counts / counts.sum()), 1 + 1e-9)
+
+
+def test_iid_test_sets_are_equal_parts():
+    task = balanced(40, clients=10)
+    np.testing.assert_array_equal(np.sort(task.test.rows), np.arange(1000))
+    assert (task.test.sizes == 100).all()
+    assert (balanced(200, clients=1500).test.sizes == 1).all()
+
+
+def test_natural_follows_the_ids():
+    names = np.array(["bea", "ann", "cas", "ann"] * 5)
+    x, y = np.arange(20, dtype=np.float32)[:, None], np.arange(20) % 2
+    task = task_from_arrays(x, y, x, y, partition="natural", client_train=names, client_test=names)
+    assert task.num_clients == 3
+    for client, name in enumerate(["ann", "bea", "cas"]):
+        np.testing.assert_array_equal(rows_of(task.train, client), np.flatnonzero(names == name))
+        np.testing.assert_array_equal(rows_of(task.test, client), np.flatnonzero(names == name))
+    with pytest.raises(ValueError, match="4 clients asked for, but the data set has 3"):
+        task_from_arrays(x, y, x, y, partition="natural", clients=4, client_train=names, client_test=names)
+    only = names != "cas"
+    held = x[only], y[only]
+    with pytest.raises(ValueError, match=r"1 clients \(the first is 2\) would have no test examples"):
+        task_from_arrays(x, y, *held, partition="natural", client_train=names, client_test=names[only])
+
+
+def test_caps_keep_a_subset_of_the_rows():
+    whole = balanced(100, clients=10, partition="shards:2")
+    task = balanced(100, clients=10, partition="shards:2", examples_per_client=7, test_per_client=3)
+    assert (task.train.sizes == 7).all()
+    assert (task.test.sizes == 3).all()
+    for client in range(10):
+        assert set(rows_of(task.train, client)) <= set(rows_of(whole.train, client))
+        labels = set(task.labels[rows_of(task.train, client)])
+        assert set(task.test_labels[rows_of(task.test, client)]) <= labels
+
+
+def test_noise_grows_with_the_client_and_reaches_test_images():
+    clean, noisy = (load_task("digits", clients=4, partition=text) for text in ("iid", "noise:0.2"))
+    np.testing.assert_array_equal(clean.train.rows, noisy.train.rows)
+    for index, before, after in (
+        (clean.train, clean.inputs, noisy.inputs),
+        (clean.test, clean.test_inputs, noisy.test_inputs),
+    ):
+        change = [
+            np.abs(after[rows_of(index, i)].astype(int) - before[rows_of(index, i)]).mean() for i in range(4)
+        ]
+        assert change == sorted(change)
+        assert change[0] > 0
+    assert noisy.inputs.dtype == np.uint8
+
+
+def test_rotation_turns_whole_clients():
+    clean, turned = (load_task("digits", clients=5, partition=text) for text in ("iid", "iid+rotation"))
+    for client in range(5):
+        mine = rows_of(clean.train, client)
+        for row in mine[:3]:
+            np.testing.assert_array_equal(
+                turned.inputs[row, :, :, 0], np.rot90(clean.inputs[row, :, :, 0], client % 4)
+            )
+
+
+def test_corruption_changes_the_training_data_of_chosen_clients_only():
+    text = "iid+corrupt_pixels:0+corrupt_labels:1,2"
+    clean, task = (load_task("digits", clients=5, partition=text) for text in ("iid", text))
+    np.testing.assert_array_equal(clean.test_inputs, task.test_inputs)
+    for client in range(5):
+        mine = rows_of(clean.train, client)
+        inputs, labels = task.inputs[mine], task.labels[mine]
+        assert np.array_equal(inputs, clean.inputs[mine]) == (client != 0)
+        assert np.array_equal(labels, clean.labels[mine]) == (client not in (1, 2))
+        np.testing.assert_array_equal(np.sort(labels), np.sort(clean.labels[mine]))
+        np.testing.assert_array_equal(
+            np.sort(inputs.reshape(len(mine), -1)), np.sort(clean.inputs[mine].reshape(len(mine), -1))
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shard:2", "did you mean 'shards'"),
+        ("", "accepted: iid, shards"),
+        ("shards", "form shards:N"),
+        ("shards:0", "form shards:N"),
+        ("shards:2:3", "form shards:N"),
+        ("shards:1.5", "form shards:N"),
+        ("dirichlet:nan", "form dirichlet:BETA"),
+        ("dirichlet:inf", "form dirichlet:BETA"),
+        ("dirichlet:-1", "form dirichlet:BETA"),
+        ("lotteryfl:2:1.5", "form lotteryfl:N:BALANCE"),
+        ("iid:3", "not of the form iid"),
+        ("iid+shards:2", "no 'shards'"),
+        ("corrupt_labels:1,x", "form corrupt_labels"),
+        ("corrupt_labels:-1", "form corrupt_labels"),
+        ("noise:-1", "form noise:SIGMA"),
+        ("lotteryfl:2:0.25", "at most 35 clients"),
+        ("shards:20", "at most 71 clients"),
+        ("natural", "no client ids"),
+        ("shards:2+noise:0.1", "share no test examples"),
+        ("iid+corrupt_labels:100", "no client 100; accepted: 0 to 99"),
+    ],
+)
+def test_refusals_are_one_clear_line(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_task("digits", partition=text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["dirichlet:1e-5", "quantity:1e-5"])
+def test_hopeless_draws_end(text):
+    with pytest.raises(ValueError, match="fewer clients or a larger beta"):
+        toy(text, clients=50)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"clients": 0}, "clients=0: 1 to 1438"),
+        ({"clients": 5000}, "clients=5000: 1 to 1438"),
+        ({"clients": 2.5}, "an integer"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**32}, "seed="),
+        ({"examples_per_client": 0}, "examples_per_client=0: at least 1"),
+        ({"test_per_client": -3}, "test_per_client=-3: at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        load_task("digits", **kwargs)
+
+
+@pytest.mark.parametrize("registry", [PARTITIONS, MODIFIERS])
+def test_registries_describe_themselves(registry):
+    for name, entry in registry.items():
+        assert entry.usage.partition(":")[0] == name
+        assert entry.help
+        assert "\n" not in entry.help
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="iidshardsnoise:+,.0123456789-e ", max_size=24))
+def test_any_text_parses_or_is_refused(text):
+    with contextlib.suppress(ValueError):  # nothing else may be raised
+        assert parse(text).text == text

@@ -1,0 +1,334 @@
+"""Reading run directories and drawing the report, on runs written by hand."""
+
+import json
+import re
+from html.parser import HTMLParser
+from io import StringIO
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from fedjax_masks.analysis import column, comparison_table, load_run, plot_run, print_table, write_report
+from fedjax_masks.analysis.records import bytes_per_client_round, client_accuracy, layer_densities
+from fedjax_masks.analysis.style import group
+
+COHORT = 4
+KEYS = [
+    *("round", "train_loss", "global_accuracy"),
+    *("personal_accuracy_mean", "personal_accuracy_p10", "personal_accuracy_p90"),
+    *("bytes_up", "bytes_down", "bytes_up_total", "bytes_down_total", "client_flops", "server_flops"),
+    *("sim_seconds", "energy_joules", "density", "cohort_size", "clients_dropped", "wall_seconds"),
+]
+
+
+def make_run(
+    folder,
+    *,
+    algorithm="fedavg",
+    personal=0.8,
+    global_=0.75,
+    up=500_000,
+    down=1_000_000,
+    rounds=20,
+    extra=None,
+    data="digits",
+    model="cnn",
+    seed=0,
+    options=None,
+    summary=None,
+):
+    """Writes a run that is evaluated every fifth round; ``up``, ``down``: bytes per client and round."""
+    folder.mkdir(parents=True)
+    config = {
+        "algorithm": {"name": algorithm, **(options or {})},
+        "data": {"name": data, "partition": "shards:2", "clients": 10},
+        "model": {"name": model},
+        "training": {"epochs": 1, "batch_size": 10},
+        "rounds": rounds,
+        "cohort": COHORT,
+        "seed": seed,
+        "versions": {"jax": "0.10.2"},
+        "platform": {"backend": "cpu"},
+        "plan": "scan",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = []
+    for done in range(5, rounds + 1, 5):
+        share = done / rounds
+        record = dict.fromkeys(KEYS) | {
+            "round": done,
+            "bytes_up": up * COHORT,
+            "bytes_down": down * COHORT,
+            "bytes_up_total": up * COHORT * done,
+            "bytes_down_total": down * COHORT * done,
+            "cohort_size": COHORT,
+            "extra": {key: value * (2 - share) for key, value in (extra or {}).items()},
+        }
+        if personal is not None:
+            record["personal_accuracy_mean"] = personal * share
+            record["personal_accuracy_p10"] = (personal - 0.1) * share
+            record["personal_accuracy_p90"] = (personal + 0.1) * share
+        record["global_accuracy"] = None if global_ is None else global_ * share
+        lines.append(json.dumps(record))
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    clients = [] if personal is None else list(np.linspace(personal - 0.1, personal + 0.1, 10))
+    done = {"rounds_per_second": 2.5, "setup_bytes": 0, "client_accuracy": clients} | (summary or {})
+    (folder / "summary.json").write_text(json.dumps(done))
+    return folder
+
+
+class _Page(HTMLParser):
+    """Collects what a page refers to, its element ids and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.references, self.ids, self.tags, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for key, value in attrs:
+            if key in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.references.append(value)
+            if key == "id":
+                self.ids.append(value)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(path):
+    text = path.read_text("utf-8")
+    return text, _Page(text)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three runs that every test reads and none changes."""
+    tmp_path = tmp_path_factory.mktemp("runs")
+    return [
+        make_run(tmp_path / "a", algorithm="fedavg", personal=0.8123),
+        make_run(
+            tmp_path / "b",
+            algorithm="fedmask",
+            personal=0.8768,
+            global_=None,
+            up=15_000,
+            down=45_000,
+            extra={"density/conv1": 0.4, "density/fc1": 0.3, "personal_accuracy_writeback": 0.6543},
+            summary={"setup_bytes": 640_000},
+        ),
+        make_run(tmp_path / "c", algorithm="splitfed", personal=None, global_=0.7321, up=2_000_000),
+    ]
+
+
+@pytest.fixture(scope="module")
+def report(three, tmp_path_factory):
+    return write_report(three, tmp_path_factory.mktemp("pages") / "new" / "report.html")
+
+
+def test_columns_have_nan_for_null_and_reach_into_extra(three):
+    run = load_run(three[1])
+    assert np.isnan(column(run, "global_accuracy")).all()
+    np.testing.assert_allclose(column(run, "density/conv1"), [0.7, 0.6, 0.5, 0.4])
+    assert np.isnan(column(run, "no such key")).all()
+    assert list(layer_densities(run)) == ["conv1", "fc1"]
+    assert (np.diff(client_accuracy(run)) >= 0).all()
+
+
+def test_bytes_per_client_are_over_all_rounds_not_the_evaluated_ones(tmp_path):
+    run = load_run(make_run(tmp_path / "a", rounds=10))
+    run.records[-1].update(bytes_up=7, bytes_up_total=10 * COHORT * 1234)
+    assert bytes_per_client_round(run, "up") == 1234
+
+
+def test_table_rows(three):
+    fedavg, fedmask, splitfed = comparison_table([load_run(path) for path in three])
+    assert fedavg["algorithm"] == "fedavg"
+    assert (fedavg["mb_up"], fedavg["mb_down"], fedavg["ratio"]) == (0.5, 1.0, 1.0)
+    assert fedavg["mb_total"] == pytest.approx(1.5 * 20 * COHORT)
+    assert fedavg["mb_setup"] is None
+    assert fedmask["ratio"] == pytest.approx(0.06 / 1.5)
+    assert fedmask["mb_setup"] == 0.64
+    assert fedmask["global_accuracy"] is None
+    assert fedmask["personal_writeback"] == pytest.approx(0.6543)
+    assert splitfed["personal_accuracy"] is None
+    assert splitfed["global_accuracy"] == pytest.approx(0.7321)
+
+
+def test_ratio_only_where_fedavg_ran_on_the_same_data(tmp_path):
+    paths = [
+        make_run(tmp_path / "a", model="cnn"),
+        make_run(tmp_path / "b", model="mlp", up=5_000_000, down=5_000_000),
+        make_run(tmp_path / "c", algorithm="fedskel", model="mlp", up=1_000_000),
+        make_run(tmp_path / "d", algorithm="fedskel", data="mnist"),
+    ]
+    rows = comparison_table([load_run(path) for path in paths])
+    assert rows[2]["ratio"] == pytest.approx(0.2)
+    assert rows[3]["ratio"] is None
+    assert comparison_table([load_run(paths[2])])[0]["ratio"] is None
+
+
+def test_page_refers_to_nothing_outside_itself(report):
+    text, page = read(report)
+    assert not re.search(r"https?:|@import|url\((?!#)|//[a-z]", text)
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert page.references
+    assert all(reference.startswith("#") for reference in page.references)
+    targets = {reference[1:] for reference in page.references} | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert targets <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_page_has_every_runs_numbers(report):
+    text, page = read(report)
+    words = " ".join(page.words)
+    for expected in (
+        *("81.2 % [71-91]", "87.7 % [78-98]", "73.2 %", "75.0 %", "65.4 %"),
+        *("0.500", "1.00", "0.0150", "0.0450", "2.00", "120", "4.80", "240"),
+        *("0.0400", "0.640", "2.50", "shards:2", "0.10.2", "training.batch_size"),
+    ):
+        assert expected in words, expected
+    assert text.count("<svg") == 5
+    assert words.count("fedmask") > 3
+
+
+def test_images_lie_beside_the_page(report):
+    images = sorted((report.parent / "report_figures").iterdir())
+    names = ["accuracy-bytes", "accuracy-rounds", "client-spread", "mask-density", "traffic"]
+    assert [image.stem for image in images] == names
+    for image in images:
+        pixels = imread(image)[..., :3]
+        assert pixels.shape[1] >= 900
+        assert 0.01 < (pixels.min(-1) < 0.9).mean() < 0.5
+    assert sorted(path.name for path in report.parent.iterdir()) == ["report.html", "report_figures"]
+
+
+def test_one_run(three, tmp_path):
+    text, page = read(write_report(three[2:], tmp_path / "report.html"))
+    words = " ".join(page.words)
+    assert "splitfed on digits" in words
+    assert "personal accuracy" not in words.split("Accuracy against rounds")[0]
+    assert text.count("<svg") == 3
+    assert 'class="best"' not in text
+
+
+def test_a_colour_belongs_to_an_algorithm_and_a_dash_to_its_settings(tmp_path):
+    paths = [
+        make_run(tmp_path / "a", seed=0),
+        make_run(tmp_path / "b", seed=1),
+        make_run(tmp_path / "c", algorithm="fedmask", options={"score_lr": 0.1}),
+        make_run(tmp_path / "d", algorithm="fedmask", options={"score_lr": 0.2}),
+        make_run(tmp_path / "e", algorithm="adp"),
+    ]
+    series = group([load_run(path) for path in paths])
+    assert [len(member.runs) for member in series] == [2, 1, 1, 1]
+    labels = [member.label for member in series]
+    assert labels == ["fedavg", "fedmask, score_lr=0.1", "fedmask, score_lr=0.2", "adp"]
+    assert series[1].color == series[2].color
+    assert series[1].dash != series[2].dash
+    assert len({member.color for member in series}) == 3
+    alone = group([load_run(paths[0]), load_run(paths[4])])
+    assert alone[0].color == series[0].color
+
+
+def test_a_run_that_sends_nothing_and_one_that_has_not_begun(tmp_path):
+    silent = make_run(tmp_path / "silent", algorithm="local", up=0, down=0)
+    young = make_run(tmp_path / "young", algorithm="adp", rounds=3)
+    (young / "summary.json").unlink()
+    (young / "metrics.jsonl").unlink()
+    _, page = read(write_report([silent, young], tmp_path / "report.html"))
+    assert "0 of 3" in " ".join(page.words)
+    assert load_run(young).records == []
+    _, page = read(write_report([young], tmp_path / "young.html"))
+    assert "svg" not in page.tags
+
+
+def test_a_cut_off_line_is_left_out_and_a_repeated_round_replaced(tmp_path):
+    path = make_run(tmp_path / "a")
+    metrics = path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    again = json.dumps(json.loads(lines[2]) | {"train_loss": 0.125})
+    metrics.write_text("\n".join([*lines[:3], again, lines[3][:40]]))
+    (path / "summary.json").unlink()
+    run = load_run(path)
+    assert column(run, "round").tolist() == [5, 10, 15]
+    assert column(run, "train_loss")[-1] == 0.125
+    assert comparison_table([run])[0]["rounds"] == 15
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "config.json").unlink(), "no config.json"),
+        (lambda path: (path / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda path: (path / "summary.json").write_text("[1]"), "holds a list"),
+        (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), "cannot be read as JSON"),
+        (lambda path: (path / "metrics.jsonl").write_text('{"rou\n{"round": 5}\n'), "line 1"),
+        (lambda path: (path / "metrics.jsonl").write_text('3\n{"round": 5}\n'), "line 1"),
+        (lambda path: path.rename(path.with_name("gone")), "no such directory"),
+    ],
+)
+def test_broken_runs_are_refused_in_one_line(tmp_path, damage, message):
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad")
+    damage(bad)
+    with pytest.raises(ValueError, match=message) as caught:
+        write_report([good, bad], tmp_path / "out" / "report.html")
+    assert "\n" not in str(caught.value)
+    assert str(bad) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(ValueError, match="none given"):
+        write_report([], tmp_path / "report.html")
+    with pytest.raises(ValueError, match="html"):
+        write_report([make_run(tmp_path / "a")], tmp_path)
+
+
+def test_what_users_write_is_escaped(tmp_path):
+    nasty = "<b>&\"'$x^{$_"
+    paths = [
+        make_run(
+            tmp_path / f"_<i>{seed}$\\frac", algorithm=nasty, data=nasty, options={"<u>": "<s>", "lr": seed}
+        )
+        for seed in range(2)
+    ]
+    text, page = read(write_report(paths, tmp_path / "report.html"))
+    assert not {"b", "i", "u", "s"} & set(page.tags)
+    assert "<b>" not in text
+    assert nasty in "".join(page.words)
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    paths = [make_run(tmp_path / parent / "run", personal=None) for parent in ("x", "y")]
+    _, page = read(write_report([*paths, paths[0]], tmp_path / "report.html"))
+    words = " ".join(page.words)
+    assert "2 runs" in words
+    assert "x/run" in words
+    assert "y/run" in words
+
+
+def test_terminal_table_shows_all_runs_on_a_narrow_terminal(three):
+    text = StringIO()
+    print_table([load_run(path) for path in three], Console(file=text, width=64))
+    printed = text.getvalue()
+    assert max(map(len, printed.splitlines())) <= 64
+    for expected in ("fedavg", "fedmask", "splitfed", "81.2 %", "87.7 %", "0.0150", "0.0400"):
+        assert expected in printed
+
+
+def test_plot_of_runs_on_disk_and_of_one_in_memory(three):
+    runs = [load_run(path) for path in three]
+    rounds, traffic = plot_run(*runs).axes
+    lines = {tuple(line.get_ydata()): line for line in rounds.lines}
+    personal = lines[tuple(100 * column(runs[1], "personal_accuracy_mean"))]
+    assert personal.get_xdata().tolist() == [5, 10, 15, 20]
+    assert traffic.get_xscale() == "log"
+    drawn = [line.get_xdata()[-1] for line in traffic.lines if len(line.get_xdata())]
+    assert sorted(set(drawn)) == pytest.approx([4.8, 120, 240])
+    figure = plot_run(SimpleNamespace(records=runs[0].records))
+    assert figure._repr_png_().startswith(b"\x89PNG")

@@ -1,0 +1,423 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import checkpoint, experiment, runner
+from fedjax_masks.algorithm import State
+from fedjax_masks.config import make_config
+from fedjax_masks.data import synthetic_task
+from fedjax_masks.errors import UserError
+from fedjax_masks.experiment import run_experiment
+from fedjax_masks.runner import notes
+from fedjax_masks.simulation import RoundMetrics
+from fedjax_masks.telemetry import describe, progress
+
+KEYS = [
+    "round",
+    "train_loss",
+    "global_accuracy",
+    "personal_accuracy_mean",
+    "personal_accuracy_p10",
+    "personal_accuracy_p90",
+    "bytes_up",
+    "bytes_down",
+    "bytes_up_total",
+    "bytes_down_total",
+    "client_flops",
+    "server_flops",
+    "sim_seconds",
+    "energy_joules",
+    "density",
+    "cohort_size",
+    "clients_dropped",
+    "wall_seconds",
+    "extra",
+]
+
+SETTING = {
+    "algorithm.name": "local",
+    "model.name": "mlp",
+    "model.hidden": (8,),
+    "data.partition": "shards:2",
+    "data.clients": 12,
+    "cohort": 4,
+    "rounds": 7,
+    "training.epochs": 1,
+    "eval_every": 2,
+    "plan": "scan",
+    "checkpoint_share": 1.0,
+    "keep_checkpoints": 2,
+}
+
+
+class Killed(BaseException):
+    """Stands for the process's sudden end: no handler of the package catches it."""
+
+
+def without_time(records):
+    """Records for comparison: the time that passed cannot repeat itself."""
+    assert all(record["wall_seconds"] > 0 for record in records)
+    return [{key: value for key, value in record.items() if key != "wall_seconds"} for record in records]
+
+
+def read_lines(out):
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def assert_same_state(left, right):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(left), jax.device_get(right))
+
+
+def config_with(**values):
+    return make_config(SETTING | values)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """Equal simulations share their programs: compiling would take longer than all else here."""
+    made, builds = {}, {}
+    make, build = runner.make_simulation, experiment.build
+
+    def make_remembered(algorithm, task, **options):
+        key = (id(algorithm.train), id(task), *sorted(options.items()))
+        if key not in made:
+            simulation = make(algorithm, task, **options)
+            start = jax.device_get(simulation.init())
+            # The algorithm and the task are kept alive, or their ids could be given again.
+            made[key] = algorithm, task, simulation._replace(init=lambda: jax.device_put(start))
+        return made[key][-1]
+
+    def build_remembered(config):
+        if str(config) not in builds:
+            builds[str(config)] = build(config)
+        return builds[str(config)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "make_simulation", make_remembered)
+        patch.setattr(experiment, "make_simulation", make_remembered)
+        patch.setattr(experiment, "build", build_remembered)
+        yield
+
+
+@pytest.fixture(scope="module")
+def task():
+    return synthetic_task((6,), 3, sizes=[12] * 8)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return run_experiment(config_with(), tmp_path_factory.mktemp("runs") / "whole", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def fedavg(task):
+    return fm.fedavg(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1))
+
+
+def simulate(algorithm, task, **options):
+    return fm.simulate(algorithm, task, **{"rounds": 5, "cohort": 3, "plan": "scan", **options})
+
+
+def test_records_add_up(fedavg, task):
+    chunks = []
+
+    def note(chunk):
+        chunks.append(chunk._replace(state=None))
+
+    run = simulate(fedavg, task, eval_every=2, on_chunk=[note])
+    assert [record["round"] for record in run.records] == [2, 4, 5]
+    assert all(list(record) == KEYS for record in run.records)
+    up = np.concatenate([chunk.metrics.bytes_up for chunk in chunks])
+    assert up.shape == (5, 3)
+    parameters = 6 * 4 + 4 + 4 * 3 + 3
+    assert (up == 4 * parameters).all()
+    assert [record["bytes_up"] for record in run.records] == [12 * parameters] * 3
+    assert [record["bytes_up_total"] for record in run.records] == [12 * parameters * n for n in (2, 4, 5)]
+    steps = 2  # 12 examples in batches of 10
+    forward_and_backward = 2 * 10 * (2 * 6 * 4 + 3 * 4 * 3)
+    assert run.records[-1]["client_flops"] == pytest.approx(steps * forward_and_backward)
+    assert run.records[-1]["train_loss"] == pytest.approx(chunks[-1].metrics.train["loss"][-1].mean())
+
+
+def test_the_spread_is_over_clients(task):
+    run = simulate(fm.standalone(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1)), task)
+    accuracies = np.sort(run.evaluation.personal)
+    last = run.records[-1]
+    assert last["global_accuracy"] is None
+    assert last["personal_accuracy_mean"] == pytest.approx(accuracies.mean())
+    rank = 0.1 * (len(accuracies) - 1)
+    low = accuracies[0] + rank * (accuracies[1] - accuracies[0])
+    assert last["personal_accuracy_p10"] == pytest.approx(low)
+    assert run.summary["best_personal_accuracy_mean"] == max(r["personal_accuracy_mean"] for r in run.records)
+    assert run.summary["client_accuracy"] == run.evaluation.personal.tolist()
+
+
+def test_evaluating_more_often_changes_nothing(fedavg, task):
+    often, seldom = (simulate(fedavg, task, eval_every=every) for every in (1, 5))
+    assert_same_state(often.state, seldom.state)
+    assert without_time(often.records)[-1] == without_time(seldom.records)[-1]
+
+
+def test_a_client_without_a_finite_update_is_left_out_counted_and_named(fedavg, task, caplog):
+    inputs = np.array(task.inputs, np.float32)
+    start = task.train.offsets[3]
+    inputs[task.train.rows[start : start + task.train.sizes[3]]] = np.nan
+    run = simulate(fedavg, dataclasses.replace(task, inputs=inputs), cohort=8, rounds=2)
+    assert run.records[-1]["clients_dropped"] == 1
+    assert [f"round {n}: client 3 was left out" in caplog.messages[n - 1] for n in (1, 2)] == [True, True]
+    assert np.isfinite(run.records[-1]["train_loss"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(run.state)))
+
+
+@pytest.mark.parametrize(("flips", "first", "reported"), [(0.0, 0, True), (0.1, 0, False), (0.0, 5, False)])
+def test_masks_that_never_flip_are_reported_once(flips, first, reported):
+    shape = (2, 3)
+    metrics = RoundMetrics(
+        ids=np.zeros(shape, np.int32),
+        weight=np.ones(shape, np.float32),
+        dropped=np.zeros(shape, bool),
+        bytes_up=np.zeros(shape, np.int64),
+        bytes_down=np.zeros(shape, np.int64),
+        train={"flip_fraction": np.full(shape, flips, np.float32)},
+    )
+    assert any("no bit of any mask flipped" in note for note in notes(metrics, first)) == reported
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"rounds": -3}, {"eval_every": 0}, {"cohort": 9}])
+def test_arguments_out_of_range_are_refused(fedavg, task, options):
+    with pytest.raises(ValueError, match=next(f"{key}={value}" for key, value in options.items())):
+        simulate(fedavg, task, **options)
+
+
+def test_a_run_directory_is_complete(uninterrupted):
+    out = uninterrupted.directory
+    config = json.loads((out / "config.json").read_text())
+    assert (config["seed"], config["plan"], config["chosen_plan"]) == (0, "scan", "scan")
+    assert config["versions"]["jax"] == jax.__version__
+    assert config["platform"]["backend"] == "cpu"
+    assert config["algorithm"]["lr"] == 0.1
+    lines = read_lines(out)
+    assert [line["round"] for line in lines] == [2, 4, 6, 7]
+    assert [list(line) for line in lines] == [KEYS] * 4
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["wall_seconds"] == lines[-1]["wall_seconds"]
+    assert summary["num_compilations"] == 1
+    for key in ("compile_seconds", "rounds_per_second", "padding_efficiency", "memory_bytes"):
+        assert summary[key] > 0
+    assert summary["setup_bytes"] == 0
+    assert [path.name for path in checkpoint.steps(out / "checkpoints")] == ["00000006", "00000007"]
+    assert (out / "figures" / "accuracy.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_directory_says_what_memory_says(uninterrupted):
+    algorithm, task = experiment.build(config_with())
+    run = fm.simulate(algorithm, task, rounds=7, cohort=4, eval_every=2, plan="scan")
+    assert without_time(run.records) == without_time(read_lines(uninterrupted.directory))
+    assert_same_state(run.state, uninterrupted.state)
+
+
+def kill_at_save(monkeypatch, number, where):
+    """Ends the process at a moment of the ``number``-th checkpoint."""
+    calls = {"save": 0}
+    save, rename, write = checkpoint.save, Path.rename, checkpoint.write_atomically
+
+    def counted(*args, **options):
+        calls["save"] += 1
+        if calls["save"] == number and where == "before":
+            raise Killed
+        save(*args, **options)
+        if calls["save"] == number and where == "after":
+            raise Killed
+
+    def at(function, moment):
+        def dying(path, *args):
+            if calls["save"] == number and where == moment:
+                raise Killed
+            return function(path, *args)
+
+        return dying
+
+    monkeypatch.setattr(checkpoint, "save", counted)
+    monkeypatch.setattr(Path, "rename", at(rename, "rename"))
+    monkeypatch.setattr(checkpoint, "write_atomically", at(write, "checksums"))
+
+
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [(1, "before"), (1, "rename"), (2, "after"), (3, "checksums"), (4, "before"), (4, "after")],
+)
+def test_a_killed_run_resumes_to_the_same_result(tmp_path, monkeypatch, uninterrupted, number, where):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_at_save(patch, number, where)
+        with pytest.raises(Killed):
+            run_experiment(config_with(), out, quiet=True)
+    run = run_experiment(config_with(), out, resume=True, quiet=True)
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+    assert_same_state(run.state, uninterrupted.state)
+    assert (out / "summary.json").exists()
+
+
+def test_a_run_killed_while_writing_a_line_resumes(tmp_path, monkeypatch, uninterrupted):
+    out = tmp_path / "run"
+    append, written = experiment._append, []
+
+    def half(path, text):
+        written.append(text)
+        append(path, text[:20] if len(written) == 3 else text)
+        if len(written) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_append", half)
+        with pytest.raises(Killed):
+            run_experiment(config_with(), out, quiet=True)
+    run_experiment(config_with(), out, resume=True, quiet=True)
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+
+
+def test_a_run_killed_before_its_first_file_resumes(tmp_path, uninterrupted):
+    (tmp_path / "config.json.partial").write_text("{")
+    run = run_experiment(config_with(), tmp_path, resume=True, quiet=True)
+    assert without_time(run.records) == without_time(uninterrupted.records)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "missing"])
+def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, caplog, uninterrupted, damage):
+    out = tmp_path / "run"
+    run_experiment(config_with(), out, quiet=True)
+    newest = checkpoint.steps(out / "checkpoints")[-1]
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = victim.read_bytes()
+    if damage == "missing":
+        victim.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        victim.write_bytes(content[:middle] if damage == "truncate" else flipped)
+    caplog.clear()
+    run = run_experiment(config_with(), out, resume=True, quiet=True)
+    assert f"checkpoint {newest.name} is damaged" in caplog.text
+    assert "falling back to the one before" in caplog.text
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+    assert_same_state(run.state, uninterrupted.state)
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    run_experiment(config_with(), out, quiet=True)
+    before = (out / "metrics.jsonl").read_bytes()
+    run = run_experiment(config_with(), out, resume=True, quiet=True)
+    assert (out / "metrics.jsonl").read_bytes() == before
+    assert_same_state(run.state, uninterrupted.state)
+    assert run.summary["last_personal_accuracy_mean"] == run.records[-1]["personal_accuracy_mean"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", 1), ("algorithm.lr", 0.2), ("rounds", 9), ("model.hidden", (9,))]
+)
+def test_a_changed_configuration_is_not_resumed(uninterrupted, key, value):
+    before = sorted(uninterrupted.directory.rglob("*"))
+    with pytest.raises(UserError, match=key):
+        run_experiment(config_with(**{key: value}), uninterrupted.directory, resume=True, quiet=True)
+    assert sorted(uninterrupted.directory.rglob("*")) == before
+
+
+def test_a_directory_in_use_is_refused(uninterrupted, tmp_path):
+    with pytest.raises(UserError, match="--resume"):
+        run_experiment(config_with(), uninterrupted.directory, quiet=True)
+    (tmp_path / "thesis.tex").write_text("precious")
+    for resume in (False, True):
+        with pytest.raises(UserError, match="out="):
+            run_experiment(config_with(), tmp_path, resume=resume, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_failing_before_the_first_round_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(experiment, "run_rounds", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_experiment(config_with(), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_gives_back_every_bit(tmp_path):
+    state = State(
+        common=(),
+        server={"half": jnp.arange(3, dtype=jnp.bfloat16), "count": jnp.asarray(7, jnp.int32), "none": None},
+        clients=(jnp.zeros((0, 4)), jnp.asarray([[True], [False]]), jnp.asarray([jnp.nan, -0.0, 1e-40])),
+    )
+    checkpoint.save(tmp_path, 3, state, {"total": 2**53 + 1}, keep=1)
+    like = jax.tree.map(jnp.ones_like, state)
+    restored = checkpoint.restore_latest(tmp_path, like)
+    assert restored is not None
+    assert restored.meta == {"total": 2**53 + 1}
+    assert jax.tree.structure(restored.state) == jax.tree.structure(state)
+    for left, right in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state), strict=True):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+
+
+def test_checkpoints_keep_to_their_share_of_the_time(tmp_path):
+    run_experiment(config_with(checkpoint_share=0.0), tmp_path / "run", quiet=True)
+    assert [path.name for path in checkpoint.steps(tmp_path / "run" / "checkpoints")] == ["00000007"]
+
+
+def test_progress_is_silent_without_a_terminal(fedavg, task, capsys):
+    chunks = []
+    with progress("fedavg", done=0, rounds=5, quiet=False) as show:
+        run = simulate(fedavg, task, on_chunk=[show, chunks.append])
+    assert capsys.readouterr() == ("", "")
+    text = describe(chunks[-1])
+    assert f"global {run.records[-1]['global_accuracy']:.1%}" in text
+    assert text.endswith(f"{5 * 2 * 3 * 43 * 4 / 1e6:.3g} MB")
+
+
+def traces(out):
+    """What a run has left on disk so far."""
+    metrics = out / "metrics.jsonl"
+    names = [path.name for path in (out / "checkpoints").glob("*")]
+    return out.exists(), sorted(names), metrics.exists() and metrics.stat().st_size
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_random_moments_resumes_to_the_same_result(tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    script = (
+        "import json, sys; from fedjax_masks.config import flat, make_config; "
+        "from fedjax_masks.experiment import run_experiment; "
+        f"run_experiment(make_config({SETTING!r}), sys.argv[1], resume=True, quiet=True)"
+    )
+    random = np.random.default_rng(0)
+    for changes in (1, *random.integers(2, 12, size=3), None):
+        process = subprocess.Popen([sys.executable, "-c", script, str(out)], env=dict(os.environ))
+        seen = traces(out)
+        while changes and process.poll() is None:
+            time.sleep(0.002)
+            if traces(out) != seen:
+                seen, changes = traces(out), changes - 1
+        if changes is not None:
+            process.kill()
+        assert process.wait(timeout=300) in (0, -signal.SIGKILL)
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+    restored = checkpoint.restore_latest(out / "checkpoints", uninterrupted.state)
+    assert restored is not None
+    assert_same_state(restored.state, uninterrupted.state)
