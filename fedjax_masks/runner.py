@@ -215,7 +215,7 @@ def make_record(
         "round": totals.round,
         "train_loss": means.get("loss"),
         "global_accuracy": _number(evaluation.global_accuracy),
-        "personal_accuracy_mean": _number(personal.mean()) if personal.size else None,
+        "personal_accuracy_mean": _mean(personal),
         "personal_accuracy_p10": _number(np.percentile(personal, 10)) if personal.size else None,
         "personal_accuracy_p90": _number(np.percentile(personal, 90)) if personal.size else None,
         "bytes_up": int(last.bytes_up.sum()),
@@ -230,7 +230,7 @@ def make_record(
         "cohort_size": last.ids.size,
         "clients_dropped": int(last.dropped.sum()),
         "wall_seconds": totals.wall_seconds,
-        "extra": extra | {name: _number(np.nanmean(a)) for name, a in evaluation.probes.items()},
+        "extra": extra | {name: _mean(accuracy) for name, accuracy in evaluation.probes.items()},
     }
 
 
@@ -268,6 +268,12 @@ def summarize(
 def _number(value: Any) -> float | None:
     """A float for JSON, which knows neither NaN nor infinity."""
     return float(value) if value is not None and np.isfinite(value) else None
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean over the clients that have test data."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
 
 
 def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def _convert(value: Any, annotation: Any) -> Any:
     if origin is Literal:
         return _require(value in arguments, value)
     if origin is Sequence:
-        items = value.strip("[]()").split(",") if isinstance(value, str) else value
+        items = value.strip("[]").split(",") if isinstance(value, str) else value
         return tuple(_convert(item, arguments[0]) for item in items)
     if _is_union(annotation):
         return _first_of(value, sorted(arguments, key=lambda kind: kind is not _NONE))

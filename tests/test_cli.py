@@ -50,7 +50,7 @@ def npz(tmp_path):
         (["--algorithm", "fedavg", "--set", "algorithm.lr=nan"], ["algorithm.lr=nan", "finite"]),
         (["--algorithm", "fedavg", "--set", "algorithm.lr=inf"], ["algorithm.lr=inf", "finite"]),
         (["--algorithm", "fedavg", "--partition", "shard:2"], ["shard:2", "shards"]),
-        (["--algorithm", "fedavg", "--partition", "shards:2", "--clients", "1000"], ["1000", "718"]),
+        (["--algorithm", "fedavg", "--partition", "shards:2", "--clients", "1000"], ["1000", "719"]),
         (["--algorithm", "fedavg", "--plan", "scan"], ["--plan"]),
         (["--algorithm", "fedavg", *SMALL, "--set", "plan=fast"], ["plan='fast'", "vmap"]),
         (["--algorithm", "fedavg", "--config", "nowhere.toml"], ["nowhere.toml"]),

@@ -119,7 +119,7 @@ def test_the_algorithm_is_required():
         ("group", "group", Literal["batch", "group"] | None),
         ("3", "3", str | None),
         ("8, 4", (8, 4), Sequence[int]),
-        ("(8,)", (8,), Sequence[int]),
+        ("[8]", (8,), Sequence[int]),
     ],
 )
 def test_text_and_typed_values_agree(text, typed, annotation):

@@ -94,7 +94,7 @@ def optimizer_options(name: str) -> dict[str, Option]:
 
 
 def make_optimizer(
-    name: str, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0, **options: float
+    name: str, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0, **options: Any
 ) -> optax.GradientTransformation:
     """An optimiser of optax by its name.
 
