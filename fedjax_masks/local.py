@@ -195,7 +195,8 @@ def train(
         updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
         count = jnp.sum(batch.real, dtype=jnp.float32)
         params = optax.apply_updates(params, updates)
-        return params, opt_state, loss_sum + value * count, seen + count, steps + 1
+        loss_sum += (value * count).astype(jnp.float32)
+        return params, opt_state, loss_sum, seen + count, steps + 1
 
     zero = jnp.zeros((), jnp.float32)
     carry = (params, optimizer.init(params), zero, zero, zero)

@@ -14,14 +14,10 @@ from fedjax_masks.models import Model
 
 CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "fedavg": lambda model: fm.fedavg(model, optax.sgd(0.1), batch_size=4),
-    "fedavg-momentum": lambda model: fm.fedavg(
-        model, optax.sgd(0.05, momentum=0.9), batch_size=4, epochs=2, server_optimizer=optax.adam(0.01)
-    ),
-    "fedavg-int8": lambda model: wire.with_wire(
-        fm.fedavg(model, optax.sgd(0.1), batch_size=4), up=wire.quantize(8), down=wire.quantize(8)
-    ),
-    "fedavg-topk": lambda model: wire.with_wire(
-        fm.fedavg(model, optax.sgd(0.1), batch_size=4), up=wire.top_k(0.1)
+    "fedavg-wired": lambda model: wire.with_wire(
+        fm.fedavg(model, optax.sgd(0.1), batch_size=4, server_optimizer=optax.sgd(1.0, momentum=0.5)),
+        up=wire.chain(wire.top_k(0.2), wire.quantize(8)),
+        down=wire.quantize(8),
     ),
     "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
     "fedmask": lambda model: fm.fedmask(model, optax.adam(0.1), epochs=2, batch_size=4),

@@ -1,7 +1,28 @@
-"""A strict environment for all tests: several CPU devices, and warnings are errors."""
+"""A strict environment for all tests: several CPU devices, and warnings are errors.
+
+Compiling dominates the tests' time, so what runs here is compiled with little optimisation,
+and each program only once per session, command-line subprocesses included.
+"""
 
 import os
+import shutil
+import tempfile
 
-_FLAG = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+_OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+if _OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fedjax-masks-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_unconfigure():
+    if _OWN_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -1,6 +1,7 @@
 """What holds for every algorithm: invariances, honest payloads, determinism."""
 
 import inspect
+from dataclasses import replace
 from functools import cache, partial
 
 import cases
@@ -17,56 +18,62 @@ from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.round import Setting, round_keys, round_step
 
 ROUNDS = 3
-PLANS = ["vmap", "blocks:3", "scan,mesh:8", "blocks:2,mesh:2"]
+PLANS = ["vmap", "blocks:3", "scan,mesh:8"]
 every_case = pytest.mark.parametrize("name", cases.CASES)
+# Ranking and rounding to a grid turn one ulp into a step: plans agree on these in float64 only.
+SMOOTH = [name for name in cases.CASES if "wired" not in name]
+
+
+def widened(algorithm):
+    """The algorithm with a state of float64."""
+
+    def wide(leaf):
+        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return algorithm._replace(init=lambda key, task: jax.tree.map(wide, algorithm.init(key, task)))
 
 
 @cache
 def simulate(name, kind="mlp", plan="scan", x64=False, poison=False):
     with jax.enable_x64(x64):
-        simulation = make_simulation(
-            cases.algorithm(name, kind),
-            cases.task_for(kind),
-            cohort=cases.COHORT,
-            seed=1,
-            chunk=ROUNDS,
-            plan=plan,
-            poison=poison,
-        )
-        state = simulation.init()
+        algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
         if x64:
-            wide = lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a
-            state = jax.tree.map(wide, state)
-        state, metrics = simulation.run(state, 0, ROUNDS)
+            algorithm, task = widened(algorithm), replace(task, inputs=task.inputs.astype(np.float64))
+        simulation = make_simulation(
+            algorithm, task, cohort=cases.COHORT, seed=1, chunk=ROUNDS, plan=plan, poison=poison
+        )
+        state, metrics = simulation.run(simulation.init(), 0, ROUNDS)
         return jax.device_get(state), metrics
 
 
 def assert_close(actual, expected, tolerance, flips):
-    """Floats within a tolerance; bits may differ in a share ``flips`` of each array."""
-
-    def check(a, b):
-        if a.dtype == bool:
-            assert np.mean(a != b) <= flips
-        else:
-            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
+    """Floats agree within a tolerance; of all bits, at most a share ``flips`` differs."""
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
-    jax.tree.map(check, actual, expected)
+    pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected)))
+    for a, b in pairs:
+        if a.dtype != bool:
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    differing = [np.ravel(a != b) for a, b in pairs if a.dtype == bool]
+    assert not differing or np.mean(np.concatenate(differing)) <= flips
 
 
-@every_case
+@pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("plan", PLANS)
 def test_plans_agree(name, plan):
-    if "int8" in name or "topk" in name:
-        pytest.skip("rounding to a grid and ranking turn one ulp into a step; see float64 below")
     assert_close(simulate(name, plan=plan)[0], simulate(name)[0], 1e-5, 1e-3)
 
 
-@every_case
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedavg", "fedmask"])
 def test_plans_agree_on_convolutions(name):
-    if "int8" in name or "topk" in name:
-        pytest.skip("as above")
     assert_close(simulate(name, "cnn", "blocks:3,mesh:2")[0], simulate(name, "cnn")[0], 1e-5, 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedavg", "fedavg-wired", "fedmask"])
+@pytest.mark.parametrize("plan", ["blocks:3", "scan,mesh:8"])
+def test_plans_agree_in_float64(name, plan):
+    assert_close(simulate(name, plan=plan, x64=True)[0], simulate(name, x64=True)[0], 1e-12, 0.0)
 
 
 @every_case
@@ -77,9 +84,8 @@ def test_same_seed_same_bits(name):
 
 
 @every_case
-@pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_nothing_is_read_that_was_not_sent(name, kind):
-    chex.assert_trees_all_equal(simulate(name, kind, poison=True)[0], simulate(name, kind)[0])
+def test_nothing_is_read_that_was_not_sent(name):
+    chex.assert_trees_all_equal(simulate(name, poison=True)[0], simulate(name)[0])
 
 
 @every_case
@@ -156,8 +162,6 @@ def test_one_broken_client_is_left_out(name):
     inputs = task.inputs.copy()
     rows = slice(task.train.offsets[3], task.train.offsets[3] + task.train.sizes[3])
     inputs[task.train.rows[rows]] = np.nan
-    from dataclasses import replace
-
     broken = replace(task, inputs=inputs)
     simulation = make_simulation(cases.algorithm(name), broken, cohort=cases.NUM_CLIENTS, chunk=2)
     before = jax.device_get(simulation.init())

@@ -16,6 +16,7 @@ def synthetic_task(
     seed: int = 0,
     test_per_client: int = 10,
     noise: float = 1.0,
+    scale: float = 1.0,
 ) -> Task:
     """One random prototype per class, plus Gaussian noise, labels drawn evenly.
 
@@ -30,6 +31,7 @@ def synthetic_task(
       seed: Of prototypes, labels and noise.
       test_per_client: Test examples of each client.
       noise: Standard deviation around prototypes, whose own is 1.
+      scale: Factor of all inputs.
 
     Returns:
       A task with float32 inputs.
@@ -45,7 +47,7 @@ def synthetic_task(
     def draw(num: int) -> tuple[np.ndarray, np.ndarray]:
         labels = rng.integers(num_classes, size=num, dtype=np.int32)
         spread = rng.standard_normal((num, *input_shape), np.float32)
-        return prototypes[labels] + np.float32(noise) * spread, labels
+        return np.float32(scale) * (prototypes[labels] + np.float32(noise) * spread), labels
 
     inputs, labels = draw(sum(sizes))
     test_inputs, test_labels = draw(test_per_client * len(sizes))
