@@ -40,6 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
+    _split_host()
     try:
         arguments = _parser().parse_args(argv)
         arguments.command(arguments)
@@ -54,6 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _split_host() -> None:
+    """Makes the CPU show up as several devices, unless the user has said how many.
+
+    Steps of small models are too short to split inside; clients are then spread over devices.
+    Has an effect only before jax has started.
+    """
+    flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}={min(os.cpu_count() or 1, 4)}".strip()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,7 +116,6 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.resume and not values:
         values = experiment.stored_values(Path(arguments.out))
     chosen = config.make_config(values)
-    _configure_platform(chosen)
     experiment.run_experiment(chosen, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
     if not arguments.quiet:
         print_table([load_run(arguments.out)])
@@ -117,11 +128,6 @@ def _assignment(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def _configure_platform(config: Any) -> None:
-    """Settles what jax must know before it starts."""
-    del config
-
-
 def _demo(arguments: argparse.Namespace) -> None:
     from fedjax_masks import config, experiment
     from fedjax_masks.analysis import load_run, print_table, write_report
@@ -131,7 +137,6 @@ def _demo(arguments: argparse.Namespace) -> None:
     for directory, chosen in runs.items():
         experiment.open_directory(directory, chosen, resume=False)
     for directory, chosen in runs.items():
-        _configure_platform(chosen)
         experiment.run_experiment(chosen, directory)
     print_table([load_run(directory) for directory in runs])
     write_report(list(runs), out / "report.html")

@@ -243,7 +243,8 @@ def _checkpoints(out: Path, config: Config) -> Callable[[Chunk], None]:
         before = time.perf_counter()
         cost = checkpoint.estimate_seconds(chunk.state) if cost is None else cost
         last = chunk.totals.round == chunk.rounds
-        if not last and spent + cost > config.checkpoint_share * (before - began):
+        share = config.checkpoint_share
+        if not last and share < 1 and spent + cost > share * (before - began):
             return
         meta = {"totals": chunk.totals._asdict(), "lengths": _lengths(out)}
         checkpoint.save(

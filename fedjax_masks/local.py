@@ -71,7 +71,7 @@ def cross_entropy(apply: Callable[[Params, jax.Array], jax.Array]) -> Loss:
 
 
 def shuffled_rows(key: chex.PRNGKey, data: ClientData, batch_size: int) -> jax.Array:
-    """The client's rows in random order, then its padding, cut to whole batches.
+    """The client's rows in random order, over and over, up to a number of whole batches.
 
     Args:
       key: A PRNG key.
@@ -79,13 +79,15 @@ def shuffled_rows(key: chex.PRNGKey, data: ClientData, batch_size: int) -> jax.A
       batch_size: Examples per batch.
 
     Returns:
-      ``int32[ceil(capacity / batch_size) * batch_size]``. The first ``data.size`` entries do
-      not depend on the capacity.
+      ``int32[ceil(capacity / batch_size) * batch_size]``. Entries do not depend on the
+      capacity. Those behind ``data.size`` are padding, made of the client's own rows, so that
+      statistics over a batch never see another client's data.
     """
     (capacity,) = data.rows.shape
     draws = jax.random.uniform(key, (capacity,))
     order = jnp.argsort(jnp.where(jnp.arange(capacity) < data.size, draws, 2.0))
-    return jnp.pad(data.rows[order], (0, -capacity % batch_size))
+    places = jnp.arange(-(-capacity // batch_size) * batch_size)
+    return data.rows[order[places % jnp.maximum(data.size, 1)]]
 
 
 def for_each_batch(

@@ -138,7 +138,7 @@ def test_bits_flip_in_the_first_round():
     task = cases.task()
     simulation = make_simulation(cases.algorithm("fedmask"), task, cohort=9, chunk=1)
     _, metrics = simulation.run(simulation.init(), 0, 1)
-    assert (metrics.train["flip_fraction"] > 0).all()
+    assert metrics.mean("flip_fraction")[0] > 0.01
 
 
 def test_frozen_weights_stay_and_cost_their_size_once():

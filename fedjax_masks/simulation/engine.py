@@ -133,6 +133,7 @@ def make_simulation(
     train, rounds_key = jax.device_put((train, rounds_key), place)
     message_bits, upload_bits = payload.static_bits(shapes.message), payload.static_bits(shapes.upload)
     padding = {"examples": 0.0, "slots": 0.0}
+    initial = jax.jit(partial(algorithm.init, task=task))
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
         if not 1 <= num_rounds <= chunk:
@@ -150,7 +151,7 @@ def make_simulation(
         return Stats(compile_seconds, 1, share)
 
     return Simulation(
-        init=lambda: jax.device_put(jax.jit(partial(algorithm.init, task=task))(init_key), place),
+        init=lambda: jax.device_put(initial(init_key), place),
         run=run,
         evaluate=_make_evaluate(algorithm, task, fitted),
         stats=stats,

@@ -72,12 +72,12 @@ def _integer(digits: str, text: str) -> int:
 
 
 def _auto(cohort: int, step_flops: float, devices: int) -> Plan:
+    on_cpu, large = jax.default_backend() == "cpu", step_flops >= _SMALL_STEP_FLOPS
+    if on_cpu and large and not devices:
+        return Plan(1, 1, "a step of one client already fills the CPU")
     devices = min(devices or jax.device_count(), cohort)
     share = -(-cohort // devices)
-    if jax.default_backend() != "cpu":
+    if not on_cpu:
         return Plan(share, devices, "an accelerator runs many small clients best as one batch")
-    if step_flops >= _SMALL_STEP_FLOPS:
-        return Plan(
-            1, devices, "a step of one client already fills the CPU; batching kernels only costs memory"
-        )
-    return Plan(min(4, share), devices, "steps are small; a few clients at a time hide their overhead")
+    block = 1 if large else min(4, share)
+    return Plan(block, devices, "steps are too small to split inside; clients are spread instead")
