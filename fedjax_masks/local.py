@@ -141,11 +141,15 @@ def masked_updates() -> optax.GradientTransformationExtraArgs:
     ``optax.masked`` does not serve: its mask must be static.
     """
 
-    def update(updates: Any, state: Any, params: Any = None, *, update_mask: Any, **extra: Any) -> Any:
-        del params, extra
-        return jax.tree.map(lambda u, m: jnp.where(m, u, 0), updates, update_mask), state
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        del params
+        return jax.tree.map(lambda u, m: jnp.where(m, u, 0), updates, extra["update_mask"]), state
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def train(

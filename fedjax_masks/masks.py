@@ -117,5 +117,5 @@ def mask_params(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.A
 
 def density(mask: dict[str, jax.Array]) -> jax.Array:
     """``float32[]``: share of True over all arrays together."""
-    ones = sum(jnp.sum(m, dtype=jnp.int32) for m in mask.values())
-    return ones / sum(m.size for m in mask.values())
+    ones = [jnp.sum(m, dtype=jnp.int32) for m in mask.values()]
+    return jnp.sum(jnp.stack(ones)) / sum(m.size for m in mask.values())

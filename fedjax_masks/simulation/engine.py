@@ -24,7 +24,7 @@ from fedjax_masks.simulation.layout import device_mesh
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
-from fedjax_masks.simulation.round import ClientReport, Setting, run_chunk
+from fedjax_masks.simulation.round import Setting, run_chunk
 
 _EVAL_BATCH = 250
 
@@ -65,13 +65,12 @@ class _Shapes(NamedTuple):
 
 def _trace_client(algorithm: FederatedAlgorithm, task: Task, key: chex.PRNGKey, examples: Any) -> _Shapes:
     """Traces one client's round."""
-    state = jax.eval_shape(partial(algorithm.init, task=task), key)
+    state = jax.eval_shape(lambda key: algorithm.init(key, task), key)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     message = jax.eval_shape(algorithm.send, state.server, scalar)
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
-    row = arrays.Rows(scalar, scalar, scalar)
     data = jax.eval_shape(
-        lambda e, r: arrays.client_data(e, r, r.sizes, arrays.capacity(task)), examples, row
+        lambda e, s: arrays.client_data(e, arrays.Rows(s, s, s), s, arrays.capacity(task)), examples, scalar
     )
     arguments = (key, state.common, message, client, data)
     _, upload, _ = jax.eval_shape(algorithm.train, *arguments)
@@ -133,7 +132,7 @@ def make_simulation(
     train, rounds_key = jax.device_put((train, rounds_key), place)
     message_bits, upload_bits = payload.static_bits(shapes.message), payload.static_bits(shapes.upload)
     padding = {"examples": 0.0, "slots": 0.0}
-    initial = jax.jit(partial(algorithm.init, task=task))
+    initial = jax.jit(lambda key: algorithm.init(key, task))
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
         if not 1 <= num_rounds <= chunk:
@@ -169,8 +168,8 @@ def _placement(plan: Plan) -> Any:
     return NamedSharding(device_mesh(plan), PartitionSpec())
 
 
-def _round_metrics(report: ClientReport, message_bits: int, upload_bits: int) -> RoundMetrics:
-    """Adds up bits beyond 32 bits' range, on the host."""
+def _round_metrics(report: Any, message_bits: int, upload_bits: int) -> RoundMetrics:
+    """Of a ClientReport on the host; adds up bits beyond 32 bits' range."""
 
     def whole_bytes(static: int, traced: np.ndarray) -> np.ndarray:
         return (static + traced.astype(np.int64) + 7) // 8

@@ -13,13 +13,14 @@ from fedjax_masks.simulation.plan import Plan
 
 def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Examples, batch: int) -> jax.Array:
     """``bool[num_test]``: which test examples the global model classifies correctly."""
-    assert algorithm.predict_global is not None
+    predict = algorithm.predict_global
+    assert predict is not None
     num = len(examples.labels)
     starts = jnp.arange(0, num, batch)
 
     def one_batch(start: jax.Array) -> jax.Array:
         rows = jnp.minimum(start + jnp.arange(batch), num - 1)
-        logits = algorithm.predict_global(state.common, state.server, examples.inputs[rows])
+        logits = predict(state.common, state.server, examples.inputs[rows])
         return jnp.argmax(logits, -1) == examples.labels[rows]
 
     return jax.lax.map(one_batch, starts).ravel()[:num]

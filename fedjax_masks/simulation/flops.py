@@ -49,16 +49,20 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _dot_flops(equation: core.JaxprEqn) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+    depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
+    return 2.0 * depth * math.prod(_shape(equation.outvars[0]))
 
 
 def _conv_flops(equation: core.JaxprEqn) -> float:
-    kernel = equation.invars[1].aval.shape
+    kernel = _shape(equation.invars[1])
     out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_features
+    return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) / out_features
 
 
 def _subjaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
