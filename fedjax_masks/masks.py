@@ -72,8 +72,12 @@ def top_share(scores: jax.Array, share: float) -> jax.Array:
     keep = max(1, round(share * scores.size))
     if keep == scores.size:
         return jnp.ones(scores.shape, bool)
-    order = jnp.argsort(-scores.ravel(), stable=True)
-    return jnp.zeros(scores.size, bool).at[order[:keep]].set(True).reshape(scores.shape)
+    # Sorting values alone is many times faster than sorting their indices along.
+    flat = scores.ravel()
+    threshold = jnp.sort(flat)[scores.size - keep]
+    above, ties = flat > threshold, flat == threshold
+    room = keep - jnp.sum(above, dtype=jnp.int32)
+    return (above | (ties & (jnp.cumsum(ties) <= room))).reshape(scores.shape)
 
 
 def group_norms(values: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ def test_group_norms_against_numpy():
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 1.0])
 def test_top_share_keeps_the_largest(share):
-    scores = np.random.default_rng(2).random((9, 11)).astype(np.float32)
+    scores = np.random.default_rng(2).integers(0, 30, (9, 11)).astype(np.float32)
     kept = np.asarray(top_share(jnp.array(scores), share))
     assert kept.sum() == max(1, round(share * 99))
     assert scores[kept].min() >= scores[~kept].max(initial=-1)
