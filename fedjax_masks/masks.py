@@ -25,7 +25,7 @@ def binarize(scores: jax.Array) -> jax.Array:
 
     >>> binarize(jnp.array([-0.1, 0.0, 2.0])).tolist()
     [0.0, 0.0, 1.0]
-    >>> float(jax.grad(binarize)(0.0))
+    >>> float(jax.grad(binarize)(jnp.array(0.0)))
     0.25
     """
     return (scores > 0).astype(scores.dtype)
@@ -44,7 +44,7 @@ def binarize_straight_through(scores: jax.Array) -> jax.Array:
 
     The plain straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
 
-    >>> float(jax.grad(binarize_straight_through)(0.0))
+    >>> float(jax.grad(binarize_straight_through)(jnp.array(0.0)))
     1.0
     """
     return (scores > 0).astype(scores.dtype)
