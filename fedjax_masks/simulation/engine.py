@@ -113,7 +113,10 @@ def make_simulation(
     shapes = _trace_client(algorithm, task, init_key, train)
     asked = parse_plan(plan, cohort=cohort, step_flops=shapes.flops_per_step)
 
+    tried: list[Plan] = []
+
     def compile_chunk(plan: Plan) -> Any:
+        tried.append(plan)
         setting = Setting(algorithm, plan, cohort, arrays.capacity(task), poison)
         place = _placement(plan)
         program = jax.jit(
@@ -147,7 +150,7 @@ def make_simulation(
 
     def stats() -> Stats:
         share = padding["examples"] / padding["slots"] if padding["slots"] else 1.0
-        return Stats(compile_seconds, 1, share)
+        return Stats(compile_seconds, len(tried), share)
 
     return Simulation(
         init=lambda: jax.device_put(initial(init_key), place),

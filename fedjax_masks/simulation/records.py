@@ -51,7 +51,8 @@ class Stats(NamedTuple):
 
     Attributes:
       compile_seconds: Time spent tracing and compiling.
-      num_compilations: Programs compiled for rounds (1, unless a caller changes the chunk).
+      num_compilations: Programs compiled for rounds: 1, and one more for every plan that would
+        not have fitted into memory.
       padding_efficiency: Useful example slots over all example slots computed so far; 1.0 is
         no waste. Counts the padding inside blocks and to whole batches.
     """
