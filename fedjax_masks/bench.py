@@ -64,7 +64,7 @@ def _pfl_cifar10() -> Setup:
 
 def _fedmask_lenet() -> Setup:
     task = _task((28, 28, 1), 10, np.full(100, 40))
-    return fedmask(models.lenet(task), optax.adam(0.1), epochs=5, batch_size=10), task, 20
+    return fedmask(models.lenet(task), optax.sgd(100.0), epochs=5, batch_size=10), task, 20
 
 
 _ROUND_WORKLOADS: Mapping[str, Callable[[], Setup]] = {
@@ -149,7 +149,7 @@ def bench_compaction(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     """
     task = synthetic_task((28, 28, 1), 10, np.full(20, 40), noise=0.5)
     model = models.lenet(task)
-    algorithm = fedmask(model, optax.adam(0.1), epochs=5, batch_size=10)
+    algorithm = fedmask(model, optax.sgd(100.0), epochs=5, batch_size=10)
     simulation = make_simulation(algorithm, task, cohort=20, chunk=rounds, plan=plan)
     state, metrics = simulation.run(simulation.init(), 0, rounds)
     client = jax.tree.map(lambda a: a[0], state.clients)

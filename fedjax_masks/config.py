@@ -136,7 +136,7 @@ def keys(algorithm: str, model: str, dataset: str = "digits") -> dict[str, Optio
       UserError: There is no such algorithm or model.
 
     >>> keys("fedmask", "cnn")["algorithm.score_scale"].default
-    0.3
+    1.0
     """
     epochs = registry.parameters(algorithm)["epochs"].default
     options = {"algorithm.name": Option(str, algorithm), "model.name": Option(str, model)}
@@ -160,9 +160,9 @@ def make_config(values: Mapping[str, Any]) -> Config:
       UserError: A key does not exist, a value has the wrong type or lies out of range, or two
         values contradict each other.
 
-    >>> config = make_config({"algorithm.name": "fedmask", "algorithm.score_lr": "0.05"})
+    >>> config = make_config({"algorithm.name": "fedmask", "algorithm.score_lr": "50"})
     >>> config.algorithm.options["score_lr"], config.training.epochs, config.model.name
-    (0.05, 5, 'cnn')
+    (50.0, 5, 'cnn')
     """
     algorithm = values.get("algorithm.name")
     if algorithm is None:

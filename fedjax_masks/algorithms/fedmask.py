@@ -98,7 +98,7 @@ def fedmask(
     *,
     epochs: int = 5,
     batch_size: int = 10,
-    score_scale: float = 0.3,
+    score_scale: float = 1.0,
     prune_ratio: float = 0.2,
     prune_layers: int = 2,
     prune_score: Literal["change", "magnitude"] = "change",
@@ -117,8 +117,10 @@ def fedmask(
     Args:
       model: The architecture; its initial parameters are the frozen weights.
       optimizer: The optimiser of the real scores, fresh in every round. Its step size has to
-        suit ``score_scale``: for Adam, ``lr * steps per round`` of 3 to 5 times the scale.
-        Too small, and no bit ever flips.
+        suit ``score_scale``: too small, and no bit ever flips. Plain SGD with a rate of 100 times
+        the scale (Zhou et al. 2019, arXiv 1905.01067, train masks with that rate) flips the bits
+        that matter. Adam moves all scores by the same step and flips about half of all bits in
+        the first round; units whose exciting weights go together never become active again.
       epochs: Local epochs on the scores per round.
       batch_size: Examples per local step.
       score_scale: The scores that a round starts from are ``+-score_scale``, by the bit held.
@@ -129,9 +131,8 @@ def fedmask(
       forward: ``hard`` masks by ``[sigmoid(r) > 0.5]`` in training, ``soft`` by ``sigmoid(r)``.
       gradient: How the hard mask is differentiated: as the sigmoid (eq. 7), or as the identity.
       sparsity: Factor of the structured-sparsity regulariser (eq. 10). The paper's only value is
-        2e-4, for centralised MNIST. Optimisers that scale every element's gradient to the same
-        size, as Adam does, let it take over wherever the data's gradient vanishes, until
-        nothing is left of the mask; so there is none by default.
+        2e-4, for centralised MNIST. Under Adam it takes over wherever the data's gradient
+        vanishes, until nothing is left of the mask; so there is none by default.
       weights: Frozen weights as the model draws them, or ``constant``: their signs times
         ``weight_scale * sqrt(2 / fan_in)`` (Ramanujan et al. 2020, arXiv 1911.13299).
       weight_scale: Factor of all frozen kernels.
@@ -154,7 +155,7 @@ def fedmask(
     Example:
       >>> import optax, fedjax_masks as fm
       >>> task = fm.load_task("digits", clients=10, partition="shards:2")
-      >>> algorithm = fm.fedmask(fm.models.mlp(task, hidden=(32,)), optax.adam(0.1))
+      >>> algorithm = fm.fedmask(fm.models.mlp(task, hidden=(32,)), optax.sgd(100.0))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
       >>> run.records[-1]["extra"]["flip_fraction"] > 0
       True

@@ -40,7 +40,7 @@ class Entry:
 
 REGISTRY: dict[str, Entry] = {
     "fedavg": Entry(fedavg, "sgd", 0.1),
-    "fedmask": Entry(fedmask, "adam", 0.1, prefix="score_"),
+    "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "local": Entry(standalone, "sgd", 0.1),
 }
 
