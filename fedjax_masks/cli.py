@@ -29,7 +29,13 @@ _FLAGS = {
     "eval-every": ("eval_every", "R", "rounds between two evaluations (default: R/20)"),
 }
 _DESCRIPTION = "Simulates communication- and compute-efficient federated learning."
-_DEMO = {"data.partition": "shards:2", "data.clients": 50, "cohort": 10, "rounds": 30}
+_DEMO = {
+    "data.partition": "shards:2",
+    "data.clients": 50,
+    "training.epochs": 5,
+    "cohort": 10,
+    "rounds": 30,
+}
 _DEMO_ALGORITHMS = ("fedavg", "local", "fedmask")
 
 

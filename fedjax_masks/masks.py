@@ -72,12 +72,31 @@ def top_share(scores: jax.Array, share: float) -> jax.Array:
     keep = max(1, round(share * scores.size))
     if keep == scores.size:
         return jnp.ones(scores.shape, bool)
-    # Sorting values alone is many times faster than sorting their indices along.
-    flat = scores.ravel()
-    threshold = jnp.sort(flat)[scores.size - keep]
-    above, ties = flat > threshold, flat == threshold
+    keys = _sortable(scores.ravel())
+    threshold = _kth_largest(keys, keep)
+    above, ties = keys > threshold, keys == threshold
     room = keep - jnp.sum(above, dtype=jnp.int32)
-    return (above | (ties & (jnp.cumsum(ties) <= room))).reshape(scores.shape)
+    ranks = jnp.where(ties, jnp.arange(keys.size, 0, -1, dtype=jnp.uint32), 0)
+    return (above | (ranks >= _kth_largest(ranks, room))).reshape(scores.shape)
+
+
+def _sortable(values: jax.Array) -> jax.Array:
+    """Unsigned integers in the order of ``values``, of which no two are equal unless these are."""
+    bits = jnp.finfo(values.dtype).bits
+    raw = jax.lax.bitcast_convert_type(values + 0.0, f"uint{bits}")  # -0.0 becomes 0.0
+    top = jnp.ones((), raw.dtype) << (bits - 1)
+    return jnp.where(raw >= top, ~raw, raw | top)
+
+
+def _kth_largest(keys: jax.Array, k: jax.Array | int) -> jax.Array:
+    """The ``k``-th largest of ``keys``, bit by bit; sorting them is many times slower."""
+    bits = jnp.iinfo(keys.dtype).bits
+
+    def set_bit(index: jax.Array, found: jax.Array) -> jax.Array:
+        candidate = found | (jnp.ones((), keys.dtype) << (bits - 1 - index).astype(keys.dtype))
+        return jnp.where(jnp.sum(keys >= candidate, dtype=jnp.int32) >= k, candidate, found)
+
+    return jax.lax.fori_loop(0, bits, set_bit, jnp.zeros((), keys.dtype))
 
 
 def group_norms(values: jax.Array) -> jax.Array:

@@ -80,11 +80,13 @@ def test_group_norms_against_numpy():
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 1.0])
-def test_top_share_keeps_the_largest(share):
-    scores = np.random.default_rng(2).integers(0, 30, (9, 11)).astype(np.float32)
-    kept = np.asarray(top_share(jnp.array(scores), share))
-    assert kept.sum() == max(1, round(share * 99))
-    assert scores[kept].min() >= scores[~kept].max(initial=-1)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_top_share_keeps_the_largest_and_of_equals_the_first(share, dtype):
+    scores = np.random.default_rng(2).integers(-9, 9, (9, 11)) * np.array([[1], [-1], [0.5]] * 3)
+    expected = np.zeros(99, bool)
+    expected[np.argsort(-scores.ravel(), kind="stable")[: max(1, round(share * 99))]] = True
+    kept = top_share(jnp.array(scores, dtype), share)
+    np.testing.assert_array_equal(kept, expected.reshape(9, 11))
 
 
 def vgg16_upload_bits(classes, **options):
