@@ -1,0 +1,92 @@
+"""Options of local training, each against the same thing stated another way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_masks import local
+from fedjax_masks.algorithm import ClientData
+
+DIM, CLASSES, SIZE, CAPACITY = 4, 3, 7, 9
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.default_rng(0)
+    return ClientData(
+        inputs=jnp.asarray(random.normal(size=(CAPACITY, DIM)), jnp.float32),
+        labels=jnp.asarray(random.integers(CLASSES, size=CAPACITY), jnp.int32),
+        rows=jnp.arange(CAPACITY),
+        size=jnp.asarray(SIZE),
+        longest=jnp.asarray(SIZE),
+    )
+
+
+@pytest.fixture(scope="module")
+def params():
+    random = np.random.default_rng(1)
+    return {
+        "kernel": jnp.asarray(random.normal(size=(DIM, CLASSES)), jnp.float32),
+        "bias": jnp.asarray(random.normal(size=CLASSES), jnp.float32),
+    }
+
+
+DATA_LOSS = local.cross_entropy(lambda params, x: x @ params["kernel"] + params["bias"])
+
+
+def train(params, data, *, loss=DATA_LOSS, optimizer=None, **options):
+    optimizer = optax.sgd(0.1, momentum=0.9) if optimizer is None else optimizer
+    key = jax.random.key(5)
+    return local.train(key, params, data, loss=loss, optimizer=optimizer, epochs=2, batch_size=3, **options)
+
+
+def assert_same(a, b):
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6)
+
+
+def test_proximal_is_the_gradient_of_the_squared_distance(params, data):
+    def loss(now, batch):
+        away = jax.tree.map(lambda w, start: jnp.sum((w - start) ** 2), now, params)
+        return DATA_LOSS(now, batch) + 0.7 / 2 * sum(jax.tree.leaves(away))
+
+    held, metrics = train(params, data, proximal=0.7)
+    assert_same(held, train(params, data, loss=loss)[0])
+    free, _ = train(params, data)
+    assert np.abs(held["kernel"] - free["kernel"]).max() > 1e-3
+    # The reported loss is that of the data alone.
+    assert metrics.loss < train(params, data, loss=lambda w, b: DATA_LOSS(w, b) + 1)[1].loss
+
+
+def test_correction_is_the_gradient_of_a_linear_term(params, data):
+    random = np.random.default_rng(2)
+    correction = jax.tree.map(lambda w: jnp.asarray(random.normal(size=w.shape), jnp.float32), params)
+
+    def loss(now, batch):
+        terms = jax.tree.map(lambda w, c: jnp.sum(w * c), now, correction)
+        return DATA_LOSS(now, batch) + sum(jax.tree.leaves(terms))
+
+    assert_same(train(params, data, correction=correction)[0], train(params, data, loss=loss)[0])
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adamw(0.1, weight_decay=0.5)])
+def test_update_mask_holds_parameters_still_against_momentum_and_decay(params, data, optimizer):
+    mask = {"kernel": jnp.arange(DIM * CLASSES).reshape(DIM, CLASSES) % 2 == 0, "bias": jnp.zeros(3, bool)}
+    trained, _ = train(params, data, optimizer=optimizer, update_mask=mask)
+    for name, start in params.items():
+        held = ~np.asarray(mask[name])
+        np.testing.assert_array_equal(np.asarray(trained[name])[held], np.asarray(start)[held])
+        assert (np.asarray(trained[name])[~held] != np.asarray(start)[~held]).all()
+
+
+def test_a_mask_of_ones_changes_nothing(params, data):
+    ones = jax.tree.map(lambda w: jnp.ones(w.shape, bool), params)
+    masked, free = train(params, data, update_mask=ones)[0], train(params, data)[0]
+    assert_same(masked, free)
+
+
+def test_metrics_count_what_was_seen_and_what_was_padded(params, data):
+    _, metrics = train(params, data)
+    assert [float(v) for v in metrics[1:]] == [2 * 3, 2 * SIZE, 2 * 3 * 3]
