@@ -20,12 +20,25 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         down=wire.quantize(8),
     ),
     "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
-    "fedmask": lambda model: fm.fedmask(model, optax.sgd(100.0), epochs=2, batch_size=4),
+    "fedmask": lambda model: fm.fedmask(model, optax.adam(0.1), score_scale=0.3, epochs=2, batch_size=4),
     "fedmask-own": lambda model: fm.fedmask(
-        model, optax.sgd(100.0), epochs=1, batch_size=4, start="own", encoding="structure", keep_scores=True
+        model,
+        optax.adam(0.1),
+        score_scale=0.3,
+        epochs=1,
+        batch_size=4,
+        start="own",
+        encoding="structure",
+        keep_scores=True,
     ),
     "fedmask-entropy": lambda model: fm.fedmask(
-        model, optax.sgd(100.0), epochs=1, batch_size=4, encoding="entropy", weights="constant"
+        model,
+        optax.adam(0.1),
+        score_scale=0.3,
+        epochs=1,
+        batch_size=4,
+        encoding="entropy",
+        weights="constant",
     ),
 }
 

@@ -53,7 +53,7 @@ def test_a_configuration_survives_json(algorithm):
 def test_epochs_optimiser_and_model_default_by_algorithm_and_data():
     fedmask, fedavg = config_of("fedmask"), config_of("fedavg", **{"data.name": "cifar10"})
     assert (fedmask.training.epochs, fedavg.training.epochs) == (5, 1)
-    assert fedmask.algorithm.options["score_optimizer"] == "adam"
+    assert fedmask.algorithm.options["score_optimizer"] == "sgd"
     assert fedavg.algorithm.options["optimizer"] == "sgd"
     assert (fedmask.model.name, fedavg.model.name) == ("cnn", "cifar-cnn")
 
