@@ -191,8 +191,8 @@ def test_the_demo_compares_three_algorithms(tmp_path, capsys):
         for name in ("fedavg", "local", "fedmask")
     }
     fedavg, local, fedmask = (summaries[name] for name in ("fedavg", "local", "fedmask"))
-    assert min(fedavg["last_global_accuracy"], local["last_personal_accuracy_mean"]) > 0.7
-    assert fedmask["last_personal_accuracy_mean"] > 0.3  # chance is 0.1
+    assert min(fedavg["last_global_accuracy"], local["last_personal_accuracy_mean"]) > 0.85
+    assert fedmask["last_personal_accuracy_mean"] > 0.75  # chance is 0.1
     # One bit per weight is 1/32; every client's first upload carries its structure as well.
     assert fedavg["bytes_up_total"] / 32 < fedmask["bytes_up_total"] < fedavg["bytes_up_total"] / 25
     assert (local["bytes_up_total"], local["last_global_accuracy"]) == (0, None)
