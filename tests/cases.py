@@ -1,7 +1,7 @@
 """The algorithms that the contract suite runs over: a new one is one line in CASES."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import optax
@@ -12,6 +12,8 @@ from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model
 
+_fedmask = partial(fm.fedmask, optimizer=optax.adam(0.1), score_scale=0.3, batch_size=4)
+
 CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "fedavg": lambda model: fm.fedavg(model, optax.sgd(0.1), batch_size=4),
     "fedavg-wired": lambda model: wire.with_wire(
@@ -20,26 +22,11 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         down=wire.quantize(8),
     ),
     "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
-    "fedmask": lambda model: fm.fedmask(model, optax.adam(0.1), score_scale=0.3, epochs=2, batch_size=4),
-    "fedmask-own": lambda model: fm.fedmask(
-        model,
-        optax.adam(0.1),
-        score_scale=0.3,
-        epochs=1,
-        batch_size=4,
-        start="own",
-        encoding="structure",
-        keep_scores=True,
+    "fedmask": lambda model: _fedmask(model, epochs=2),
+    "fedmask-own": lambda model: _fedmask(
+        model, epochs=1, start="own", encoding="structure", keep_scores=True
     ),
-    "fedmask-entropy": lambda model: fm.fedmask(
-        model,
-        optax.adam(0.1),
-        score_scale=0.3,
-        epochs=1,
-        batch_size=4,
-        encoding="entropy",
-        weights="constant",
-    ),
+    "fedmask-entropy": lambda model: _fedmask(model, epochs=1, encoding="entropy", weights="constant"),
 }
 
 NUM_CLIENTS = 9
