@@ -250,7 +250,7 @@ def fedmask(
         prune_key, train_key = jax.random.split(key)
         structure, prune_metrics = jax.lax.cond(
             client.visited | (not prunable),
-            lambda: (client.structure, local.LocalMetrics(*[jnp.zeros(())] * 4)),
+            lambda: (client.structure, local.LocalMetrics(*[jnp.zeros((), jnp.float32)] * 4)),
             lambda: one_shot_prune(prune_key, common, client, data),
         )
         bits = first_bits(client, structure, received)
