@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _split_host() -> None:
     """Makes the CPU show up as several devices, unless the user has said how many.
 
-    Steps of small models are too short to split inside; clients are then spread over devices.
+    One client's step is too short to split inside, so clients are spread over devices.
     Has an effect only before jax has started.
     """
     flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS", "")

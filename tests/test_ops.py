@@ -9,7 +9,7 @@ from jax import lax
 
 from fedjax_masks.ops import conv2d, conv_general_dilated, max_pool
 
-OWN = ["canonical", "im2col"]
+OWN = ["canonical", "im2col", "winograd"]
 CASES = [  # input [B, H, W, C], kernel [h, w, O], strides, padding
     ((2, 9, 8, 3), (3, 3, 4), (1, 1), "SAME"),
     ((2, 9, 8, 3), (3, 3, 4), (1, 1), "VALID"),
@@ -19,7 +19,14 @@ CASES = [  # input [B, H, W, C], kernel [h, w, O], strides, padding
     ((3, 5, 6, 2), (1, 1, 3), (2, 2), "VALID"),
     ((2, 4, 4, 2), (4, 4, 3), (1, 1), "VALID"),
     ((1, 5, 5, 2), (2, 2, 3), (1, 1), ((3, 0), (2, 4))),
+    ((2, 9, 12, 2), (5, 5, 3), (1, 1), "SAME"),
+    ((2, 7, 7, 2), (5, 5, 3), (1, 1), "VALID"),
 ]
+
+
+def fits(lowering, kernel_shape, strides):
+    height, width = kernel_shape[:2]
+    return lowering != "winograd" or (height == width and 2 <= height <= 5 and strides == (1, 1))
 
 
 def reference(x, kernel, strides, padding):
@@ -44,6 +51,8 @@ def value_and_vjp(f, x, kernel, dy):
 def test_conv_and_both_gradients_equal_lax_in_float64(lowering):
     with jax.enable_x64(True):
         for shape, kernel_shape, strides, padding in CASES:
+            if not fits(lowering, kernel_shape, strides):
+                continue
             x, kernel, normal = draw(np.random.default_rng(0), shape, kernel_shape, jnp.float64)
             dy = normal(
                 *jax.eval_shape(partial(reference, strides=strides, padding=padding), x, kernel).shape
@@ -71,17 +80,19 @@ def test_float32_error_is_rounding(lowering):
 @pytest.mark.parametrize("lowering", OWN)
 def test_conv_inside_scan_and_under_vmap_of_kernels(lowering):
     rng = np.random.default_rng(2)
-    xs = jnp.asarray(rng.standard_normal((3, 2, 6, 7, 2)), jnp.float32)
-    kernels = jnp.asarray(rng.standard_normal((3, 3, 3, 2, 4)), jnp.float32)
+    strides = (2, 2) if fits(lowering, (3, 3), (2, 2)) else (1, 1)
 
     def gradients(conv):
         return lambda args: jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(conv(x, k))), (0, 1))(*args)
 
-    own = gradients(lambda x, k: conv2d(x, k, strides=(2, 2), lowering=lowering))
-    want = [gradients(lambda x, k: reference(x, k, (2, 2), "SAME"))(args) for args in zip(xs, kernels)]
-    want = jax.tree.map(lambda *a: jnp.stack(a), *want)
-    for got in (jax.jit(jax.vmap(own))((xs, kernels)), jax.jit(lambda a: lax.map(own, a))((xs, kernels))):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
+    with jax.enable_x64(True):
+        xs, kernels = jnp.asarray(rng.standard_normal((3, 2, 6, 7, 2))), rng.standard_normal((3, 3, 3, 2, 4))
+        kernels = jnp.asarray(kernels)
+        own = gradients(lambda x, k: conv2d(x, k, strides=strides, lowering=lowering))
+        want = [gradients(lambda x, k: reference(x, k, strides, "SAME"))(args) for args in zip(xs, kernels)]
+        want = jax.tree.map(lambda *a: jnp.stack(a), *want)
+        for got in (jax.jit(jax.vmap(own))((xs, kernels)), jax.jit(partial(lax.map, own))((xs, kernels))):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), got, want)
 
 
 def test_unused_input_gradient_is_not_computed():
@@ -116,8 +127,24 @@ def test_one_dimensional_convolution_is_left_to_lax():
 
 
 def test_unknown_lowering_is_refused():
-    with pytest.raises(ValueError, match=r"lowering='fft': expected one of canonical, im2col, lax"):
+    with pytest.raises(ValueError, match=r"lowering='fft': expected one of canonical, im2col, winograd, lax"):
         conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), lowering="fft")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kernel", "strides"), [((3, 2), (1, 1)), ((6, 6), (1, 1)), ((3, 3), (2, 2))])
+def test_winograd_refuses_what_it_cannot_do(kernel, strides):
+    with pytest.raises(ValueError, match=r"lowering='winograd': strides .*; accepted are"):
+        conv2d(jnp.ones((1, 8, 8, 1)), jnp.ones((*kernel, 1, 1)), strides=strides, lowering="winograd")
+
+
+def test_default_lowering_halves_the_products_of_a_large_convolution():
+    x, kernel = jnp.ones((1, 26, 26, 16)), jnp.ones((3, 3, 16, 16))
+
+    def products(lowering):
+        program = jax.jit(lambda x, k: conv2d(x, k, lowering=lowering)).lower(x, kernel).compile()
+        return program.cost_analysis()["flops"]
+
+    assert products(None) < 0.6 * products("lax")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def make_simulation(
     init_key, rounds_key = jax.random.split(jax.random.key(seed))
     train = arrays.train_examples(task)
     shapes = _trace_client(algorithm, task, init_key, train)
-    asked = parse_plan(plan, cohort=cohort, step_flops=shapes.flops_per_step)
+    asked = parse_plan(plan, cohort=cohort)
 
     tried: list[Plan] = []
 

@@ -1,12 +1,12 @@
 """Counting the FLOPs of a program from its jaxpr.
 
-Counted are matrix products and convolutions, a multiply-add as two FLOPs; what goes by
-element is left out, as in the literature. The loop over minibatches has a traced trip count:
-its body counts once, and is what a *step* means here.
+Counted are matrix products and convolutions on which a result depends, a multiply-add as two
+FLOPs; what goes by element is left out, as in the literature. The loop over minibatches has a
+traced trip count: its body counts once, and is what a *step* means here.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,11 +34,23 @@ def step_flops(train: Callable[..., Any], *args: Any) -> float:
 
 
 def _jaxpr_flops(jaxpr: core.Jaxpr) -> float:
-    return float(sum(_equation_flops(equation) for equation in jaxpr.eqns))
+    return float(sum(_equation_flops(equation) for equation in _live(jaxpr)))
+
+
+def _live(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """The equations that results depend on, last first."""
+    needed = {id(variable) for variable in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(variable) in needed for variable in equation.outvars):
+            needed |= {id(variable) for variable in equation.invars}
+            yield equation
 
 
 def _equation_flops(equation: core.JaxprEqn) -> float:
     name = equation.primitive.name
+    if name == "jit" and equation.params["name"] in _CONVOLUTIONS:
+        output, kernel = _CONVOLUTIONS[equation.params["name"]](equation)
+        return 2.0 * math.prod(_shape(output)) * math.prod(_shape(kernel)[-4:-1])
     if name == "dot_general":
         return _dot_flops(equation)
     if name == "conv_general_dilated":
@@ -47,6 +59,14 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
     if name == "cond":
         return max(inner)
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+
+
+# Convolutions of ``ops.conv``: output and kernel. Their FLOPs are those of the definition.
+_CONVOLUTIONS: Mapping[str, Callable[[core.JaxprEqn], tuple[Any, Any]]] = {
+    "conv2d_forward": lambda equation: (equation.outvars[0], equation.invars[1]),
+    "conv2d_input_gradient": lambda equation: (equation.invars[0], equation.invars[1]),
+    "conv2d_kernel_gradient": lambda equation: (equation.invars[0], equation.invars[1]),
+}
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

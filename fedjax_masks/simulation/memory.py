@@ -36,7 +36,7 @@ def peak_bytes(program: Any) -> int:
 def fit_plan(
     compile_for: Callable[[Plan], Any], plan: Plan, *, available: int | None = None
 ) -> tuple[Any, Plan, int]:
-    """Compiles under the plan, or under smaller blocks where it would not fit.
+    """Compiles under the plan, or with smaller blocks and then fewer devices where it would not fit.
 
     Args:
       compile_for: Compiles the simulation for a plan.
@@ -56,15 +56,12 @@ def fit_plan(
         need = peak_bytes(program) * copies
         if available is None or need <= available:
             return program, plan, need
-        if plan.block == 1:
+        if plan.block == plan.devices == 1:
             raise MemoryError(
                 f"the simulation needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free, and clients "
-                "already run one at a time; accepted is a smaller model, fewer clients with state of "
-                "their own, or fewer devices"
+                "already run one at a time; accepted is a smaller model, or fewer clients with state of "
+                "their own"
             )
-        half = -(-plan.block // 2)
-        plan = replace(
-            plan,
-            block=half,
-            reason=f"blocks of {plan.block} need {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free",
-        )
+        reason = f"{plan} needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
+        smaller = {"block": -(-plan.block // 2)} if plan.block > 1 else {"devices": -(-plan.devices // 2)}
+        plan = replace(plan, reason=reason, **smaller)

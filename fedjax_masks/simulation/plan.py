@@ -27,18 +27,14 @@ class Plan:
 
 ACCEPTED = "'auto', 'scan', 'vmap', 'blocks:K', each with an optional ',mesh:D'"
 
-# Below this many FLOPs, an optimiser step is bound by overheads and not by arithmetic.
-_SMALL_STEP_FLOPS = 5e7
 
-
-def parse_plan(text: str, *, cohort: int, step_flops: float) -> Plan:
+def parse_plan(text: str, *, cohort: int) -> Plan:
     """Reads a plan as a user writes it.
 
     Args:
       text: ``"auto"``, ``"scan"``, ``"vmap"`` or ``"blocks:K"``, each optionally followed by
         ``",mesh:D"`` for D devices (default: all where that pays).
       cohort: Clients per round.
-      step_flops: FLOPs of one optimiser step of one client; guides ``"auto"``.
 
     Returns:
       The plan.
@@ -46,7 +42,7 @@ def parse_plan(text: str, *, cohort: int, step_flops: float) -> Plan:
     Raises:
       ValueError: The text is none of these, or asks for more devices than there are.
 
-    >>> print(parse_plan("blocks:4", cohort=10, step_flops=1e9))
+    >>> print(parse_plan("blocks:4", cohort=10))
     blocks:4
     """
     kind, _, mesh = text.partition(",mesh:")
@@ -55,7 +51,7 @@ def parse_plan(text: str, *, cohort: int, step_flops: float) -> Plan:
     if devices > available:
         raise ValueError(f"plan={text!r}: there are {available} devices")
     if kind == "auto":
-        return _auto(cohort, step_flops, devices)
+        return _auto(cohort, devices or available)
     blocks = {"scan": 1, "vmap": -(-cohort // max(devices, 1))}
     if kind in blocks:
         return Plan(blocks[kind], devices or 1)
@@ -71,13 +67,8 @@ def _integer(digits: str, text: str) -> int:
     return int(digits)
 
 
-def _auto(cohort: int, step_flops: float, devices: int) -> Plan:
-    on_cpu, large = jax.default_backend() == "cpu", step_flops >= _SMALL_STEP_FLOPS
-    if on_cpu and large and not devices:
-        return Plan(1, 1, "a step of one client already fills the CPU")
-    devices = min(devices or jax.device_count(), cohort)
-    share = -(-cohort // devices)
-    if not on_cpu:
-        return Plan(share, devices, "an accelerator runs many small clients best as one batch")
-    block = 1 if large else min(4, share)
-    return Plan(block, devices, "steps are too small to split inside; clients are spread instead")
+def _auto(cohort: int, devices: int) -> Plan:
+    devices = min(devices, cohort)
+    if jax.default_backend() == "cpu":
+        return Plan(1, devices, "one client's step stays in the cache of a core, a batch of clients does not")
+    return Plan(-(-cohort // devices), devices, "an accelerator runs many small clients best as one batch")
