@@ -128,7 +128,7 @@ def _evaluate(x, matrix, stride, out_size):
     for count in reversed(tiles):  # width, then height, which the stacked axis has moved to its place
         last = (count - 1) * stride + 1
         parts = [lax.slice_in_dim(x, i, i + last, stride, axis=2) for i in range(matrix.shape[1])]
-        x = lax.optimization_barrier(jnp.stack([_combine(row, parts) for row in matrix]))
+        x = jnp.stack([_combine(row, parts) for row in matrix])
     return x
 
 
@@ -144,7 +144,6 @@ def _assemble(y, matrix, stride, size):
         ]
         y = jnp.stack(places, axis=3)
         y = y.reshape(*y.shape[:2], -1, *y.shape[4:])[:, :, :length]
-        y = lax.optimization_barrier(y)
     return y
 
 

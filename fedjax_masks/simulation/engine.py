@@ -73,8 +73,8 @@ def _trace_client(algorithm: FederatedAlgorithm, task: Task, key: chex.PRNGKey, 
         lambda e, s: arrays.client_data(e, arrays.Rows(s, s, s), s, arrays.capacity(task)), examples, scalar
     )
     arguments = (key, state.common, message, client, data)
-    _, upload, _ = jax.eval_shape(algorithm.train, *arguments)
-    return _Shapes(state, message, upload, step_flops(algorithm.train, *arguments))
+    program, (_, upload, _) = jax.make_jaxpr(algorithm.train, return_shape=True)(*arguments)
+    return _Shapes(state, message, upload, step_flops(program.jaxpr))
 
 
 def make_simulation(
@@ -108,6 +108,8 @@ def make_simulation(
     """
     if not 1 <= cohort <= task.num_clients:
         raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
+    # As a jitted function it is traced once, and not once per place where its shapes are asked for.
+    algorithm = algorithm._replace(train=jax.jit(algorithm.train))
     init_key, rounds_key = jax.random.split(jax.random.key(seed))
     train = arrays.train_examples(task)
     shapes = _trace_client(algorithm, task, init_key, train)
