@@ -1,18 +1,27 @@
 """What carries FedMask: a search over its scores, weights, pruning and regulariser.
 
-Runs every configuration below under the same task and seed and appends one JSON line each:
+Runs every configuration below, local training and FedAvg on the same task, and appends one JSON
+line each; lines that are there already are kept and not run again:
 
-    python experiments/fedmask_search.py --dataset fashion_mnist --data-dir DIR --out FILE.jsonl
+    python experiments/fedmask_search.py run --dataset fashion_mnist --out FILE.jsonl
 
-Lines that are there already are kept and not run again.
+Prints what a file holds as a table, mean and 95 % confidence interval over the seeds:
+
+    python experiments/fedmask_search.py table FILE.jsonl
 """
 
 import argparse
 import json
+import os
+import statistics
 import time
 from pathlib import Path
 
+# Clients are spread over host devices; has to be said before jax starts.
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(os.cpu_count() or 1, 4)}")
+
 import jax
+from scipy.stats import t as student
 
 from fedjax_masks.config import make_config
 from fedjax_masks.experiment import build
@@ -55,7 +64,7 @@ SEARCH = {
 }
 
 
-def overrides(args: argparse.Namespace, algorithm: str, options: dict) -> dict:
+def overrides(args: argparse.Namespace, algorithm: str, options: dict, seed: int) -> dict:
     """The configuration's keys for one run."""
     values = {
         "algorithm.name": algorithm,
@@ -69,64 +78,121 @@ def overrides(args: argparse.Namespace, algorithm: str, options: dict) -> dict:
         "rounds": args.rounds,
         "cohort": args.cohort,
         "eval_every": args.rounds,
-        "seed": args.seed,
+        "seed": seed,
+        "data.seed": seed,
         **{f"algorithm.{key}": value for key, value in options.items()},
     }
     return {key: value for key, value in values.items() if value is not None}
 
 
-def main() -> None:
-    """Runs what is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--data-dir")
-    parser.add_argument("--model", help="default: one that suits the data set")
-    parser.add_argument("--partition", default="lotteryfl:2:1.0")
-    parser.add_argument("--clients", type=int, default=100)
-    parser.add_argument("--cohort", type=int, default=20)
-    parser.add_argument("--test-per-client", type=int, help="default: all test data of a client")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="names of configurations")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+def result(args: argparse.Namespace, name: str, algorithm: str, options: dict, seed: int) -> dict:
+    """Runs one configuration to its end; the line that is kept of it."""
+    config = make_config(overrides(args, algorithm, options, seed))
+    began = time.perf_counter()
+    run = simulate(*build(config), rounds=config.rounds, cohort=config.cohort, seed=config.seed)
+    last = run.records[-1]
+    return {
+        "name": name,
+        "algorithm": algorithm,
+        "options": options,
+        "dataset": args.dataset,
+        "model": config.model.name,
+        "partition": args.partition,
+        "clients": args.clients,
+        "cohort": args.cohort,
+        "rounds": args.rounds,
+        "seed": seed,
+        "after_local": last["personal_accuracy_mean"],
+        "after_writeback": last["extra"].get("personal_accuracy_writeback"),
+        "density": last["density"],
+        "train_loss": last["train_loss"],
+        "bytes_total": last["bytes_up_total"] + last["bytes_down_total"],
+        "seconds": round(time.perf_counter() - began, 1),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+    }
 
-    done = (
-        {json.loads(line)["name"] for line in args.out.read_text().splitlines()}
-        if args.out.exists()
-        else set()
-    )
-    runs = [("fedmask", name, options) for name, options in SEARCH.items()]
-    runs += [("local", "local", {}), ("fedavg", "fedavg", {})]
-    for algorithm, name, options in runs:
-        if name in done or (args.only and name not in args.only):
-            continue
-        config = make_config(overrides(args, algorithm, options))
-        began = time.perf_counter()
-        run = simulate(*build(config), rounds=config.rounds, cohort=config.cohort, seed=config.seed)
-        last = run.records[-1]
-        line = {
-            "name": name,
-            "algorithm": algorithm,
-            "options": options,
-            "dataset": args.dataset,
-            "model": config.model.name,
-            "partition": args.partition,
-            "rounds": args.rounds,
-            "seed": args.seed,
-            "after_local": last["personal_accuracy_mean"],
-            "after_writeback": last["extra"].get("personal_accuracy_writeback"),
-            "density": last["density"],
-            "train_loss": last["train_loss"],
-            "bytes_total": last["bytes_up_total"] + last["bytes_down_total"],
-            "seconds": round(time.perf_counter() - began, 1),
-            "device": jax.devices()[0].device_kind,
-        }
-        with args.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(
-            f"{name:34s} {line['after_local']:.3f} {line['after_writeback'] or float('nan'):.3f}", flush=True
+
+def lines(path: Path) -> list[dict]:
+    """The results in a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run_missing(args: argparse.Namespace) -> None:
+    """Runs what is not in the file yet."""
+    done = {(line["name"], line["seed"]) for line in lines(args.out)}
+    runs = [("local", "local", {}), ("fedavg", "fedavg", {})]
+    runs += [(name, "fedmask", options) for name, options in SEARCH.items()]
+    for name, algorithm, options in runs:
+        for seed in args.seeds:
+            if (name, seed) in done or (args.only and name not in args.only):
+                continue
+            line = result(args, name, algorithm, options, seed)
+            with args.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{name:30s} seed {seed}: {line['after_local']:.3f}", flush=True)
+
+
+def interval(values: list[float | None]) -> str:
+    """Mean and 95 % confidence interval, in per cent."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "n/a"
+    if len(known) == 1:
+        return f"{known[0]:.1f}"
+    half = student.ppf(0.975, len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
+    return f"{statistics.fmean(known):.1f} ± {half:.1f}"
+
+
+def print_table(args: argparse.Namespace) -> None:
+    """Prints a Markdown table of a file, best first."""
+    groups: dict[str, list[dict]] = {}
+    for line in lines(args.file):
+        groups.setdefault(line["name"], []).append(line)
+    dense = statistics.fmean(line["bytes_total"] for line in groups["fedavg"])
+    ranked = sorted(groups.items(), key=lambda g: -statistics.fmean(line["after_local"] for line in g[1]))
+    print("| | personal accuracy, % | after write-back, % | density | bytes ÷ FedAvg's | seeds |")
+    print("|---|---|---|---|---|---|")
+    for name, group in ranked:
+        local, writeback = (
+            interval([line[key] for line in group]) for key in ("after_local", "after_writeback")
         )
+        density = group[0]["density"]
+        cells = [
+            name,
+            local,
+            writeback,
+            "n/a" if density is None else f"{density:.2f}",
+            f"{statistics.fmean(line['bytes_total'] for line in group) / dense:.4f}",
+            str(len(group)),
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="run what is missing")
+    run.set_defaults(command=run_missing)
+    run.add_argument("--dataset", required=True)
+    run.add_argument("--data-dir")
+    run.add_argument("--model", help="default: one that suits the data set")
+    run.add_argument("--partition", default="lotteryfl:2:1.0")
+    run.add_argument("--clients", type=int, default=100)
+    run.add_argument("--cohort", type=int, default=20)
+    run.add_argument("--test-per-client", type=int, help="default: all test data of a client")
+    run.add_argument("--rounds", type=int, default=50)
+    run.add_argument("--seeds", type=int, nargs="+", default=[0])
+    run.add_argument("--only", nargs="*", help="names of configurations")
+    run.add_argument("--out", type=Path, required=True)
+    table = commands.add_parser("table", help="print results as a table")
+    table.set_defaults(command=print_table)
+    table.add_argument("file", type=Path)
+    args = parser.parse_args()
+    args.command(args)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ share of it means something on a noisy machine.
 
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,12 +24,17 @@ from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.compaction import compact, parameter_count
+from fedjax_masks.config import make_config
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.experiment import writers
 from fedjax_masks.masks import mask_params
+from fedjax_masks.runner import chunk_length, run_rounds
 from fedjax_masks.simulation import make_simulation
+from fedjax_masks.telemetry import progress
 
 Setup = tuple[FederatedAlgorithm, Task, int]
+_SCORES = optax.sgd(100.0)
 
 
 def _task(shape: tuple[int, ...], num_classes: int, sizes: np.ndarray) -> Task:
@@ -64,7 +71,7 @@ def _pfl_cifar10() -> Setup:
 
 def _fedmask_lenet() -> Setup:
     task = _task((28, 28, 1), 10, np.full(100, 40))
-    return fedmask(models.lenet(task), optax.sgd(100.0), epochs=5, batch_size=10), task, 20
+    return fedmask(models.lenet(task), _SCORES, epochs=5, batch_size=10), task, 20
 
 
 _ROUND_WORKLOADS: Mapping[str, Callable[[], Setup]] = {
@@ -125,7 +132,7 @@ def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str,
     return {
         "workload": workload,
         "plan": str(simulation.plan),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": _device(),
         "rounds": len(rates) * chunk,
         "data_s": round(prepared - began, 3),
         "compile_s": round(stats.compile_seconds, 3),
@@ -149,7 +156,7 @@ def bench_compaction(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     """
     task = synthetic_task((28, 28, 1), 10, np.full(20, 40), noise=0.5)
     model = models.lenet(task)
-    algorithm = fedmask(model, optax.sgd(100.0), epochs=5, batch_size=10)
+    algorithm = fedmask(model, _SCORES, epochs=5, batch_size=10)
     simulation = make_simulation(algorithm, task, cohort=20, chunk=rounds, plan=plan)
     state, metrics = simulation.run(simulation.init(), 0, rounds)
     client = jax.tree.map(lambda a: a[0], state.clients)
@@ -169,7 +176,7 @@ def bench_compaction(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
         speedup[str(batch)] = round(statistics.median(a / b for a, b in pairs), 3)
     return {
         "workload": _COMPACTION,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": _device(),
         "density": round(float(metrics.mean("density")[-1]), 4),
         "parameters_dense": parameter_count(params),
         "parameters_compacted": parameter_count(small_params),
@@ -179,7 +186,50 @@ def bench_compaction(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     }
 
 
-_COMPACTION = "fedmask-compact"
+def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
+    """What the runner adds to the bare loop of rounds: records, progress and checkpoints.
+
+    Both run the same rounds of ``femnist-cnn`` in turn, seven times; evaluation, whose cost is
+    the user's choice, is left out of both.
+    """
+    algorithm, task, cohort = _femnist_cnn()
+    chunk = chunk_length(rounds)
+    simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
+    state, _ = simulation.run(simulation.init(), 0, 1)
+    evaluation = simulation.evaluate(state)
+    simulation = simulation._replace(evaluate=lambda state: evaluation)
+
+    def bare() -> None:
+        state = simulation.init()
+        for start in range(0, rounds, chunk):
+            state, _ = simulation.run(state, start, min(chunk, rounds - start))
+
+    def whole() -> None:
+        config = make_config({"rounds": rounds, "eval_every": chunk})
+        with (
+            tempfile.TemporaryDirectory() as out,
+            progress("bench", done=0, rounds=rounds, quiet=False) as show,
+        ):
+            hooks = (*writers(Path(out), config), show)
+            run_rounds(simulation, simulation.init(), rounds=rounds, eval_every=chunk, on_chunk=hooks)
+
+    pairs = [(_seconds(bare), _seconds(whole)) for _ in range(7)]
+    return {
+        "workload": _RUNNER,
+        "plan": str(simulation.plan),
+        "device": _device(),
+        "rounds": rounds,
+        "bare_s": round(statistics.median(a for a, _ in pairs), 4),
+        "runner_s": round(statistics.median(b for _, b in pairs), 4),
+        "overhead": round(statistics.median(b / a for a, b in pairs) - 1, 4),
+    }
+
+
+def _device() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+_COMPACTION, _RUNNER = "fedmask-compact", "runner-overhead"
 
 WORKLOADS: Mapping[str, str] = {
     "femnist-cnn": "FedAvg, two convolutions on 28 x 28, 100 clients of 100, cohort 10",
@@ -188,6 +238,7 @@ WORKLOADS: Mapping[str, str] = {
     "pfl-cifar10": "FedAvg, two convolutions on 32 x 32 x 3, 1000 clients of 50, cohort 50",
     "fedmask-lenet": "FedMask, LeNet on 28 x 28, 100 clients of 40, cohort 20, 5 epochs",
     _COMPACTION: "latency of a FedMask model, masked and dense against compacted",
+    _RUNNER: "what records, progress and checkpoints add to the rounds of femnist-cnn",
 }
 """Names of the workloads, and what they are."""
 
@@ -210,6 +261,7 @@ def bench(workload: str, *, rounds: int = 20, plan: str = "auto") -> dict[str, A
         raise unknown("workload", workload, WORKLOADS)
     if rounds < 1:
         raise UserError(f"rounds={rounds}: at least 1 is accepted")
-    if workload == _COMPACTION:
-        return bench_compaction(rounds=rounds, plan=plan)
+    special = {_COMPACTION: bench_compaction, _RUNNER: bench_runner}
+    if workload in special:
+        return special[workload](rounds=rounds, plan=plan)
     return bench_rounds(workload, rounds=rounds, plan=plan)

@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from fedjax_masks.config import Config, ServerOptimizerConfig, as_dict, flat
 from fedjax_masks.data import crop_flip, load_task
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.models import build_model
-from fedjax_masks.runner import Chunk, Record, Run, Totals, chunk_length, run_rounds
+from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_length, run_rounds
 from fedjax_masks.simulation import Simulation, make_simulation
 from fedjax_masks.telemetry import progress
 
@@ -164,7 +164,6 @@ def _run_in(
         checkpoint.write_atomically(out / _CONFIG, json.dumps(stored, indent=2))
     state, start = _resume(out, simulation.init())
     with progress(config.algorithm.name, done=start.round, rounds=config.rounds, quiet=quiet) as show:
-        hooks = (_journal(out), _checkpoints(out, config), show)
         run = run_rounds(
             simulation,
             state,
@@ -172,7 +171,7 @@ def _run_in(
             eval_every=config.eval_every,
             start=start,
             records=read_records(out),
-            on_chunk=hooks,
+            on_chunk=(*writers(out, config), show),
         )
     run = dataclasses.replace(run, config=stored, directory=out)
     _write_results(out, run)
@@ -215,7 +214,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _journal(out: Path) -> Callable[[Chunk], None]:
+def writers(out: Path, config: Config) -> tuple[OnChunk, ...]:
+    """What writes a run's records, notes and checkpoints at the end of every chunk."""
+    return _journal(out), _checkpoints(out, config)
+
+
+def _journal(out: Path) -> OnChunk:
     """Appends records and notes to their files."""
 
     def append(chunk: Chunk) -> None:
@@ -234,7 +238,7 @@ def _append(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _checkpoints(out: Path, config: Config) -> Callable[[Chunk], None]:
+def _checkpoints(out: Path, config: Config) -> OnChunk:
     """Saves at the end of a chunk, if the time spent on saving stays within its share."""
     began, spent, cost = time.perf_counter(), 0.0, None
 

@@ -1,0 +1,40 @@
+import json
+import math
+
+import pytest
+
+from fedjax_masks import cli
+from fedjax_masks.bench import WORKLOADS
+
+FIGURES = {
+    "fedmask-compact": [
+        "parameters_dense",
+        "parameters_compacted",
+        "latency_speedup",
+        "max_logit_difference",
+    ],
+    "runner-overhead": ["bare_s", "runner_s", "overhead"],
+}
+OF_ROUNDS = ["rounds_per_s", "compile_s", "achieved_gflops", "padding_efficiency", "num_compilations"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_every_workload_prints_its_figures(workload, capsys):
+    assert cli.main(["bench", "--workload", workload, "--rounds", "1", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["workload"] == workload
+    assert set(FIGURES.get(workload, OF_ROUNDS)) <= set(figures)
+    assert all(math.isfinite(value) for value in figures.values() if isinstance(value, (int, float)))
+    if workload in FIGURES:
+        return
+    assert figures["num_compilations"] == 1
+    assert 0 < figures["padding_efficiency"] <= 1
+
+
+@pytest.mark.slow
+def test_a_compacted_model_is_smaller_and_the_same(capsys):
+    assert cli.main(["bench", "--workload", "fedmask-compact", "--rounds", "2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["parameters_compacted"] < figures["parameters_dense"]
+    assert figures["max_logit_difference"] < 1e-5
