@@ -26,7 +26,7 @@ from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
 from fedjax_masks.simulation.round import Setting, run_chunk
 
-_EVAL_BATCH = 250
+_EVAL_BATCH = 100
 
 
 class Simulation(NamedTuple):
