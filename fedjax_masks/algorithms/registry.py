@@ -39,9 +39,9 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {
-    "fedavg": Entry(fedavg, "sgd", 0.1),
+    "fedavg": Entry(fedavg, "sgd", 0.03),
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
-    "local": Entry(standalone, "sgd", 0.1),
+    "local": Entry(standalone, "sgd", 0.03),
 }
 
 OptimizerName = Literal["sgd", "adam", "adamw", "yogi", "adagrad", "rmsprop"]
