@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fedjax_masks.data.sources import Examples, Source, hold_out
+from fedjax_masks.data.examples import Examples, Source, hold_out
 
 _SPLIT = ("x_train", "y_train", "x_test", "y_test")
 _WHOLE = ("x", "y")

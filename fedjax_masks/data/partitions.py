@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_masks.data import allotment
-from fedjax_masks.data.sources import Examples
+from fedjax_masks.data.examples import Examples
 
 Rows = list[np.ndarray]
 

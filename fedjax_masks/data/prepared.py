@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_masks.data.cache import cached
-from fedjax_masks.data.sources import DATASETS, Examples, Source, hold_out
+from fedjax_masks.data.catalog import DATASETS
+from fedjax_masks.data.examples import Examples, Source, hold_out
 
 _INFO = "dataset_info.json"
 _NAME = re.compile(r"[a-z]\w*(/\w[\w.\-]*)?", re.ASCII)

@@ -6,16 +6,13 @@ share no test examples; corruption changes the training examples of chosen clien
 test examples stay clean.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fedjax_masks.data.sources import Examples, Source
-
-if TYPE_CHECKING:
-    from fedjax_masks.data.specs import Spec
+from fedjax_masks.data.examples import Examples, Source
 
 
 def noise(
@@ -107,15 +104,19 @@ MODIFIERS: dict[str, Modifier] = {
 
 
 def apply(
-    rng: np.random.RandomState, source: Source, rows: list[np.ndarray], test: list[np.ndarray], spec: "Spec"
+    rng: np.random.RandomState,
+    source: Source,
+    rows: list[np.ndarray],
+    test: list[np.ndarray],
+    modifiers: Sequence[tuple[Modifier, tuple[Any, ...]]],
 ) -> tuple[Examples, Examples]:
     """Applies a partition's modifiers; the arrays of the source are copied, never written to."""
     train, held = source.train, source.test
-    for modifier, arguments in spec.modifiers:
+    for modifier, arguments in modifiers:
         if modifier.corrupt is not None:
             train = _corrupt(rng, train, rows, modifier, arguments[0])
         else:
-            _check_disjoint(spec.text, test)
+            _check_disjoint(modifier.usage, test)
             train = _skew(rng, train, rows, modifier, arguments)
             held = _skew(rng, held, test, modifier, arguments)
     return train, held
@@ -155,10 +156,10 @@ def _corrupt(
     return train._replace(inputs=inputs, labels=labels)
 
 
-def _check_disjoint(text: str, test: list[np.ndarray]) -> None:
+def _check_disjoint(usage: str, test: list[np.ndarray]) -> None:
     rows = np.concatenate(test)
     if len(np.unique(rows)) < len(rows):
         raise ValueError(
-            f"partition '{text}': noise and rotation need clients that share no test examples; "
+            f"partition modifier '{usage}': needs clients that share no test examples; "
             "accepted: with iid, or natural with test ids, and no more clients than test examples"
         )

@@ -7,8 +7,9 @@ import numpy as np
 
 from fedjax_masks.algorithm import ClientIndex, Task
 from fedjax_masks.data import skew, specs
+from fedjax_masks.data.examples import Source
 from fedjax_masks.data.files import checked
-from fedjax_masks.data.sources import Source, load_source
+from fedjax_masks.data.sources import load_source
 
 
 def load_task(
@@ -129,7 +130,7 @@ def _divide(
     rows = _at_most(rng, rows, examples_per_client)
     test = _at_most(rng, spec.base.allot(rng, source.train, rows, source.test), test_per_client)
     _check_nonempty(spec.text, test)
-    train, held = skew.apply(rng, source, rows, test, spec)
+    train, held = skew.apply(rng, source, rows, test, spec.modifiers)
     return Task(
         source.name,
         train.inputs,
