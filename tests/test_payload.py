@@ -50,8 +50,9 @@ def random_array(rng, shape, dtype):
     if jnp.issubdtype(dtype, jnp.bool_):
         return rng.random(shape) < 0.3
     if jnp.issubdtype(dtype, jnp.integer):
+        # The largest integer is what poison writes: by it, what was not sent is told from what was.
         info = jnp.iinfo(dtype)
-        return rng.integers(int(info.min), int(info.max) + 1, shape).astype(dtype)
+        return rng.integers(int(info.min), int(info.max), shape).astype(dtype)
     return rng.normal(size=shape).astype(dtype)
 
 
@@ -80,7 +81,7 @@ def random_payload(rng, depth=2):
         like = np.zeros((size, 0), np.float32)
         return Sparse(random_array(rng, picked.shape, "float32"), picked, like)
     num = int(rng.integers(1, 9))
-    codes = rng.integers(-(2 ** (num - 1)), 2 ** (num - 1), shape).astype(np.int8)
+    codes = rng.integers(-(2 ** (num - 1)), 2 ** (num - 1) - (num == 8), shape).astype(np.int8)
     quantized = Quantized(codes, np.float32(rng.random()), np.zeros((num, 0), np.float32))
     masked = Masked({"q": quantized}, {"q": np.asarray(random_mask(rng, shape))})
     return [quantized, masked, random_payload(rng, depth - 1)]
@@ -121,6 +122,8 @@ def reference_code_length(mask):
 @pytest.mark.parametrize(("dtype", "width"), WIDTHS.items())
 def test_an_array_costs_its_size_times_its_width(dtype, width):
     values = random_array(np.random.default_rng(0), (3, 5), dtype)
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        values[0, :2] = jnp.iinfo(values.dtype).min, jnp.iinfo(values.dtype).max
     assert bits(values) == static_bits(jax.ShapeDtypeStruct((3, 5), values.dtype)) == 15 * width
     received = decode(encode(values), jax.ShapeDtypeStruct((3, 5), values.dtype))
     assert received.dtype == values.dtype
