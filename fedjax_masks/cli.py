@@ -36,7 +36,8 @@ _DEMO = {
     "cohort": 10,
     "rounds": 30,
 }
-_DEMO_ALGORITHMS = ("fedavg", "local", "fedmask")
+# The baselines train at the rate that suits them best on digits.
+_DEMO_ALGORITHMS = {"fedavg": {"algorithm.lr": 0.1}, "local": {"algorithm.lr": 0.1}, "fedmask": {}}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,7 +140,10 @@ def _demo(arguments: argparse.Namespace) -> None:
     from fedjax_masks.analysis import load_run, print_table, write_report
 
     out = Path(arguments.out)
-    runs = {out / name: config.make_config({**_DEMO, "algorithm.name": name}) for name in _DEMO_ALGORITHMS}
+    runs = {
+        out / name: config.make_config({**_DEMO, "algorithm.name": name, **options})
+        for name, options in _DEMO_ALGORITHMS.items()
+    }
     for directory, chosen in runs.items():
         experiment.open_directory(directory, chosen, resume=False)
     for directory, chosen in runs.items():
