@@ -205,7 +205,7 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
             state, _ = simulation.run(state, start, min(chunk, rounds - start))
 
     def whole() -> None:
-        config = make_config({"rounds": rounds, "eval_every": chunk})
+        config = make_config({"algorithm.name": "fedavg", "rounds": rounds, "eval_every": chunk})
         with (
             tempfile.TemporaryDirectory() as out,
             progress("bench", done=0, rounds=rounds, quiet=False) as show,
