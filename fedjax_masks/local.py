@@ -192,22 +192,25 @@ def train(
     extra = {} if update_mask is None else {"update_mask": update_mask}
 
     def step(carry: Any, batch: Batch) -> Any:
-        params, opt_state, loss_sum, seen, steps = carry
+        params, opt_state, loss_sum = carry
         value, grads = jax.value_and_grad(loss)(params, batch)
         if proximal:
             grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, params, start)
         if correction is not None:
             grads = trees.add(grads, correction)
         updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
-        count = jnp.sum(batch.real, dtype=jnp.float32)
-        params = optax.apply_updates(params, updates)
-        loss_sum += (value * count).astype(jnp.float32)
-        return params, opt_state, loss_sum, seen + count, steps + 1
+        loss_sum += (value * jnp.sum(batch.real)).astype(jnp.float32)
+        return optax.apply_updates(params, updates), opt_state, loss_sum
 
-    zero = jnp.zeros((), jnp.float32)
-    carry = (params, optimizer.init(params), zero, zero, zero)
-    params, _, loss_sum, seen, steps = for_each_batch(
+    carry = (params, optimizer.init(params), jnp.zeros((), jnp.float32))
+    params, _, loss_sum = for_each_batch(
         key, data, step, carry, epochs=epochs, batch_size=batch_size, augment=augment
     )
-    slots = epochs * batch_size * -(-data.longest // batch_size)
-    return params, LocalMetrics(loss_sum / jnp.maximum(seen, 1), steps, seen, slots.astype(jnp.float32))
+    examples = epochs * data.size
+    counts = (
+        epochs * -(-data.size // batch_size),
+        examples,
+        epochs * -(-data.longest // batch_size) * batch_size,
+    )
+    mean_loss = loss_sum / jnp.maximum(examples, 1)
+    return params, LocalMetrics(mean_loss, *(count.astype(jnp.float32) for count in counts))

@@ -98,7 +98,8 @@ def output_gradient(dy: jax.Array, size: int) -> jax.Array:
 def kernel_gradient(seen: jax.Array, grads: jax.Array, size: int) -> jax.Array:
     """``[size, size, in, out]``, from what :func:`forward` and :func:`output_gradient` gave."""
     at_points = jnp.asarray(_transforms(size).kernel, grads.dtype)
-    products = jnp.einsum("abntuc,abntuf->abcf", seen, grads)
+    seen, grads = (a.reshape(TILE**2, -1, a.shape[-1]) for a in (seen, grads))
+    products = (seen.swapaxes(1, 2) @ grads).reshape(TILE, TILE, seen.shape[2], grads.shape[2])
     return jnp.einsum("ai,bj,abcf->ijcf", at_points, at_points, products)
 
 
@@ -116,7 +117,7 @@ def _evaluate_kernel(kernel):
 
 def _combine(coefficients, arrays):
     """The sum of ``coefficient * array``, without the terms that are zero."""
-    terms = (float(c) * a for c, a in zip(coefficients, arrays) if c)
+    terms = (a if c == 1 else float(c) * a for c, a in zip(coefficients, arrays) if c)
     return functools.reduce(jnp.add, terms)
 
 

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_masks import payload, trees
@@ -60,11 +61,14 @@ class _Shapes(NamedTuple):
     state: State
     message: Any
     upload: Any
+    metrics: list[str]
     flops_per_step: float
 
 
-def _trace_client(algorithm: FederatedAlgorithm, task: Task, key: chex.PRNGKey, examples: Any) -> _Shapes:
-    """Traces one client's round."""
+def _trace_client(
+    algorithm: FederatedAlgorithm, task: Task, key: chex.PRNGKey, examples: arrays.Examples
+) -> tuple[FederatedAlgorithm, _Shapes]:
+    """Traces one client's round; in the algorithm that comes back, training is not traced again."""
     state = jax.eval_shape(lambda key: algorithm.init(key, task), key)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     message = jax.eval_shape(algorithm.send, state.server, scalar)
@@ -73,8 +77,15 @@ def _trace_client(algorithm: FederatedAlgorithm, task: Task, key: chex.PRNGKey, 
         lambda e, s: arrays.client_data(e, arrays.Rows(s, s, s), s, arrays.capacity(task)), examples, scalar
     )
     arguments = (key, state.common, message, client, data)
-    program, (_, upload, _) = jax.make_jaxpr(algorithm.train, return_shape=True)(*arguments)
-    return _Shapes(state, message, upload, step_flops(program.jaxpr))
+    program, out = jax.make_jaxpr(algorithm.train, return_shape=True)(*arguments)
+    _, upload, metrics = out
+
+    def train(*arguments: Any) -> Any:
+        leaves = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(out), leaves)
+
+    shapes = _Shapes(state, message, upload, sorted(metrics), step_flops(program.jaxpr))
+    return algorithm._replace(train=train), shapes
 
 
 def make_simulation(
@@ -108,11 +119,9 @@ def make_simulation(
     """
     if not 1 <= cohort <= task.num_clients:
         raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
-    # As a jitted function it is traced once, and not once per place where its shapes are asked for.
-    algorithm = algorithm._replace(train=jax.jit(algorithm.train))
     init_key, rounds_key = jax.random.split(jax.random.key(seed))
     train = arrays.train_examples(task)
-    shapes = _trace_client(algorithm, task, init_key, train)
+    algorithm, shapes = _trace_client(algorithm, task, init_key, train)
     asked = parse_plan(plan, cohort=cohort)
 
     tried: list[Plan] = []
@@ -143,12 +152,12 @@ def make_simulation(
         if not 1 <= num_rounds <= chunk:
             raise ValueError(f"num_rounds={num_rounds}: accepted are 1 to {chunk}, the chunk")
         counts = (jnp.asarray(first_round, jnp.int32), jnp.asarray(num_rounds, jnp.int32))
-        state, report, slots = program(state, train, rounds_key, *jax.device_put(counts, place))
-        report, slots = jax.device_get((report, slots))
-        report = jax.tree.map(lambda a: a[:num_rounds], report)
-        padding["examples"] += float(np.sum(report.train.get("examples", 0.0)))
-        padding["slots"] += float(slots[:num_rounds].sum())
-        return state, _round_metrics(report, message_bits, upload_bits)
+        state, report = program(state, train, rounds_key, *jax.device_put(counts, place))
+        report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
+        report = report._replace(train=dict(zip(shapes.metrics, np.moveaxis(report.train, -1, 0))))
+        for name in padding:
+            padding[name] += float(np.sum(report.train.get(name, 0.0)))
+        return state, _round_metrics(_in_order(report, cohort), message_bits, upload_bits)
 
     def stats() -> Stats:
         share = padding["examples"] / padding["slots"] if padding["slots"] else 1.0
@@ -171,6 +180,12 @@ def _placement(plan: Plan) -> Any:
     if plan.devices == 1:
         return jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return NamedSharding(device_mesh(plan), PartitionSpec())
+
+
+def _in_order(report: Any, cohort: int) -> Any:
+    """A ClientReport's clients by id, without the padding, whose id is larger than any client's."""
+    order = np.argsort(report.id, axis=1)[:, :cohort]
+    return jax.tree.map(lambda a: np.take_along_axis(a, order, 1), report)
 
 
 def _round_metrics(report: Any, message_bits: int, upload_bits: int) -> RoundMetrics:

@@ -91,6 +91,7 @@ def map_clients(
       The sum of all totals, and the outs stacked on axis 0.
     """
 
+    @jax.jit  # traced once, for the shapes as for the loop
     def one_block(shared: Any, block: tuple[Rows, Any]) -> tuple[Any, Any]:
         rows, states = block
         if plan.block == 1:

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class RoundMetrics(NamedTuple):
-    """What happened to each client of each round; arrays lead with ``[rounds, cohort]``.
+    """What happened to each client of each round, by id; arrays lead with ``[rounds, cohort]``.
 
     Attributes:
       ids: int32: client ids.

@@ -1,5 +1,6 @@
 """One round of federated learning, and a chunk of rounds, as traced programs."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -22,7 +23,8 @@ class ClientReport(NamedTuple):
       dropped: bool: its update was not finite.
       bits_up: uint32: the part of the upload's bits that depends on data.
       bits_down: uint32: the same of the message.
-      train: the algorithm's metrics, float32.
+      train: float32[number of metrics]: the algorithm's metrics, by name in alphabetical order;
+        one array, because every array of a report costs compile time.
     """
 
     id: jax.Array
@@ -30,7 +32,7 @@ class ClientReport(NamedTuple):
     dropped: jax.Array
     bits_up: jax.Array
     bits_down: jax.Array
-    train: dict[str, jax.Array]
+    train: jax.Array
 
 
 class RoundKeys(NamedTuple):
@@ -72,7 +74,7 @@ def _client_step(setting: Setting, shared: Any, row: Rows, longest: jax.Array, s
     key = jax.random.fold_in(key, row.ids)
     new_state, upload, metrics = algorithm.train(key, common, as_received(message), state, data)
 
-    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    metrics = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = trees.all_finite((upload, metrics))
     weight = jnp.where(finite, row.sizes, 0).astype(jnp.float32)
     report = ClientReport(
@@ -93,7 +95,7 @@ def _client_step(setting: Setting, shared: Any, row: Rows, longest: jax.Array, s
 
 def round_step(
     setting: Setting, state: State, examples: Examples, ids: jax.Array, keys: RoundKeys
-) -> tuple[State, ClientReport, jax.Array]:
+) -> tuple[State, ClientReport]:
     """One round with the given cohort.
 
     Args:
@@ -104,10 +106,10 @@ def round_step(
       keys: The round's keys.
 
     Returns:
-      The new state, one report per client in the order of ``ids``, and ``float32[]``: the
-      example slots that were computed, padding included.
+      The new state, and one report per row of the layout; those with an id below the number of
+      clients are real.
     """
-    rows, places = lay_out(ids, examples.offsets, examples.sizes, setting.plan)
+    rows, _ = lay_out(ids, examples.offsets, examples.sizes, setting.plan)
     before = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
     shared = (keys.clients, state.common, state.server, examples)
 
@@ -121,9 +123,7 @@ def round_step(
     clients = jax.tree.map(
         lambda a, rows_of_a: a.at[rows.ids].set(rows_of_a, mode="drop"), state.clients, after
     )
-    slots = jnp.sum(report.train.get("slots", jnp.zeros(1)))
-    report = jax.tree.map(lambda a: a[places], report)
-    return State(state.common, server, clients), report, slots
+    return State(state.common, server, clients), report
 
 
 def run_chunk(
@@ -135,29 +135,28 @@ def run_chunk(
     num_rounds: jax.Array,
     *,
     chunk: int,
-) -> tuple[State, ClientReport, jax.Array]:
+) -> tuple[State, ClientReport]:
     """Runs ``num_rounds <= chunk`` rounds from round ``first`` on.
 
     The number of rounds is traced, so that one program serves every number.
 
     Returns:
-      The state, reports ``[chunk, cohort]`` and slots ``float32[chunk]`` of which the first
-      ``num_rounds`` rows hold.
+      The state, and reports ``[chunk, rows]`` of which the first ``num_rounds`` hold.
     """
 
-    def one_round(state: State, index: jax.Array) -> tuple[State, ClientReport, jax.Array]:
+    @jax.jit  # traced once, for the shapes as for the loop
+    def one_round(state: State, index: jax.Array) -> tuple[State, ClientReport]:
         keys = round_keys(key, index)
         ids = sample_cohort(keys.cohort, len(examples.sizes), setting.cohort)
         return round_step(setting, state, examples, ids, keys)
 
-    _, report, slots = jax.eval_shape(one_round, state, first)
-    shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape), a.dtype), (report, slots))
+    _, report = jax.eval_shape(one_round, state, first)
+    shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape), a.dtype), report)
 
     def body(step: jax.Array, carry: Any) -> Any:
         state, history = carry
-        state, *news = one_round(state, first + step)
-        history = jax.tree.map(lambda old, new: old.at[step].set(new), history, tuple(news))
-        return state, history
+        state, news = one_round(state, first + step)
+        put = partial(jax.lax.dynamic_update_index_in_dim, index=step, axis=0)
+        return state, jax.tree.map(put, history, news)
 
-    state, history = jax.lax.fori_loop(0, num_rounds, body, (state, trees.zeros_like(shape)))
-    return state, *history
+    return jax.lax.fori_loop(0, num_rounds, body, (state, trees.zeros_like(shape)))
