@@ -50,6 +50,8 @@ class ClientData(NamedTuple):
       longest: ``int32[]``: the largest ``size`` among the clients that run in step with
         this one. Loops over minibatches run to ``longest``, so that their trip count is
         the same for all clients of a block; what lies beyond ``size`` is padding.
+      tier: ``int32[]``: the client's tier, the same for all that run in step with it, so that a
+        ``lax.switch`` on it runs one branch.
     """
 
     inputs: jax.Array
@@ -57,6 +59,7 @@ class ClientData(NamedTuple):
     rows: jax.Array
     size: jax.Array
     longest: jax.Array
+    tier: jax.Array
 
 
 class Cohort(NamedTuple):
@@ -122,6 +125,22 @@ class Task:
         return self.inputs.shape[1:]
 
 
+@dataclass(frozen=True)
+class Tiers:
+    """A division of clients by what their devices can do; each tier may run a program of its own.
+
+    Attributes:
+      number: How many tiers there are.
+      of: ``(client_ids) -> int32``, of the same shape, in ``[0, number)``.
+    """
+
+    number: int = 1
+    of: Callable[[jax.Array], jax.Array] = lambda ids: ids * 0
+
+
+ONE_TIER = Tiers()
+"""All clients run the same program."""
+
 Predict = Callable[[PyTree, PyTree, PyTree, jax.Array], jax.Array]
 
 
@@ -150,6 +169,8 @@ class FederatedAlgorithm(NamedTuple):
       predict_global: ``(common, server, x) -> logits``, or None where no global model exists.
       probes: Further points of measurement: name to a function like ``predict``, evaluated
         like it and reported under ``extra``.
+      tiers: Which clients run the same program; all, by default.
+      cycle: A drawn cohort serves this many rounds in a row.
     """
 
     init: Callable[[chex.PRNGKey, Task], State]
@@ -160,3 +181,5 @@ class FederatedAlgorithm(NamedTuple):
     predict: Predict | None = None
     predict_global: Callable[[PyTree, PyTree, jax.Array], jax.Array] | None = None
     probes: Mapping[str, Predict] = MappingProxyType({})
+    tiers: Tiers = ONE_TIER
+    cycle: int = 1

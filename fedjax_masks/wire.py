@@ -352,4 +352,4 @@ def _no_data(task: Task) -> ClientData:
     labels = jnp.zeros(task.labels.shape, jnp.int32)
     rows = jnp.zeros(max(1, int(np.max(task.train.sizes))), jnp.int32)
     size = jnp.zeros((), jnp.int32)
-    return ClientData(inputs, labels, rows, size, size)
+    return ClientData(inputs, labels, rows, size, size, size)

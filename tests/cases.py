@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from functools import cache, partial
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import fedjax_masks as fm
 from fedjax_masks import wire
-from fedjax_masks.algorithm import FederatedAlgorithm, Task
+from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Task
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model
+from fedjax_masks.simulation import arrays
+from fedjax_masks.simulation.layout import Block, Rows
 
 _fedmask = partial(fm.fedmask, optimizer=optax.adam(0.1), score_scale=0.3, batch_size=4)
 
@@ -46,6 +49,14 @@ def algorithm(name: str, kind: str = "mlp") -> FederatedAlgorithm:
     if kind == "mlp":
         return CASES[name](fm.models.mlp(task(), hidden=(8,)))
     return CASES[name](fm.models.cnn(task((8, 8, 1))))
+
+
+def data_of(task: Task, client: int, tier: int = 0) -> ClientData:
+    """One client's training data, as its training function sees them."""
+    examples, capacity = arrays.train_examples(task), arrays.capacity(task)
+    offset, size = examples.offsets[client], examples.sizes[client]
+    row = Rows(jnp.int32(client), offset, size, jnp.int32(tier))
+    return arrays.client_data(examples, row, Block(size, row.tiers), capacity)
 
 
 def task_for(kind: str) -> Task:

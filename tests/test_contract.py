@@ -133,9 +133,7 @@ def test_counted_bits_are_the_bytes_really_written(name, visit):
     algorithm, task = cases.algorithm(name), cases.task()
     state = algorithm.init(jax.random.key(0), task)
     client = jax.tree.map(lambda a: a[3], state.clients)
-    examples = arrays.train_examples(task)
-    row = arrays.Rows(jnp.int32(3), examples.offsets[3], examples.sizes[3])
-    data = arrays.client_data(examples, row, examples.sizes[3], arrays.capacity(task))
+    data = cases.data_of(task, 3)
     for _ in range(visit):
         message = algorithm.send(state.server, jnp.int32(3))
         client, upload, _ = jax.jit(algorithm.train)(jax.random.key(1), state.common, message, client, data)

@@ -13,7 +13,7 @@ from fedjax_masks import payload
 from fedjax_masks.aggregation import majority, vote
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.masks import binarize, binarize_straight_through, group_norms, top_share
-from fedjax_masks.simulation import arrays, make_simulation
+from fedjax_masks.simulation import make_simulation
 
 
 def bits(text):
@@ -96,10 +96,7 @@ def vgg16_upload_bits(classes, **options):
     state = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0))
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
     message = jax.eval_shape(algorithm.send, state.server, jnp.int32(0))
-    scalar = jnp.int32(0)
-    data = arrays.client_data(
-        arrays.train_examples(task), arrays.Rows(scalar, scalar, jnp.int32(20)), jnp.int32(20), 20
-    )
+    data = cases.data_of(task, 0)
     _, upload, _ = jax.eval_shape(algorithm.train, jax.random.key(0), state.common, message, client, data)
     return payload.static_bits(upload), payload.static_bits(message)
 

@@ -21,6 +21,7 @@ def data():
         rows=jnp.arange(CAPACITY),
         size=jnp.asarray(SIZE),
         longest=jnp.asarray(SIZE),
+        tier=jnp.asarray(0),
     )
 
 

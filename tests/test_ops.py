@@ -8,6 +8,8 @@ import pytest
 from jax import lax
 
 from fedjax_masks.ops import conv2d, conv_general_dilated, max_pool
+from fedjax_masks.ops.skeleton import add_bias, dense
+from fedjax_masks.simulation.flops import count_flops
 
 OWN = ["canonical", "im2col", "winograd"]
 CASES = [  # input [B, H, W, C], kernel [h, w, O], strides, padding
@@ -160,3 +162,59 @@ def test_max_pool_and_gradient_equal_reduce_window(shape, window, ties):
     dy = jnp.asarray(rng.standard_normal(y.shape), jnp.float32)
     np.testing.assert_array_equal(y, want)
     np.testing.assert_array_equal(vjp(dy)[0], want_vjp(dy)[0])
+
+
+SKELETON = jnp.array([0, 2])
+
+
+@pytest.mark.parametrize("lowering", [*OWN, "lax", None])
+def test_skeleton_gradients_are_those_of_an_output_gradient_that_is_zero_elsewhere(lowering):
+    with jax.enable_x64(True):
+        for shape, kernel_shape, strides, padding in CASES:
+            if not fits(lowering, kernel_shape, strides):
+                continue
+            x, kernel, normal = draw(np.random.default_rng(4), shape, kernel_shape, jnp.float64)
+            bias = normal(kernel_shape[2])
+            conv = partial(conv2d, strides=strides, padding=padding, lowering=lowering)
+
+            def layer(x, kernel, bias, conv=conv):
+                return add_bias(conv(x, kernel, skeleton=SKELETON), bias, skeleton=SKELETON)
+
+            plain = partial(reference, strides=strides, padding=padding)
+            want, pull = jax.vjp(lambda x, k, b, plain=plain: plain(x, k) + b, x, kernel, bias)
+            dy = normal(*want.shape)
+            inside = jnp.isin(jnp.arange(kernel_shape[2]), SKELETON)
+            got, skeleton_pull = jax.vjp(layer, x, kernel, bias)
+            np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
+            _, dk, db = found = jax.jit(skeleton_pull)(dy)
+            for a, b in zip(found, pull(jnp.where(inside, dy, 0)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+            assert not np.any(np.where(inside, 0, dk))
+            assert not np.any(np.where(inside, 0, db))
+
+
+def test_skeleton_of_a_dense_layer():
+    random = np.random.default_rng(5)
+    x, kernel, dy = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((3, 4), (4, 6), (3, 6)))
+    _, pull = jax.vjp(partial(dense, skeleton=SKELETON), x, kernel)
+    _, dense_pull = jax.vjp(jnp.matmul, x, kernel)
+    want = dense_pull(jnp.where(jnp.isin(jnp.arange(6), SKELETON), dy, 0))
+    for a, b in zip(pull(dy), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("lowering", ["canonical", "im2col", "lax"])
+@pytest.mark.parametrize("keep", [3, 6, 13])
+def test_compiled_flops_of_the_backward_pass_fall_with_the_skeleton(lowering, keep):
+    """By XLA's own count. Minimal filtering has transforms besides, which are not all of the skeleton."""
+    x, kernel = jnp.ones((4, 8, 8, 32)), jnp.ones((3, 3, 32, 32))
+
+    def backward_flops(skeleton):
+        _, pull = jax.vjp(partial(conv2d, lowering=lowering, skeleton=skeleton), x, kernel)
+        counted = count_flops(pull, jnp.ones((4, 8, 8, 32)))
+        return counted, jax.jit(pull).lower(jnp.ones((4, 8, 8, 32))).compile().cost_analysis()["flops"]
+
+    counted, compiled = backward_flops(jnp.arange(keep))
+    all_counted, all_compiled = backward_flops(None)
+    assert counted == all_counted * keep / 32
+    assert compiled / all_compiled == pytest.approx(keep / 32, rel=0.1)

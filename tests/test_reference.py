@@ -2,7 +2,6 @@
 
 import cases
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,7 +9,7 @@ import pytest
 import fedjax_masks as fm
 from fedjax_masks.data.tasks import rows_of
 from fedjax_masks.local import shuffled_rows
-from fedjax_masks.simulation import arrays, make_simulation
+from fedjax_masks.simulation import make_simulation
 from fedjax_masks.simulation.round import round_keys, sample_cohort
 
 
@@ -31,14 +30,12 @@ def softmax_gradient(params, x, y):
 def reference_fedavg(params, task, *, seed, rounds, cohort, lr, batch_size, epochs):
     """McMahan et al. 2017, algorithm 1, with the simulator's order of clients and examples."""
     _, root = jax.random.split(jax.random.key(seed))
-    examples = arrays.train_examples(task)
     for index in range(rounds):
         keys = round_keys(root, index)
         total, weight = None, 0
         for client in np.asarray(sample_cohort(keys.cohort, task.num_clients, cohort)):
             key = jax.random.fold_in(keys.clients, client)
-            row = arrays.Rows(jnp.int32(client), examples.offsets[client], examples.sizes[client])
-            data = arrays.client_data(examples, row, row.sizes, arrays.capacity(task))
+            data = cases.data_of(task, client)
             size = len(rows_of(task.train, client))
             mine = [(w.copy(), b.copy()) for w, b in params]
             for epoch in range(epochs):
@@ -78,10 +75,8 @@ def test_fedavg_is_the_textbook_algorithm(plan):
 
 def test_every_example_is_seen_once_per_epoch():
     task = cases.task()
-    examples = arrays.train_examples(task)
     for client in range(task.num_clients):
-        row = arrays.Rows(jnp.int32(client), examples.offsets[client], examples.sizes[client])
-        data = arrays.client_data(examples, row, row.sizes, arrays.capacity(task))
+        data = cases.data_of(task, client)
         rows = np.asarray(shuffled_rows(jax.random.key(client), data, 4))
         mine = rows_of(task.train, client)
         assert sorted(rows[: len(mine)]) == sorted(mine)

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedjax_masks.ops import pool
 from fedjax_masks.ops.conv import conv2d
+from fedjax_masks.ops.skeleton import add_bias, dense
 
 Norm = Literal["batch", "group"] | None
 Activation = Callable[[jax.Array], jax.Array]
@@ -26,8 +27,8 @@ class Layer(NamedTuple):
     Attributes:
       name: The layer's place in the parameters, joined by slashes (``"block1/conv2"``).
       kind: ``"conv"`` or ``"dense"``.
-      op: ``(x, kernel) -> y``: the layer's linear map. It takes a kernel of any number of
-        output channels, such as a gathered part of its own.
+      op: ``(x, kernel, *, skeleton=None) -> y``: the layer's linear map. It takes a kernel of any
+        number of output channels; see :mod:`fedjax_masks.ops.skeleton` for the option.
       kernel: ``float32[height, width, inputs, outputs]``, or ``float32[inputs, outputs]``.
       bias: ``float32[outputs]``, or None.
       norm: What comes between the linear map and the activation; the identity without one.
@@ -38,7 +39,7 @@ class Layer(NamedTuple):
 
     name: str
     kind: str
-    op: Callable[[jax.Array, jax.Array], jax.Array]
+    op: Callable[..., jax.Array]
     kernel: jax.Array
     bias: jax.Array | None
     norm: Callable[[jax.Array], jax.Array]
@@ -46,10 +47,14 @@ class Layer(NamedTuple):
     padding: str
     removable: bool
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, skeleton: jax.Array | None = None) -> jax.Array:
         """Returns what the layer passes to its activation."""
-        y = self.op(x, self.kernel)
-        return self.norm(y if self.bias is None else y + self.bias)
+        return self.norm(self.linear(x, skeleton))
+
+    def linear(self, x: jax.Array, skeleton: jax.Array | None = None) -> jax.Array:
+        """Returns the linear map with bias, whose gradient may be confined to some outputs."""
+        y = self.op(x, self.kernel, skeleton=skeleton)
+        return y if self.bias is None else add_bias(y, self.bias, skeleton=skeleton)
 
 
 Hook = Callable[[Layer, jax.Array], tuple[jax.Array, Any]]
@@ -195,7 +200,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, hook: Hook | None) -> tuple[jax.Array, dict[str, Any]]:
         x = self.reduce(x)
-        layer = _layer(self, "dense", jnp.matmul, (x.shape[-1], self.features), "VALID")
+        layer = _layer(self, "dense", dense, (x.shape[-1], self.features), "VALID")
         return _run(layer, x, self.activation, hook)
 
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_masks.ops import winograd
+from fedjax_masks.ops import by_lax, canonical, im2col, winograd
+from fedjax_masks.ops.skeleton import gather, scatter
 
 Lowering = Literal["canonical", "im2col", "winograd", "lax"]
 Padding = str | Sequence[tuple[int, int]]
-_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def conv_general_dilated(
@@ -50,7 +50,11 @@ def conv_general_dilated(
     dilations = [*set_options.pop("lhs_dilation", ()), *set_options.pop("rhs_dilation", ())]
     groups = [set_options.pop(f"{kind}_group_count", 1) for kind in ("feature", "batch")]
     plain = not set_options and all(n == 1 for n in (*dilations, *groups)) and lhs.dtype == rhs.dtype
-    if lhs.ndim == 4 and plain and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NUMBERS):
+    if (
+        lhs.ndim == 4
+        and plain
+        and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, by_lax.NUMBERS)
+    ):
         return conv2d(lhs, rhs, strides=window_strides, padding=padding, lowering=lowering)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
@@ -62,6 +66,7 @@ def conv2d(
     strides: Sequence[int] = (1, 1),
     padding: Padding = "SAME",
     lowering: Lowering | None = None,
+    skeleton: jax.Array | None = None,
 ) -> jax.Array:
     """Two-dimensional convolution (cross-correlation), equal to that of ``lax`` up to rounding.
 
@@ -76,6 +81,8 @@ def conv2d(
         for square kernels of 2 to 5 with stride 1. ``"lax"``: ``lax``'s own rules. By default
         ``"im2col"``, but on CPU only for images of few channels, else ``"winograd"`` where it halves
         the products, else ``"canonical"``.
+      skeleton: ``int32[k]``: outputs, ascending. Only these have gradients, computed for these only:
+        see :mod:`fedjax_masks.ops.skeleton`. None is all.
 
     Returns:
       ``[batch, out_height, out_width, out]``.
@@ -91,18 +98,20 @@ def conv2d(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     pads, strides = tuple((int(low), int(high)) for low, high in padding), tuple(strides)
-    if lowering is None:
-        lowering = _choose(x.shape, kernel.shape, strides, pads)
-    if lowering not in get_args(Lowering):
+    if lowering is not None and lowering not in get_args(Lowering):
         raise ValueError(f"lowering={lowering!r}: expected one of {', '.join(get_args(Lowering))}")
-    if lowering == "lax":
-        return _lax_conv(x, kernel, strides, pads)
+    if lowering == "lax" and skeleton is None:
+        return by_lax.convolve(x, kernel, strides, pads)
     if lowering == "winograd" and not winograd.serves(kernel.shape[:2], strides):
         raise ValueError(
             f"lowering='winograd': strides {strides} and kernel {kernel.shape[:2]}; accepted are "
             "strides (1, 1) and square kernels of 2 to 5"
         )
-    return _conv(x, kernel, strides, pads, lowering)
+    there = lowering or _choose(x.shape, kernel.shape, strides, pads)
+    back = there
+    if lowering is None and skeleton is not None:
+        back = _choose(x.shape, (*kernel.shape[:3], len(skeleton)), strides, pads)
+    return _conv(x, kernel, skeleton, strides, pads, (there, back))
 
 
 def _choose(x_shape, kernel_shape, strides, pads) -> Lowering:
@@ -115,42 +124,33 @@ def _choose(x_shape, kernel_shape, strides, pads) -> Lowering:
     return "winograd" if cheaper else "canonical"
 
 
-def _lax_conv(x, kernel, strides, pads):
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NUMBERS)
+# Each lowering is a module of four functions, of which forward and backward below are made.
+_MODULES = {"canonical": canonical, "im2col": im2col, "winograd": winograd, "lax": by_lax}
 
 
-def _pad(x, pads, dilation=(1, 1)):
-    config = [(0, 0, 0), *((*p, d - 1) for p, d in zip(pads, dilation)), (0, 0, 0)]
-    return lax.pad(x, jnp.zeros((), x.dtype), config)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _conv(x, kernel, skeleton, strides, pads, lowerings):
+    del skeleton
+    return conv2d_forward(x, kernel, strides, pads, lowerings[0])[0]
 
 
-def _patches(x, axis, size, stride, out):
-    """Windows of ``size`` along ``axis``, side by side in the last axis: ``[..., size * channels]``."""
-    windows = (lax.slice_in_dim(x, i, i + (out - 1) * stride + 1, stride, axis) for i in range(size))
-    return jnp.concatenate(list(windows), axis=-1)
+def _conv_fwd(x, kernel, skeleton, strides, pads, lowerings):
+    there, back = lowerings
+    y, kept = conv2d_forward(x, kernel, strides, pads, there)
+    kept = kept if there == back else x  # all but winograd keep the input as it is
+    # What is kept of the input need not have its shape; an array without elements remembers it.
+    return y, (kept, kernel, skeleton, jnp.zeros((*x.shape[1:3], 0)))
 
 
-def _im2col(x, kernel_size, strides, out_size):
-    for axis in (1, 0):  # width first, so that the last axis runs over (height, width, channel)
-        x = _patches(x, axis + 1, kernel_size[axis], strides[axis], out_size[axis])
-    return x
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x, kernel, strides, pads, lowering):
-    return _conv_fwd(x, kernel, strides, pads, lowering)[0]
-
-
-def _conv_fwd(x, kernel, strides, pads, lowering):
-    y, kept = conv2d_forward(x, kernel, strides, pads, lowering)
-    return y, (kept, kernel)
-
-
-def _conv_bwd(strides, pads, lowering, residuals, dy):
-    kept, kernel = residuals
-    dy_form = winograd.output_gradient(dy, len(kernel)) if lowering == "winograd" else dy
-    dx = conv2d_input_gradient(dy, kernel, kept, dy_form, strides, pads, lowering)
-    return dx, conv2d_kernel_gradient(dy, kernel, kept, dy_form, strides, pads, lowering)
+def _conv_bwd(strides, pads, lowerings, residuals, dy):
+    kept, whole, skeleton, like = residuals
+    kernel, in_size, lowering = whole, like.shape[:2], lowerings[1]
+    if skeleton is not None:
+        kernel, dy = gather(whole, skeleton), gather(dy, skeleton)
+    form = _MODULES[lowering].output_gradient(dy, kernel.shape[:2], strides, pads, in_size)
+    dx = conv2d_input_gradient(dy, kernel, form, strides, pads, in_size, lowering)
+    dk = conv2d_kernel_gradient(dy, kernel, kept, form, strides, pads, lowering)
+    return dx, dk if skeleton is None else scatter(dk, skeleton, whole.shape[3]), None
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
@@ -163,47 +163,18 @@ _named = functools.partial(jax.jit, static_argnames=("strides", "pads", "lowerin
 @_named
 def conv2d_forward(x, kernel, strides, pads, lowering):
     """The output, and what the kernel's gradient needs of the input."""
-    if lowering == "winograd":
-        return winograd.forward(_pad(x, pads), kernel)
-    return _correlate(_pad(x, pads), kernel, strides, lowering), x
+    return _MODULES[lowering].forward(x, kernel, strides, pads)
+
+
+@functools.partial(jax.jit, static_argnames=("strides", "pads", "in_size", "lowering"))
+def conv2d_input_gradient(dy, kernel, form, strides, pads, in_size, lowering):
+    """Of the output's gradient in the lowering's form; ``dy`` itself tells its shape."""
+    del dy
+    return _MODULES[lowering].input_gradient(form, kernel, strides, pads, in_size)
 
 
 @_named
-def conv2d_input_gradient(dy, kernel, kept, dy_form, strides, pads, lowering):
-    """The dilated output gradient, fully correlated with the flipped kernel."""
-    if lowering == "winograd":
-        padded = [n + k - 1 for n, k in zip(dy.shape[1:3], kernel.shape)]
-        dx = winograd.input_gradient(dy_form, kernel, padded)
-        return _pad(dx, [(-low, -high) for low, high in pads])
-    low = [k - 1 - p[0] for k, p in zip(kernel.shape, pads)]
-    high = [
-        n + k - 1 - a - (o - 1) * s - 1
-        for n, k, a, o, s in zip(kept.shape[1:3], kernel.shape, low, dy.shape[1:3], strides)
-    ]
-    spread = _pad(dy, list(zip(low, high)), strides)
-    return _correlate(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), lowering)
-
-
-@_named
-def conv2d_kernel_gradient(dy, kernel, kept, dy_form, strides, pads, lowering):
-    """The input's patches times the output gradient."""
-    if lowering == "winograd":
-        return winograd.kernel_gradient(kept, dy_form, len(kernel))
-    x, (kh, kw), (height, width) = _pad(kept, pads), kernel.shape[:2], dy.shape[1:3]
-    if lowering == "im2col":
-        patches = _im2col(x, (kh, kw), strides, (height, width))
-        return jnp.einsum("bhwk,bhwo->ko", patches, dy).reshape(kernel.shape)
-    # One product per image and kernel row: its operands fit the cache, one long product's do not.
-    patches = _patches(x, 2, kw, strides[1], width)
-    rows = (lax.slice_in_dim(patches, i, i + (height - 1) * strides[0] + 1, strides[0], 1) for i in range(kh))
-    flat = [r.reshape(len(x), height * width, -1) for r in rows]
-    dy = dy.reshape(len(x), height * width, -1)
-    return jnp.stack([jnp.einsum("bpk,bpo->bko", r, dy).sum(0) for r in flat]).reshape(kernel.shape)
-
-
-def _correlate(x, kernel, strides, lowering):
-    """Convolves an input that is already padded."""
-    if lowering == "canonical":
-        return _lax_conv(x, kernel, strides, ((0, 0), (0, 0)))
-    out_size = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:3], kernel.shape, strides)]
-    return _im2col(x, kernel.shape[:2], strides, out_size) @ kernel.reshape(-1, kernel.shape[3])
+def conv2d_kernel_gradient(dy, kernel, kept, form, strides, pads, lowering):
+    """Of what the forward pass kept and the output's gradient in the lowering's form."""
+    del dy
+    return _MODULES[lowering].kernel_gradient(kept, form, kernel, strides, pads)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+Pads = Sequence[tuple[int, int]]
 TILE = 6
 _POINTS = np.array([0.0, 1.0, -1.0, 2.0, -2.0])
 
@@ -65,23 +66,21 @@ def saves(out_size: Sequence[int], kernel_size: Sequence[int]) -> bool:
     return 2 * TILE**2 * tiles <= math.prod(out_size) * height * width
 
 
-def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Convolves with stride 1 and without padding.
+def forward(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """``[batch, out_height, out_width, out]``, and the input at the points.
 
-    Args:
-      x: ``[batch, height, width, in]``, floating point.
-      kernel: ``[size, size, in, out]``, size 2 to 5.
-
-    Returns:
-      ``[batch, height - size + 1, width - size + 1, out]``, and ``x`` at the points, which
-      :func:`kernel_gradient` needs. Rounding is about ten times that of the plain sum: near 1e-6 of
-      the largest value in float32.
+    Rounding is about ten times that of the plain sum: near 1e-6 of the largest value in float32.
 
     Example:
-      >>> forward(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1)))[0][0, :, :, 0].round(4)
+      >>> y, _ = forward(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1)), (1, 1), [(0, 0), (0, 0)])
+      >>> y[0, :, :, 0].round(4)
       Array([[18., 18.],
              [18., 18.]], dtype=float32)
     """
+    del strides
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     data, _, output = _transforms(kernel.shape[0])
     out_size = [n - kernel.shape[0] + 1 for n in x.shape[1:3]]
     seen = _evaluate(x, data, output.shape[1], out_size)
@@ -89,25 +88,37 @@ def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _assemble(products, output, output.shape[1], out_size), seen
 
 
-def output_gradient(dy: jax.Array, size: int) -> jax.Array:
-    """The output's gradient at the points, which both gradients need."""
-    output = _transforms(size).output
+def output_gradient(
+    dy: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads, in_size: Sequence[int]
+) -> jax.Array:
+    """The output's gradient at the points."""
+    del strides, pads, in_size
+    output = _transforms(kernel_size[0]).output
     return _evaluate(dy, output, output.shape[1], dy.shape[1:3])
 
 
-def kernel_gradient(seen: jax.Array, grads: jax.Array, size: int) -> jax.Array:
-    """``[size, size, in, out]``, from what :func:`forward` and :func:`output_gradient` gave."""
-    at_points = jnp.asarray(_transforms(size).kernel, grads.dtype)
-    seen, grads = (a.reshape(TILE**2, -1, a.shape[-1]) for a in (seen, grads))
-    products = (seen.swapaxes(1, 2) @ grads).reshape(TILE, TILE, seen.shape[2], grads.shape[2])
-    return jnp.einsum("ai,bj,abcf->ijcf", at_points, at_points, products)
-
-
-def input_gradient(grads: jax.Array, kernel: jax.Array, in_size: Sequence[int]) -> jax.Array:
+def input_gradient(
+    grads: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads, in_size: Sequence[int]
+) -> jax.Array:
     """``[batch, *in_size, in]``, from what :func:`output_gradient` gave."""
+    del strides
     data, _, output = _transforms(kernel.shape[0])
     products = jnp.einsum("abntuf,abcf->abntuc", grads, _evaluate_kernel(kernel))
-    return _assemble(products, data, output.shape[1], in_size)
+    padded = [n + sum(p) for n, p in zip(in_size, pads)]
+    dx = _assemble(products, data, output.shape[1], padded)
+    rows, columns = (slice(low, low + n) for (low, _), n in zip(pads, in_size))
+    return dx[:, rows, columns]
+
+
+def kernel_gradient(
+    seen: jax.Array, grads: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
+) -> jax.Array:
+    """Shaped like the kernel, from what :func:`forward` and :func:`output_gradient` gave."""
+    del strides, pads
+    at_points = jnp.asarray(_transforms(kernel.shape[0]).kernel, grads.dtype)
+    seen, grads = (a.reshape(TILE**2, -1, a.shape[-1]) for a in (seen, grads))
+    products = (seen.swapaxes(1, 2) @ grads).reshape(TILE, TILE, *kernel.shape[2:])
+    return jnp.einsum("ai,bj,abcf->ijcf", at_points, at_points, products)
 
 
 def _evaluate_kernel(kernel):

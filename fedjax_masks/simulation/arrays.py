@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks.algorithm import ClientData, ClientIndex, Task
-from fedjax_masks.simulation.layout import Rows
+from fedjax_masks.simulation.layout import Block, Rows
 
 
 class Examples(NamedTuple):
@@ -54,14 +54,14 @@ def test_examples(task: Task, batch: int) -> Examples:
     return _examples(task.test_inputs, task.test_labels, task.test, batch)
 
 
-def client_data(examples: Examples, row: Rows, longest: jax.Array, length: int) -> ClientData:
+def client_data(examples: Examples, row: Rows, block: Block, length: int) -> ClientData:
     """One client's view of the training data.
 
     Args:
       examples: The training data.
       row: The client, scalars.
-      longest: ``int32[]``: the largest size in its block.
+      block: The block that it runs in.
       length: The capacity, static.
     """
     rows = jax.lax.dynamic_slice(examples.rows, (row.offsets,), (length,))
-    return ClientData(examples.inputs, examples.labels, rows, row.sizes, longest)
+    return ClientData(examples.inputs, examples.labels, rows, row.sizes, block.longest, block.tier)

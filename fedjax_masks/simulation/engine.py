@@ -21,7 +21,7 @@ from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.evaluate import global_correct, personal_correct
 from fedjax_masks.simulation.flops import step_flops
-from fedjax_masks.simulation.layout import device_mesh
+from fedjax_masks.simulation.layout import Block, Rows, device_mesh
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
@@ -74,7 +74,9 @@ def _trace_client(
     message = jax.eval_shape(algorithm.send, state.server, scalar)
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
     data = jax.eval_shape(
-        lambda e, s: arrays.client_data(e, arrays.Rows(s, s, s), s, arrays.capacity(task)), examples, scalar
+        lambda e, s: arrays.client_data(e, Rows(s, s, s, s), Block(s, s), arrays.capacity(task)),
+        examples,
+        scalar,
     )
     arguments = (key, state.common, message, client, data)
     program, out = jax.make_jaxpr(algorithm.train, return_shape=True)(*arguments)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State
 from fedjax_masks.simulation.arrays import Examples
-from fedjax_masks.simulation.layout import Rows, lay_out, map_clients
+from fedjax_masks.simulation.layout import Block, Rows, lay_out, map_clients
 from fedjax_masks.simulation.plan import Plan
 
 
@@ -43,7 +43,7 @@ def personal_correct(
     """
     predictors = {"": algorithm.predict, **algorithm.probes}
 
-    def one_client(shared: Any, row: Rows, longest: jax.Array, client: Any) -> Any:
+    def one_client(shared: Any, row: Rows, block: Block, client: Any) -> Any:
         common, server, examples = shared
 
         def one_batch(index: jax.Array, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -59,7 +59,7 @@ def personal_correct(
             return {name: counts[name] + correct(predict) for name, predict in predictors.items()}
 
         zeros = dict.fromkeys(predictors, jnp.zeros((), jnp.int32))
-        return (), jax.lax.fori_loop(0, -(-longest // batch), one_batch, zeros)
+        return (), jax.lax.fori_loop(0, -(-block.longest // batch), one_batch, zeros)
 
     ids = jnp.arange(len(examples.sizes), dtype=jnp.int32)
     rows, places = lay_out(ids, examples.offsets, examples.sizes, plan)

@@ -1,6 +1,6 @@
 """Mapping a function of one client over many: blocks, scans and devices.
 
-The order of clients inside the map is canonical (by size, then by id), so that neither the
+The order of clients inside the map is canonical (by tier, size, and id), so that neither the
 order of the cohort nor the plan decides which floats are added first within a block.
 """
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_masks import trees
+from fedjax_masks.algorithm import ONE_TIER, Tiers
 from fedjax_masks.simulation.plan import Plan
 
 AXIS = "clients"
@@ -24,11 +25,25 @@ class Rows(NamedTuple):
       ids: ``int32[n]``: client ids; ``num_clients`` or more marks padding.
       offsets: ``int32[n]``: where each client's rows start in the flat index.
       sizes: ``int32[n]``: examples per client; 0 for padding.
+      tiers: ``int32[n]``: the clients' tiers; 0 for padding.
     """
 
     ids: jax.Array
     offsets: jax.Array
     sizes: jax.Array
+    tiers: jax.Array
+
+
+class Block(NamedTuple):
+    """What the clients of a block have in common.
+
+    Attributes:
+      longest: ``int32[]``: the largest of their sizes.
+      tier: ``int32[]``: their tier.
+    """
+
+    longest: jax.Array
+    tier: jax.Array
 
 
 def device_mesh(plan: Plan) -> Mesh:
@@ -36,42 +51,55 @@ def device_mesh(plan: Plan) -> Mesh:
     return Mesh(jax.devices()[: plan.devices], (AXIS,))
 
 
-def padded_length(num: int, plan: Plan) -> int:
-    """The number of rows that ``num`` clients take under a plan."""
-    step = plan.block * plan.devices
-    return -(-num // step) * step
+def padded_length(num: int, plan: Plan, tiers: int = 1) -> int:
+    """The number of rows that ``num`` clients of so many tiers take at most under a plan."""
+    blocks = (num + tiers * (plan.block - 1)) // plan.block
+    return -(-blocks // plan.devices) * plan.devices * plan.block
 
 
-def lay_out(ids: jax.Array, offsets: jax.Array, sizes: jax.Array, plan: Plan) -> tuple[Rows, jax.Array]:
-    """Sorts clients by size into blocks, and deals the blocks out to devices.
+def lay_out(
+    ids: jax.Array, offsets: jax.Array, sizes: jax.Array, plan: Plan, tiers: Tiers = ONE_TIER
+) -> tuple[Rows, jax.Array]:
+    """Sorts clients by tier and size into blocks, and deals the blocks out to devices.
 
     Args:
       ids: ``int32[n]``: the clients to run.
       offsets: ``int32[num_clients]``: of all clients.
       sizes: ``int32[num_clients]``: of all clients.
       plan: The execution plan.
+      tiers: Clients of different tiers never share a block.
 
     Returns:
       The rows, and ``int32[n]``: where each client of ``ids`` went.
     """
-    num, length = len(ids), padded_length(len(ids), plan)
-    order = jnp.lexsort((ids, -sizes[ids]))
-    ids_sorted = jnp.pad(ids[order], (0, length - num), constant_values=len(sizes))
-    real = jnp.arange(length) < num
-    blocks = jnp.arange(length // plan.block).reshape(-1, plan.devices).T.ravel()
-    slots = (blocks[:, None] * plan.block + jnp.arange(plan.block)).ravel()
-    ids_laid = ids_sorted[slots]
-    rows = Rows(
-        ids_laid,
-        jnp.where(real[slots], offsets.at[ids_laid].get(mode="clip"), 0),
-        jnp.where(real[slots], sizes.at[ids_laid].get(mode="clip"), 0),
-    )
-    position = jnp.zeros(length, jnp.int32).at[slots].set(jnp.arange(length, dtype=jnp.int32))
-    return rows, jnp.zeros(num, jnp.int32).at[order].set(position[:num])
+    length = padded_length(len(ids), plan, tiers.number)
+    order = jnp.lexsort((ids, -sizes[ids], tiers.of(ids)))
+    ids_sorted = ids[order]
+    slots = _slots(tiers.of(ids_sorted), tiers.number, plan)
+    taken = jnp.full(length, len(sizes), jnp.int32).at[slots].set(ids_sorted)
+    real = taken < len(sizes)
+
+    def of_client(values: jax.Array) -> jax.Array:
+        return jnp.where(real, values.at[taken].get(mode="clip"), 0)
+
+    rows = Rows(taken, of_client(offsets), of_client(sizes), jnp.where(real, tiers.of(taken), 0))
+    return rows, jnp.zeros(len(ids), jnp.int32).at[order].set(slots)
+
+
+def _slots(tiers: jax.Array, number: int, plan: Plan) -> jax.Array:
+    """Where clients go that are sorted by tier: each tier starts a block, blocks go round the devices."""
+    counts = jnp.sum(tiers[:, None] == jnp.arange(number), axis=0, dtype=jnp.int32)
+    first_client = jnp.cumsum(counts) - counts
+    num_blocks = -(-counts // plan.block)
+    first_block = jnp.cumsum(num_blocks) - num_blocks
+    rank = jnp.arange(len(tiers), dtype=jnp.int32) - first_client[tiers]
+    block, place = first_block[tiers] + rank // plan.block, rank % plan.block
+    per_device = padded_length(len(tiers), plan, number) // (plan.block * plan.devices)
+    return ((block % plan.devices) * per_device + block // plan.devices) * plan.block + place
 
 
 def map_clients(
-    function: Callable[[Any, Rows, jax.Array, Any], tuple[Any, Any]],
+    function: Callable[[Any, Rows, Block, Any], tuple[Any, Any]],
     shared: Any,
     rows: Rows,
     states: Any,
@@ -80,8 +108,8 @@ def map_clients(
     """Runs ``function`` for every client.
 
     Args:
-      function: ``(shared, row, longest, state) -> (total, out)`` for one client; ``row`` is
-        a Rows of scalars and ``longest`` the largest size in the client's block.
+      function: ``(shared, row, block, state) -> (total, out)`` for one client; ``row`` is
+        a Rows of scalars, and ``block`` is shared by the clients that run in step.
       shared: What all clients read; never copied per client.
       rows: The clients, laid out by :func:`lay_out` under the same plan.
       states: A pytree of rows ``[n, ...]``, in the same order.
@@ -96,11 +124,10 @@ def map_clients(
         rows, states = block
         if plan.block == 1:
             row, state = jax.tree.map(lambda a: a[0], (rows, states))
-            total, out = function(shared, row, row.sizes, state)
+            total, out = function(shared, row, Block(row.sizes, row.tiers), state)
             return total, jax.tree.map(lambda a: a[None], out)
-        longest = jnp.max(rows.sizes)
         mapped = jax.vmap(function, in_axes=(None, 0, None, 0))
-        totals, outs = mapped(shared, rows, longest, states)
+        totals, outs = mapped(shared, rows, Block(jnp.max(rows.sizes), jnp.max(rows.tiers)), states)
         return jax.tree.map(lambda a: a.sum(0), totals), outs
 
     def on_device(shared: Any, rows: Rows, states: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_masks import payload, trees
 from fedjax_masks.algorithm import Cohort, FederatedAlgorithm, State
 from fedjax_masks.simulation.arrays import Examples, client_data
-from fedjax_masks.simulation.layout import Rows, lay_out, map_clients
+from fedjax_masks.simulation.layout import Block, Rows, lay_out, map_clients
 from fedjax_masks.simulation.plan import Plan
 
 
@@ -63,14 +63,14 @@ class Setting(NamedTuple):
     poison: bool = False
 
 
-def _client_step(setting: Setting, shared: Any, row: Rows, longest: jax.Array, state: Any) -> Any:
+def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: Any) -> Any:
     """Message, training and upload of one client; see :func:`map_clients`."""
     algorithm = setting.algorithm
     as_received = payload.poison if setting.poison else lambda tree: tree
     key, common, server, examples = shared
 
     message = algorithm.send(server, row.ids)
-    data = client_data(examples, row, longest, setting.capacity)
+    data = client_data(examples, row, block, setting.capacity)
     key = jax.random.fold_in(key, row.ids)
     new_state, upload, metrics = algorithm.train(key, common, as_received(message), state, data)
 
@@ -109,7 +109,7 @@ def round_step(
       The new state, and one report per row of the layout; those with an id below the number of
       clients are real.
     """
-    rows, _ = lay_out(ids, examples.offsets, examples.sizes, setting.plan)
+    rows, _ = lay_out(ids, examples.offsets, examples.sizes, setting.plan, setting.algorithm.tiers)
     before = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
     shared = (keys.clients, state.common, state.server, examples)
 
@@ -147,7 +147,10 @@ def run_chunk(
     @jax.jit  # traced once, for the shapes as for the loop
     def one_round(state: State, index: jax.Array) -> tuple[State, ClientReport]:
         keys = round_keys(key, index)
-        ids = sample_cohort(keys.cohort, len(examples.sizes), setting.cohort)
+        drawn = keys
+        if setting.algorithm.cycle > 1:
+            drawn = round_keys(key, index - index % setting.algorithm.cycle)
+        ids = sample_cohort(drawn.cohort, len(examples.sizes), setting.cohort)
         return round_step(setting, state, examples, ids, keys)
 
     _, report = jax.eval_shape(one_round, state, first)

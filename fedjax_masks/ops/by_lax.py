@@ -1,0 +1,46 @@
+"""Convolution by ``lax``'s own rules."""
+
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+
+Pads = Sequence[tuple[int, int]]
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads) -> jax.Array:
+    """``[batch, out_height, out_width, out]``."""
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NUMBERS)
+
+
+def forward(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """``[batch, out_height, out_width, out]``, and the input."""
+    return convolve(x, kernel, strides, pads), x
+
+
+def output_gradient(
+    dy: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads, in_size: Sequence[int]
+) -> jax.Array:
+    """The gradient as it is."""
+    del kernel_size, strides, pads, in_size
+    return dy
+
+
+def input_gradient(
+    dy: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads, in_size: Sequence[int]
+) -> jax.Array:
+    """``[batch, *in_size, in]``."""
+    like = jax.ShapeDtypeStruct((len(dy), *in_size, kernel.shape[2]), dy.dtype)
+    (dx,) = jax.linear_transpose(lambda x: convolve(x, kernel, strides, pads), like)(dy)
+    return dx
+
+
+def kernel_gradient(
+    x: jax.Array, dy: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
+) -> jax.Array:
+    """Shaped like the kernel."""
+    (dk,) = jax.linear_transpose(lambda kernel: convolve(x, kernel, strides, pads), kernel)(dy)
+    return dk

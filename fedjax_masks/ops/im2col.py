@@ -1,0 +1,131 @@
+"""Convolution by patches: one matrix product in each direction.
+
+The output is the input's patches times the kernel. Backwards, one set of patches of the output's
+gradient serves both gradients: times the flipped kernel it is the input's gradient, and the input
+times it is the kernel's. So both cost in proportion to the number of outputs, which makes the
+gradient of a few filters cheap. ``vmap`` over kernels turns the products into strided-batched ones.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pads = Sequence[tuple[int, int]]
+
+
+class _Phase(NamedTuple):
+    """Along one axis, the input positions that meet the same taps of the kernel under a stride.
+
+    Attributes:
+      offset: The first such position of the unpadded input; the others follow by the stride.
+      count: How many there are.
+      tap: The first tap they meet; the others follow by the stride.
+      taps: How many they meet.
+      first: The output that the first position meets through the first tap.
+    """
+
+    offset: int
+    count: int
+    tap: int
+    taps: int
+    first: int
+
+
+def forward(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
+) -> tuple[jax.Array, jax.Array]:
+    """``[batch, out_height, out_width, out]``, and the input."""
+    patches = _input_patches(x, kernel.shape[:2], strides, pads)
+    return patches @ kernel.reshape(-1, kernel.shape[3]), x
+
+
+def output_gradient(
+    dy: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads, in_size: Sequence[int]
+) -> list[jax.Array]:
+    """The patches of the output's gradient, for every phase that meets any tap."""
+    return [
+        _backward_windows(_backward_windows(dy, 2, columns), 1, rows)
+        for rows, columns in _phases(kernel_size, strides, pads, in_size)
+    ]
+
+
+def input_gradient(
+    patches: list[jax.Array], kernel: jax.Array, strides: Sequence[int], pads: Pads, in_size: Sequence[int]
+) -> jax.Array:
+    """``[batch, *in_size, in]``, from what :func:`output_gradient` gave."""
+    phases = list(_phases(kernel.shape[:2], strides, pads, in_size))
+    parts = []
+    for (rows, columns), patch in zip(phases, patches, strict=True):
+        taps = _taps(kernel, strides, rows, columns)
+        parts.append(patch @ taps.swapaxes(2, 3).reshape(-1, kernel.shape[2]))
+    if tuple(strides) == (1, 1):
+        return parts[0]
+    dx = jnp.zeros((len(parts[0]), *in_size, kernel.shape[2]), kernel.dtype)
+    for (rows, columns), part in zip(phases, parts):
+        dx = dx.at[:, rows.offset :: strides[0], columns.offset :: strides[1]].set(part)
+    return dx
+
+
+def kernel_gradient(
+    x: jax.Array, patches: list[jax.Array], kernel: jax.Array, strides: Sequence[int], pads: Pads
+) -> jax.Array:
+    """Shaped like the kernel, from the input and what :func:`output_gradient` gave."""
+    dk = jnp.zeros_like(kernel)
+    for (rows, columns), patch in zip(
+        _phases(kernel.shape[:2], strides, pads, x.shape[1:3]), patches, strict=True
+    ):
+        seen = x[:, rows.offset :: strides[0], columns.offset :: strides[1]]
+        product = jnp.einsum("bhwc,bhwk->ck", seen, patch)
+        product = product.reshape(-1, rows.taps, columns.taps, kernel.shape[3]).transpose(1, 2, 0, 3)
+        dk = dk.at[rows.tap :: strides[0], columns.tap :: strides[1]].set(product)
+    return dk
+
+
+def _input_patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
+    """``[batch, out_height, out_width, kernel_height * kernel_width * in]``."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    for axis in (2, 1):  # width first, so that the last axis runs over (height, width, channel)
+        size, stride = kernel_size[axis - 1], strides[axis - 1]
+        last = (x.shape[axis] - size) // stride * stride + 1
+        x = jnp.concatenate([lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(size)], axis=-1)
+    return x
+
+
+def _phases(
+    kernel_size: Sequence[int], strides: Sequence[int], pads: Pads, in_size: Sequence[int]
+) -> Iterator[tuple[_Phase, _Phase]]:
+    rows, columns = map(_axis_phases, kernel_size, strides, pads, in_size)
+    yield from ((row, column) for row in rows for column in columns)
+
+
+def _axis_phases(size: int, stride: int, pad: tuple[int, int], length: int) -> list[_Phase]:
+    """Position ``p`` and output ``o`` meet in the tap ``p + low - stride * o``."""
+    low, _ = pad
+    phases = []
+    for tap in range(min(stride, size)):
+        offset = (tap - low) % stride
+        if offset < length:
+            count = -(-(length - offset) // stride)
+            phases.append(
+                _Phase(offset, count, tap, -(-(size - tap) // stride), (offset + low - tap) // stride)
+            )
+    return phases
+
+
+def _taps(kernel: jax.Array, strides: Sequence[int], rows: _Phase, columns: _Phase) -> jax.Array:
+    return kernel[rows.tap :: strides[0], columns.tap :: strides[1]]
+
+
+def _backward_windows(dy: jax.Array, axis: int, phase: _Phase) -> jax.Array:
+    """For each position and tap, the output that they meet: ``[..., taps * channels]``."""
+    low = max(0, phase.taps - 1 - phase.first)
+    high = max(0, phase.first + phase.count - dy.shape[axis])
+    config: Any = [(0, 0)] * dy.ndim
+    config[axis] = (low, high)
+    dy = jnp.pad(dy, config)
+    starts = [phase.first - tap + low for tap in range(phase.taps)]
+    windows = [lax.slice_in_dim(dy, start, start + phase.count, axis=axis) for start in starts]
+    return jnp.concatenate(windows, axis=-1)
