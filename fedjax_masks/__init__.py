@@ -8,9 +8,11 @@ from fedjax_masks.algorithm import (
     FederatedAlgorithm,
     State,
     Task,
+    Tiers,
 )
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.algorithms.fedskel import fedskel
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.data import load_task
 from fedjax_masks.runner import Run, simulate
@@ -25,8 +27,10 @@ __all__ = [
     "Run",
     "State",
     "Task",
+    "Tiers",
     "fedavg",
     "fedmask",
+    "fedskel",
     "load_task",
     "make_simulation",
     "models",

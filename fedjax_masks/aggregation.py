@@ -42,6 +42,29 @@ def weighted_mean(partial: WeightedSum, default: PyTree) -> PyTree:
     return jax.tree.map(lambda t, d: jnp.where(some, t / safe, d), partial.total, default)
 
 
+def masked_mean(values: PyTree, mask: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
+    """For each element the weighted mean over the clients that sent it.
+
+    Args:
+      values: Pytree of floats ``[cohort, ...]``; what lies under False is never read.
+      mask: Pytree of ``bool[cohort, ...]`` of the same rank; axes of size 1 broadcast.
+      weight: ``float32[cohort]``, 0 or more.
+      default: Pytree like one client's values, for elements that nobody sent.
+
+    >>> sent = jnp.array([[True, True], [True, False]])
+    >>> values = jnp.array([[1.0, 2.0], [5.0, jnp.nan]])
+    >>> masked_mean(values, sent, jnp.array([1.0, 1.0]), jnp.zeros(2)).tolist()
+    [3.0, 2.0]
+    """
+
+    def mean(value: jax.Array, sent: jax.Array, old: jax.Array) -> jax.Array:
+        weights = jnp.where(sent, weight.reshape(-1, *(1,) * (sent.ndim - 1)), 0)
+        total, divisor = jnp.sum(jnp.where(sent, value, 0) * weights, 0), jnp.sum(weights, 0)
+        return jnp.where(divisor > 0, total / jnp.where(divisor > 0, divisor, 1), old)
+
+    return jax.tree.map(mean, values, mask, default)
+
+
 class Votes(NamedTuple):
     """The partial of a majority vote.
 

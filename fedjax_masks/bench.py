@@ -126,7 +126,7 @@ def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str,
         tick = time.perf_counter()
         state, metrics = simulation.run(state, start, chunk)
         rates.append(chunk / (time.perf_counter() - tick))
-        flops.append(simulation.flops_per_step * float(metrics.mean("steps").mean()) * cohort)
+        flops.append(float(metrics.mean("flops").mean()) * cohort)
     rate, flops_per_round = statistics.median(rates), statistics.fmean(flops)
     stats = simulation.stats()
     return {

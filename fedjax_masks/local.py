@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import trees
+from fedjax_masks import flops, trees
 from fedjax_masks.algorithm import ClientData, Params
 
 Augment = Callable[[chex.PRNGKey, jax.Array], jax.Array]
@@ -43,12 +43,14 @@ class LocalMetrics(NamedTuple):
       examples: ``float32[]``: examples seen, over all epochs.
       slots: ``float32[]``: places for examples in the batches that were computed; what
         exceeds ``examples`` was padding.
+      flops: ``float32[]``: FLOPs of the steps taken; see :mod:`fedjax_masks.flops`.
     """
 
     loss: jax.Array
     steps: jax.Array
     examples: jax.Array
     slots: jax.Array
+    flops: jax.Array
 
 
 Loss = Callable[[Params, Batch], jax.Array]
@@ -59,13 +61,16 @@ def mean_over_real(values: jax.Array, real: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(real, values, 0.0)) / jnp.maximum(jnp.sum(real), 1)
 
 
+def mean_cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
+    """The mean softmax cross-entropy of ``logits[batch, num_classes]`` over the real examples."""
+    return mean_over_real(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels), batch.real)
+
+
 def cross_entropy(apply: Callable[[Params, jax.Array], jax.Array]) -> Loss:
     """The mean softmax cross-entropy of ``apply(params, inputs)`` over the real examples."""
 
     def loss(params: Params, batch: Batch) -> jax.Array:
-        logits = apply(params, batch.inputs)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return mean_over_real(losses, batch.real)
+        return mean_cross_entropy(apply(params, batch.inputs), batch)
 
     return loss
 
@@ -166,13 +171,45 @@ def train(
     update_mask: Any = None,
     correction: Any = None,
 ) -> tuple[Params, LocalMetrics]:
+    """Trains one client with a fresh optimiser: :func:`train_with_sums` without sums."""
+    params, metrics, _ = train_with_sums(
+        key,
+        params,
+        data,
+        loss=lambda params, batch: (loss(params, batch), ()),
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        augment=augment,
+        proximal=proximal,
+        update_mask=update_mask,
+        correction=correction,
+    )
+    return params, metrics
+
+
+def train_with_sums(
+    key: chex.PRNGKey,
+    params: Params,
+    data: ClientData,
+    *,
+    loss: Callable[[Params, Batch], tuple[jax.Array, Any]],
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int,
+    augment: Augment | None = None,
+    proximal: float = 0.0,
+    update_mask: Any = None,
+    correction: Any = None,
+) -> tuple[Params, LocalMetrics, Any]:
     """Trains one client with a fresh optimiser.
 
     Args:
       key: A PRNG key; decides the order of examples and their augmentation.
       params: Where training starts.
       data: The client's data.
-      loss: ``(params, batch) -> float32[]``.
+      loss: ``(params, batch) -> (float32[], sums)``: ``sums`` is any pytree of arrays, added up
+        over all steps; it has to leave out what is not ``batch.real``.
       optimizer: Any optax optimiser.
       epochs: Local epochs.
       batch_size: Examples per step.
@@ -183,7 +220,7 @@ def train(
       correction: Pytree like ``params`` that is added to every gradient.
 
     Returns:
-      The trained parameters, and metrics.
+      The trained parameters, metrics, and the sums.
     """
     start = params
     if update_mask is not None:
@@ -192,25 +229,36 @@ def train(
     extra = {} if update_mask is None else {"update_mask": update_mask}
 
     def step(carry: Any, batch: Batch) -> Any:
-        params, opt_state, loss_sum = carry
-        value, grads = jax.value_and_grad(loss)(params, batch)
+        params, opt_state, loss_sum, sums = carry
+        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
         if proximal:
             grads = jax.tree.map(lambda g, w, w0: g + proximal * (w - w0), grads, params, start)
         if correction is not None:
             grads = trees.add(grads, correction)
         updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
         loss_sum += (value * jnp.sum(batch.real)).astype(jnp.float32)
-        return optax.apply_updates(params, updates), opt_state, loss_sum
+        return optax.apply_updates(params, updates), opt_state, loss_sum, trees.add(sums, terms)
 
-    carry = (params, optimizer.init(params), jnp.zeros((), jnp.float32))
-    params, _, loss_sum = for_each_batch(
-        key, data, step, carry, epochs=epochs, batch_size=batch_size, augment=augment
+    batch = _batch_like(data, batch_size)
+    _, terms = jax.eval_shape(loss, params, batch)
+    carry = (params, optimizer.init(params), jnp.zeros((), jnp.float32), trees.zeros_like(terms))
+    traced_step = flops.trace(step, carry, batch)
+    params, _, loss_sum, sums = for_each_batch(
+        key, data, traced_step.call, carry, epochs=epochs, batch_size=batch_size, augment=augment
     )
-    examples = epochs * data.size
-    counts = (
-        epochs * -(-data.size // batch_size),
-        examples,
-        epochs * -(-data.longest // batch_size) * batch_size,
-    )
+    steps, examples = epochs * -(-data.size // batch_size), epochs * data.size
+    slots = epochs * -(-data.longest // batch_size) * batch_size
     mean_loss = loss_sum / jnp.maximum(examples, 1)
-    return params, LocalMetrics(mean_loss, *(count.astype(jnp.float32) for count in counts))
+    counts = (steps, examples, slots, steps * traced_step.flops)
+    return params, LocalMetrics(mean_loss, *(count.astype(jnp.float32) for count in counts)), sums
+
+
+def _batch_like(data: ClientData, batch_size: int) -> Any:
+    """A minibatch's shapes."""
+    return jax.eval_shape(
+        lambda: Batch(
+            jnp.zeros((batch_size, *data.inputs.shape[1:]), data.inputs.dtype),
+            jnp.zeros(batch_size, jnp.int32),
+            jnp.zeros(batch_size, bool),
+        )
+    )

@@ -70,8 +70,22 @@ def top_share(scores: jax.Array, share: float) -> jax.Array:
     [[False, True], [True, False]]
     """
     keep = max(1, round(share * scores.size))
-    if keep == scores.size:
-        return jnp.ones(scores.shape, bool)
+    return jnp.ones(scores.shape, bool) if keep == scores.size else top_count(scores, keep)
+
+
+def top_count(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
+    """Marks the ``keep`` elements with the largest scores; a number of them that may be traced.
+
+    Args:
+      scores: Any float array; ranked over all its elements. Ties go to the lower index.
+      keep: ``int32[]``, from 1 to the number of elements.
+
+    Returns:
+      ``bool`` of the shape of ``scores``.
+
+    >>> top_count(jnp.array([1.0, 4.0, 4.0, 2.0]), 1).tolist()
+    [False, True, False, False]
+    """
     keys = _sortable(scores.ravel())
     threshold = _kth_largest(keys, keep)
     above, ties = keys > threshold, keys == threshold

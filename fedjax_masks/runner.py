@@ -22,7 +22,7 @@ Record = dict[str, Any]
 _LOGGER = logging.getLogger("fedjax_masks")
 _LONGEST_CHUNK = 10
 # Metrics of training that have a place of their own in a record, or serve the engine.
-_NOT_EXTRA = ("loss", "steps", "examples", "slots", "density")
+_NOT_EXTRA = ("loss", "steps", "examples", "slots", "flops", "density")
 _ACCURACIES = ("global_accuracy", "personal_accuracy_mean")
 
 
@@ -171,7 +171,7 @@ def run_rounds(
         evaluation = simulation.evaluate(state) if evaluated else None
         totals = _add(totals, metrics, time.perf_counter() - began)
         if evaluation is not None:
-            records.append(make_record(metrics, evaluation, totals, simulation.flops_per_step))
+            records.append(make_record(metrics, evaluation, totals))
         told = notes(metrics, first)
         for note in told:
             _LOGGER.warning(note)
@@ -193,16 +193,13 @@ def _add(totals: Totals, metrics: RoundMetrics, wall_seconds: float) -> Totals:
     )
 
 
-def make_record(
-    metrics: RoundMetrics, evaluation: Evaluation, totals: Totals, flops_per_step: float
-) -> Record:
+def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -> Record:
     """The line of ``metrics.jsonl`` of a chunk's last round.
 
     Args:
       metrics: Of the chunk.
       evaluation: After its last round.
       totals: After its last round.
-      flops_per_step: FLOPs of one client's optimiser step.
 
     Returns:
       Plain Python values; None where a key does not apply.
@@ -222,7 +219,7 @@ def make_record(
         "bytes_down": int(last.bytes_down.sum()),
         "bytes_up_total": totals.bytes_up,
         "bytes_down_total": totals.bytes_down,
-        "client_flops": _number(flops_per_step * last.train["steps"].mean(dtype=np.float64)),
+        "client_flops": _mean(last.train.get("flops", np.empty(0))),
         "server_flops": None,
         "sim_seconds": None,
         "energy_joules": None,

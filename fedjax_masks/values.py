@@ -42,6 +42,7 @@ class Bounds:
 Count = Annotated[int, Bounds(1)]
 Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 Share = Annotated[float, Bounds(0, 1)]
+PositiveShare = Annotated[float, Bounds(0, 1, above=True)]
 Rate = Annotated[float, Bounds(0, above=True)]
 Momentum = Annotated[float, Bounds(0, 1, below=True)]
 Decay = Annotated[float, Bounds(0)]

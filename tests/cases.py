@@ -24,6 +24,9 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         up=wire.chain(wire.top_k(0.2), wire.quantize(8)),
         down=wire.quantize(8),
     ),
+    "fedskel": lambda model: fm.fedskel(
+        model, optax.sgd(0.1), batch_size=4, ratios=(0.3, 1.0), updates=1, prune_dense=True
+    ),
     "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
     "fedmask": lambda model: _fedmask(model, epochs=2),
     "fedmask-own": lambda model: _fedmask(

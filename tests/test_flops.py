@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fedjax_masks.flops import count_flops
 from fedjax_masks.ops import conv2d
-from fedjax_masks.simulation.flops import count_flops
 
 X, FIRST, SECOND = jnp.ones((2, 9, 8, 3)), jnp.ones((3, 3, 3, 16)), jnp.ones((3, 3, 16, 5))
 

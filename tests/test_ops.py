@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from fedjax_masks.flops import count_flops
 from fedjax_masks.ops import conv2d, conv_general_dilated, max_pool
 from fedjax_masks.ops.skeleton import add_bias, dense
-from fedjax_masks.simulation.flops import count_flops
 
 OWN = ["canonical", "im2col", "winograd"]
 CASES = [  # input [B, H, W, C], kernel [h, w, O], strides, padding

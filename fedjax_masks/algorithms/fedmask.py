@@ -269,6 +269,7 @@ def fedmask(
             "steps": metrics.steps + prune_metrics.steps,
             "examples": metrics.examples + prune_metrics.examples,
             "slots": metrics.slots + prune_metrics.slots,
+            "flops": metrics.flops + prune_metrics.flops,
             "flip_fraction": flips / alive,
             "density": density(value),
             **{f"density/{name}": jnp.mean(bit, dtype=jnp.float32) for name, bit in value.items()},

@@ -14,6 +14,7 @@ import optax
 from fedjax_masks.algorithm import FederatedAlgorithm
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.algorithms.fedskel import fedskel
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.models import Model
@@ -41,6 +42,7 @@ class Entry:
 REGISTRY: dict[str, Entry] = {
     "fedavg": Entry(fedavg, "sgd", 0.03),
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
+    "fedskel": Entry(fedskel, "sgd", 0.03),
     "local": Entry(standalone, "sgd", 0.03),
 }
 

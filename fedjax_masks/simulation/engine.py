@@ -13,14 +13,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_masks import payload, trees
+from fedjax_masks import flops, payload, trees
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.evaluate import global_correct, personal_correct
-from fedjax_masks.simulation.flops import step_flops
 from fedjax_masks.simulation.layout import Block, Rows, device_mesh
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
@@ -41,7 +39,6 @@ class Simulation(NamedTuple):
       stats: ``() -> Stats`` so far.
       plan: The execution plan.
       setup_bytes: Bytes that every device gets once, before the first round.
-      flops_per_step: FLOPs of matrix products and convolutions in one optimiser step.
       memory_bytes: Estimated peak of device memory for a chunk of rounds.
     """
 
@@ -51,7 +48,6 @@ class Simulation(NamedTuple):
     stats: Callable[[], Stats]
     plan: Plan
     setup_bytes: int
-    flops_per_step: float
     memory_bytes: int
 
 
@@ -62,7 +58,6 @@ class _Shapes(NamedTuple):
     message: Any
     upload: Any
     metrics: list[str]
-    flops_per_step: float
 
 
 def _trace_client(
@@ -79,15 +74,9 @@ def _trace_client(
         scalar,
     )
     arguments = (key, state.common, message, client, data)
-    program, out = jax.make_jaxpr(algorithm.train, return_shape=True)(*arguments)
-    _, upload, metrics = out
-
-    def train(*arguments: Any) -> Any:
-        leaves = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(out), leaves)
-
-    shapes = _Shapes(state, message, upload, sorted(metrics), step_flops(program.jaxpr))
-    return algorithm._replace(train=train), shapes
+    train = flops.trace(algorithm.train, *arguments)
+    _, upload, metrics = train.out
+    return algorithm._replace(train=train.call), _Shapes(state, message, upload, sorted(metrics))
 
 
 def make_simulation(
@@ -172,7 +161,6 @@ def make_simulation(
         stats=stats,
         plan=fitted,
         setup_bytes=trees.num_bytes(shapes.state.common),
-        flops_per_step=shapes.flops_per_step,
         memory_bytes=memory_bytes,
     )
 

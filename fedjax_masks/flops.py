@@ -1,13 +1,12 @@
 """Counting the FLOPs of a program from its jaxpr.
 
 Counted are matrix products and convolutions on which a result depends, a multiply-add as two
-FLOPs; what goes by element is left out, as in the literature. The loop over minibatches has a
-traced trip count: its body counts once, and is what a *step* means here.
+FLOPs; what goes by element is left out, as in the literature.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
@@ -24,12 +23,38 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     >>> count_flops(lambda a: a @ a.T, x)
     24.0
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+    return trace(function, *args).flops
 
 
-def step_flops(train: core.Jaxpr) -> float:
-    """FLOPs of one optimiser step: of the most expensive innermost loop body of a client's program."""
-    return max(map(_jaxpr_flops, _while_bodies(train)), default=0.0)
+class Traced(NamedTuple):
+    """A function that is not traced again.
+
+    Attributes:
+      call: The function, from what its trace has recorded.
+      out: The shapes of its result, as ``jax.ShapeDtypeStruct``.
+      flops: FLOPs of one call, as :func:`count_flops` counts.
+    """
+
+    call: Callable[..., Any]
+    out: Any
+    flops: float
+
+
+def trace(function: Callable[..., Any], *args: Any) -> Traced:
+    """Traces a function for arguments of these shapes, once, and counts its FLOPs.
+
+    >>> import jax.numpy as jnp
+    >>> squares = trace(lambda a: a @ a, jnp.ones((2, 2)))
+    >>> squares.flops, squares.call(jnp.ones((2, 2))).tolist()
+    (16.0, [[2.0, 2.0], [2.0, 2.0]])
+    """
+    program, out = jax.make_jaxpr(function, return_shape=True)(*args)
+
+    def call(*args: Any) -> Any:
+        leaves = core.jaxpr_as_fun(program)(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(out), leaves)
+
+    return Traced(call, out, _jaxpr_flops(program.jaxpr))
 
 
 def _jaxpr_flops(jaxpr: core.Jaxpr) -> float:
@@ -93,12 +118,3 @@ def _subjaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
             elif isinstance(item, core.Jaxpr):
                 found.append(item)
     return found
-
-
-def _while_bodies(jaxpr: core.Jaxpr) -> Any:
-    """Innermost bodies of loops with a traced trip count."""
-    for equation in jaxpr.eqns:
-        below = [body for inner in _subjaxprs(equation) for body in _while_bodies(inner)]
-        yield from below
-        if equation.primitive.name == "while" and not below:
-            yield equation.params["body_jaxpr"].jaxpr
