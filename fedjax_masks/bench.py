@@ -23,6 +23,7 @@ from fedjax_masks import models
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.bench_fedskel import bench_skeleton
 from fedjax_masks.compaction import compact, parameter_count
 from fedjax_masks.config import make_config
 from fedjax_masks.data import synthetic_task
@@ -229,7 +230,11 @@ def _device() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-_COMPACTION, _RUNNER = "fedmask-compact", "runner-overhead"
+def _bench_skeleton(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
+    return {"workload": _SKELETON, **bench_skeleton(rounds=rounds, plan=plan)}
+
+
+_COMPACTION, _RUNNER, _SKELETON = "fedmask-compact", "runner-overhead", "fedskel-backward"
 
 WORKLOADS: Mapping[str, str] = {
     "femnist-cnn": "FedAvg, two convolutions on 28 x 28, 100 clients of 100, cohort 10",
@@ -239,6 +244,7 @@ WORKLOADS: Mapping[str, str] = {
     "fedmask-lenet": "FedMask, LeNet on 28 x 28, 100 clients of 40, cohort 20, 5 epochs",
     _COMPACTION: "latency of a FedMask model, masked and dense against compacted",
     _RUNNER: "what records, progress and checkpoints add to the rounds of femnist-cnn",
+    _SKELETON: "ResNet-18 with skeletons: backward passes, training steps, rounds",
 }
 """Names of the workloads, and what they are."""
 
@@ -261,7 +267,7 @@ def bench(workload: str, *, rounds: int = 20, plan: str = "auto") -> dict[str, A
         raise unknown("workload", workload, WORKLOADS)
     if rounds < 1:
         raise UserError(f"rounds={rounds}: at least 1 is accepted")
-    special = {_COMPACTION: bench_compaction, _RUNNER: bench_runner}
+    special = {_COMPACTION: bench_compaction, _RUNNER: bench_runner, _SKELETON: _bench_skeleton}
     if workload in special:
         return special[workload](rounds=rounds, plan=plan)
     return bench_rounds(workload, rounds=rounds, plan=plan)

@@ -80,7 +80,8 @@ def conv2d(
         ``vmap`` over kernels turns into strided-batched products. ``"winograd"``: minimal filtering,
         for square kernels of 2 to 5 with stride 1. ``"lax"``: ``lax``'s own rules. By default
         ``"im2col"``, but on CPU only for images of few channels, else ``"winograd"`` where it halves
-        the products, else ``"canonical"``.
+        the products, else ``"canonical"``; the gradients of few outputs or of small images by
+        ``"im2col"``.
       skeleton: ``int32[k]``: outputs, ascending. Only these have gradients, computed for these only:
         see :mod:`fedjax_masks.ops.skeleton`. None is all.
 
@@ -107,21 +108,25 @@ def conv2d(
             f"lowering='winograd': strides {strides} and kernel {kernel.shape[:2]}; accepted are "
             "strides (1, 1) and square kernels of 2 to 5"
         )
-    there = lowering or _choose(x.shape, kernel.shape, strides, pads)
-    back = there
-    if lowering is None and skeleton is not None:
-        back = _choose(x.shape, (*kernel.shape[:3], len(skeleton)), strides, pads)
-    return _conv(x, kernel, skeleton, strides, pads, (there, back))
+    if lowering is not None:
+        return _conv(x, kernel, skeleton, strides, pads, (lowering, lowering))
+    outputs = kernel.shape[3] if skeleton is None else len(skeleton)
+    lowerings = _choose(x.shape, (*kernel.shape[:3], outputs), strides, pads)
+    return _conv(x, kernel, skeleton, strides, pads, lowerings)
 
 
-def _choose(x_shape, kernel_shape, strides, pads) -> Lowering:
-    """The fastest of the lowerings as measured inside a client's loop, on CPUs with AVX2."""
-    if jax.default_backend() != "cpu" or x_shape[3] <= 4:
-        return "im2col"
-    out_size = [n + sum(p) - k + 1 for n, p, k in zip(x_shape[1:3], pads, kernel_shape)]
+def _choose(x_shape, kernel_shape, strides, pads) -> tuple[Lowering, Lowering]:
+    """The fastest lowerings there and back as measured inside a client's loop, on CPUs with AVX2."""
+    inputs, outputs = kernel_shape[2:]
+    if jax.default_backend() != "cpu" or inputs <= 4:
+        return "im2col", "im2col"
     size = kernel_shape[:2]
-    cheaper = winograd.serves(size, strides) and winograd.saves(out_size, size)
-    return "winograd" if cheaper else "canonical"
+    out_size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(x_shape[1:3], pads, size, strides)]
+    pixels = out_size[0] * out_size[1]
+    if winograd.serves(size, strides) and winograd.saves(out_size, size):
+        return "winograd", "im2col" if pixels <= 16 or 8 * outputs <= inputs else "winograd"
+    strided = tuple(strides) != (1, 1)
+    return "canonical", "im2col" if strided and (pixels <= 64 or outputs <= inputs) else "canonical"
 
 
 # Each lowering is a module of four functions, of which forward and backward below are made.

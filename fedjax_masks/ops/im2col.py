@@ -3,7 +3,9 @@
 The output is the input's patches times the kernel. Backwards, one set of patches of the output's
 gradient serves both gradients: times the flipped kernel it is the input's gradient, and the input
 times it is the kernel's. So both cost in proportion to the number of outputs, which makes the
-gradient of a few filters cheap. ``vmap`` over kernels turns the products into strided-batched ones.
+gradient of a few filters cheap. (Where there are fewer inputs than outputs, as in a first layer, the
+input's patches are the smaller ones.) ``vmap`` over kernels turns the products into strided-batched
+ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Pads = Sequence[tuple[int, int]]
+Form = tuple[jax.Array, list[jax.Array]]
 
 
 class _Phase(NamedTuple):
@@ -44,21 +47,21 @@ def forward(
 
 def output_gradient(
     dy: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads, in_size: Sequence[int]
-) -> list[jax.Array]:
-    """The patches of the output's gradient, for every phase that meets any tap."""
-    return [
+) -> Form:
+    """The output's gradient, and its patches for every phase that meets any tap."""
+    return dy, [
         _backward_windows(_backward_windows(dy, 2, columns), 1, rows)
         for rows, columns in _phases(kernel_size, strides, pads, in_size)
     ]
 
 
 def input_gradient(
-    patches: list[jax.Array], kernel: jax.Array, strides: Sequence[int], pads: Pads, in_size: Sequence[int]
+    form: Form, kernel: jax.Array, strides: Sequence[int], pads: Pads, in_size: Sequence[int]
 ) -> jax.Array:
     """``[batch, *in_size, in]``, from what :func:`output_gradient` gave."""
     phases = list(_phases(kernel.shape[:2], strides, pads, in_size))
     parts = []
-    for (rows, columns), patch in zip(phases, patches, strict=True):
+    for (rows, columns), patch in zip(phases, form[1], strict=True):
         taps = _taps(kernel, strides, rows, columns)
         parts.append(patch @ taps.swapaxes(2, 3).reshape(-1, kernel.shape[2]))
     if tuple(strides) == (1, 1):
@@ -70,12 +73,17 @@ def input_gradient(
 
 
 def kernel_gradient(
-    x: jax.Array, patches: list[jax.Array], kernel: jax.Array, strides: Sequence[int], pads: Pads
+    x: jax.Array, form: Form, kernel: jax.Array, strides: Sequence[int], pads: Pads
 ) -> jax.Array:
     """Shaped like the kernel, from the input and what :func:`output_gradient` gave."""
+    dy, dy_patches = form
+    if kernel.shape[2] < kernel.shape[3]:
+        return _transposed_product(_input_patches(x, kernel.shape[:2], strides, pads), dy).reshape(
+            kernel.shape
+        )
     dk = jnp.zeros_like(kernel)
     for (rows, columns), patch in zip(
-        _phases(kernel.shape[:2], strides, pads, x.shape[1:3]), patches, strict=True
+        _phases(kernel.shape[:2], strides, pads, x.shape[1:3]), dy_patches, strict=True
     ):
         seen = x[:, rows.offset :: strides[0], columns.offset :: strides[1]]
         product = _transposed_product(patch, seen)

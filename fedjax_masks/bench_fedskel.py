@@ -1,0 +1,188 @@
+"""What a skeleton saves: ``fedjax-masks bench --workload fedskel-backward``.
+
+ResNet-18 on 32 x 32 images, batch 50. The dense side is, layer by layer, the fastest of all our
+lowerings; the skeleton's side is what a simulation runs. Both run in turn, so that what else the
+machine does meets both; a speed-up is the median over the turns.
+"""
+
+import collections
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+
+from fedjax_masks import local, models
+from fedjax_masks.algorithms.fedskel import fedskel, keep_count
+from fedjax_masks.data import synthetic_task
+from fedjax_masks.models import Layer, Model
+from fedjax_masks.ops.conv import Lowering
+from fedjax_masks.simulation import make_simulation
+
+RATIOS = (0.4, 0.2, 0.1)
+_BATCH = 50
+
+
+class _Conv(NamedTuple):
+    """A convolution as it occurs in a model.
+
+    Attributes:
+      op: The layer's linear map.
+      in_shape: Of one batch.
+      kernel_shape: Of the kernel.
+      first: Whether it reads the images, whose gradient nobody needs.
+    """
+
+    op: Any
+    in_shape: tuple[int, ...]
+    kernel_shape: tuple[int, ...]
+    first: bool
+
+    def __str__(self) -> str:
+        height, width, _, outputs = self.kernel_shape
+        inputs = "x".join(map(str, self.in_shape[1:]))
+        return f"{inputs} {height}x{width} {outputs} /{self.op.keywords['strides'][0]}"
+
+
+def bench_skeleton(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
+    """Measures the backward pass of every convolution, whole training steps, and whole rounds.
+
+    Args:
+      rounds: How often each is measured; at least 5 turns are taken.
+      plan: The execution plan of the rounds.
+
+    Returns:
+      ``conv_backward_speedup`` and ``training_step_speedup`` by ratio; ``layers``: milliseconds and
+      speed-ups by layer; ``round_time_ratio``: a round of 10 clients at ratio 0.1 over one at 1.
+    """
+    turns = max(5, rounds)
+    task = synthetic_task((32, 32, 3), 10, np.full(10, _BATCH), test_per_client=1)
+    model = models.resnet18(task)
+    layers, totals = {}, collections.defaultdict(lambda: np.zeros(turns))
+    for conv, count in _convolutions(model).items():
+        seconds, lowering = _backward_seconds(conv, turns)
+        for ratio, taken in seconds.items():
+            totals[ratio] += count * np.array(taken)
+        layers[str(conv)] = {
+            "count": count,
+            "dense_lowering": lowering,
+            "ms": {str(r): round(1e3 * statistics.median(t), 2) for r, t in seconds.items()},
+            "speedup": {str(r): _speedup(seconds[1.0], seconds[r]) for r in RATIOS},
+        }
+    steps = _in_turns({r: _training_step(model, r) for r in (1.0, *RATIOS)}, turns)
+    return {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "conv_backward_speedup": {str(r): _speedup(totals[1.0], totals[r]) for r in RATIOS},
+        "training_step_speedup": {str(r): _speedup(steps[1.0], steps[r]) for r in RATIOS},
+        "training_step_ms": {str(r): round(1e3 * statistics.median(t), 1) for r, t in steps.items()},
+        "round_time_ratio": _round_time_ratio(model, task, plan),
+        "layers": layers,
+    }
+
+
+def _speedup(dense: npt.ArrayLike, skeleton: npt.ArrayLike) -> float:
+    return round(statistics.median(np.asarray(dense) / np.asarray(skeleton)), 3)
+
+
+def _in_turns(calls: dict[Any, Callable[[], Any]], turns: int) -> dict[Any, list[float]]:
+    """Seconds of each call, one after the other, over and over."""
+    for call in calls.values():
+        jax.block_until_ready(call())
+    taken: dict[Any, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def _convolutions(model: Model) -> dict[_Conv, int]:
+    """The different convolutions of a model, and how often each occurs."""
+    found: collections.Counter[_Conv] = collections.Counter()
+    ops: dict[Any, Any] = {}
+
+    def note(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
+        if layer.kind == "conv":
+            key = (x.shape, layer.kernel.shape, str(layer.op.keywords))
+            op = ops.setdefault(key, layer.op)
+            found[_Conv(op, x.shape, layer.kernel.shape, not found)] += 1
+        return layer(x), None
+
+    images = jax.ShapeDtypeStruct((_BATCH, *model.input_shape), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    jax.eval_shape(lambda params, x: model.forward(params, x, hook=note)[0], params, images)
+    return found
+
+
+def _backward_seconds(conv: _Conv, turns: int) -> tuple[dict[float, list[float]], str]:
+    """Seconds of the backward pass by ratio, and the lowering of the dense side."""
+    dense = {}
+    for lowering in get_args(Lowering):
+        try:
+            dense[lowering] = _backward(conv, 1.0, lowering)
+        except ValueError:  # it does not serve this kernel
+            continue
+    fastest = min((min(taken), name) for name, taken in _in_turns(dense, 3).items())[1]
+    calls = {1.0: dense[fastest]} | {ratio: _backward(conv, ratio) for ratio in RATIOS}
+    return _in_turns(calls, turns), fastest
+
+
+def _backward(conv: _Conv, ratio: float, lowering: Lowering | None = None) -> Callable[[], Any]:
+    """The backward pass alone, given what the forward pass has kept."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], conv.in_shape), jax.random.normal(keys[1], conv.kernel_shape)
+    skeleton = None if ratio == 1 else _spread(conv.kernel_shape[3], ratio)
+    op = partial(conv.op, skeleton=skeleton, lowering=lowering)
+    y, pull = jax.jit(lambda x, kernel: jax.vjp(op, x, kernel))(x, kernel)
+    needed = slice(1 if conv.first else 0, 2)
+    return partial(jax.jit(lambda pull, dy: pull(dy)[needed]), pull, jax.random.normal(keys[2], y.shape))
+
+
+def _spread(outputs: int, ratio: float) -> jax.Array:
+    """A skeleton spread evenly over the outputs."""
+    return jnp.linspace(0, outputs - 1, keep_count(outputs, ratio)).astype(jnp.int32)
+
+
+def _training_step(model: Model, ratio: float) -> Callable[[], Any]:
+    """Forward, backward and update."""
+    params = model.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (_BATCH, *model.input_shape))
+    batch = local.Batch(x, jnp.arange(_BATCH) % 10, jnp.ones(_BATCH, bool))
+    skeletons = {k.name: _spread(k.outputs, ratio) for k in model.kernels if k.kind == "conv" and ratio < 1}
+
+    def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
+        return layer(x, skeletons.get(layer.name)), None
+
+    def loss(params: Any) -> jax.Array:
+        return local.mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
+
+    @jax.jit
+    def step(params: Any) -> Any:
+        return jax.tree.map(lambda w, g: w - 0.01 * g, params, jax.grad(loss)(params))
+
+    return partial(step, params)
+
+
+def _round_time_ratio(model: Model, task: Any, plan: str) -> float:
+    """Time of an UpdateSkel round of 10 clients at ratio 0.1 over that at ratio 1."""
+
+    def prepare(ratio: float) -> Callable[[], Any]:
+        algorithm = fedskel(model, optax.sgd(0.01), batch_size=_BATCH, ratios=(ratio,), updates=10**6)
+        simulation = make_simulation(algorithm, task, cohort=10, chunk=1, plan=plan)
+        carry = [simulation.run(simulation.init(), 0, 1)[0]]
+
+        def one_round() -> Any:
+            carry[0], metrics = simulation.run(carry[0], 1, 1)
+            return metrics.weight
+
+        return one_round
+
+    taken = _in_turns({ratio: prepare(ratio) for ratio in (0.1, 1.0)}, 3)
+    return round(1 / _speedup(taken[1.0], taken[0.1]), 3)
