@@ -50,12 +50,13 @@ class _Conv(NamedTuple):
         return f"{inputs} {height}x{width} {outputs} /{self.op.keywords['strides'][0]}"
 
 
-def bench_skeleton(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
+def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -> dict[str, Any]:
     """Measures the backward pass of every convolution, whole training steps, and whole rounds.
 
     Args:
       rounds: How often each is measured; at least 5 turns are taken.
       plan: The execution plan of the rounds.
+      name: The model.
 
     Returns:
       ``conv_backward_speedup`` and ``training_step_speedup`` by ratio; ``layers``: milliseconds and
@@ -63,7 +64,7 @@ def bench_skeleton(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     """
     turns = max(5, rounds)
     task = synthetic_task((32, 32, 3), 10, np.full(10, _BATCH), test_per_client=1)
-    model = models.resnet18(task)
+    model = models.build_model(name, task)
     layers, totals = {}, collections.defaultdict(lambda: np.zeros(turns))
     for conv, count in _convolutions(model).items():
         seconds, lowering = _backward_seconds(conv, turns)

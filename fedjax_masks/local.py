@@ -53,6 +53,11 @@ class LocalMetrics(NamedTuple):
     flops: jax.Array
 
 
+def nothing_done() -> LocalMetrics:
+    """The metrics of no training at all."""
+    return LocalMetrics(*[jnp.zeros((), jnp.float32)] * len(LocalMetrics._fields))
+
+
 Loss = Callable[[Params, Batch], jax.Array]
 
 

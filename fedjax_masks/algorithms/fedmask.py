@@ -250,7 +250,7 @@ def fedmask(
         prune_key, train_key = jax.random.split(key)
         structure, prune_metrics = jax.lax.cond(
             client.visited | (not prunable),
-            lambda: (client.structure, local.LocalMetrics(*[jnp.zeros((), jnp.float32)] * 4)),
+            lambda: (client.structure, local.nothing_done()),
             lambda: one_shot_prune(prune_key, common, client, data),
         )
         bits = first_bits(client, structure, received)
@@ -265,11 +265,7 @@ def fedmask(
         flips = sum(jnp.sum(value[n] != bits[n], dtype=jnp.int32) for n in value)
         alive = sum(jnp.sum(jnp.broadcast_to(structure[n], value[n].shape), dtype=jnp.int32) for n in value)
         report = {
-            **metrics._asdict(),
-            "steps": metrics.steps + prune_metrics.steps,
-            "examples": metrics.examples + prune_metrics.examples,
-            "slots": metrics.slots + prune_metrics.slots,
-            "flops": metrics.flops + prune_metrics.flops,
+            **trees.add(metrics, prune_metrics)._replace(loss=metrics.loss)._asdict(),
             "flip_fraction": flips / alive,
             "density": density(value),
             **{f"density/{name}": jnp.mean(bit, dtype=jnp.float32) for name, bit in value.items()},
