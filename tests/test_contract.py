@@ -66,13 +66,13 @@ def test_plans_agree(name, plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedavg", "fedmask"])
+@pytest.mark.parametrize("name", ["fedavg", "fedmask", "fedskel"])
 def test_plans_agree_on_convolutions(name):
     assert_close(simulate(name, "cnn", "blocks:3,mesh:2")[0], simulate(name, "cnn")[0], 1e-5, 1e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedavg", "fedavg-wired", "fedmask"])
+@pytest.mark.parametrize("name", ["fedavg", "fedavg-wired", "fedmask", "fedskel"])
 @pytest.mark.parametrize("plan", ["blocks:3", "scan,mesh:8"])
 def test_plans_agree_in_float64(name, plan):
     assert_close(simulate(name, plan=plan, x64=True)[0], simulate(name, x64=True)[0], 1e-12, 0.0)
