@@ -268,7 +268,7 @@ def _number(value: Any) -> float | None:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean over the clients that have test data."""
+    """The mean of what is finite; a client without test data has an accuracy of NaN."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else None
 

@@ -250,9 +250,9 @@ def fedskel(
         else:
             zeros = trees.zeros_like(server.params)
             params = trees.add(server.params, masked_mean(*update, cohort.weight, default=zeros))
-        told = jnp.where(uploads.skeleton.flag & (cohort.weight > 0), cohort.ids, len(cohort.ids) + 2**30)
+        heard = uploads.skeleton.flag & (cohort.weight > 0)
         skeletons = jax.tree.map(
-            lambda all_rows, rows: all_rows.at[told].set(rows, mode="drop"),
+            lambda known, told: known.at[jnp.where(heard, cohort.ids, len(known))].set(told, mode="drop"),
             server.skeletons,
             uploads.skeleton.tree,
         )

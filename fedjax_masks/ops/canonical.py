@@ -10,23 +10,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pads = Sequence[tuple[int, int]]
-_NUMBERS = ("NHWC", "HWIO", "NHWC")
+from fedjax_masks.ops import by_lax
+from fedjax_masks.ops.by_lax import Pads
+
+_NO_PADS = ((0, 0), (0, 0))
 
 
 def forward(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
     """``[batch, out_height, out_width, out]``, and the input."""
-    return _correlate(_pad(x, pads), kernel, strides), x
+    return by_lax.convolve(_pad(x, pads), kernel, strides, _NO_PADS), x
 
 
-def output_gradient(
-    dy: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads, in_size: Sequence[int]
-) -> jax.Array:
-    """The gradient as it is."""
-    del kernel_size, strides, pads, in_size
-    return dy
+output_gradient = by_lax.output_gradient
 
 
 def input_gradient(
@@ -39,7 +36,7 @@ def input_gradient(
         for n, k, a, o, s in zip(in_size, kernel.shape, low, dy.shape[1:3], strides)
     ]
     spread = _pad(dy, list(zip(low, high)), strides)
-    return _correlate(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1))
+    return by_lax.convolve(spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), _NO_PADS)
 
 
 def kernel_gradient(
@@ -57,10 +54,6 @@ def kernel_gradient(
     flat = [r.reshape(len(x), height * width, -1) for r in rows]
     dy = dy.reshape(len(x), height * width, -1)
     return jnp.stack([jnp.einsum("bpk,bpo->bko", r, dy).sum(0) for r in flat]).reshape(kernel.shape)
-
-
-def _correlate(x, kernel, strides):
-    return lax.conv_general_dilated(x, kernel, strides, ((0, 0), (0, 0)), dimension_numbers=_NUMBERS)
 
 
 def _pad(x, pads, dilation=(1, 1)):

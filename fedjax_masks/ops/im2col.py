@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pads = Sequence[tuple[int, int]]
+from fedjax_masks.ops.by_lax import Pads
+
 Form = tuple[jax.Array, list[jax.Array]]
 
 

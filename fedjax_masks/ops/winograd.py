@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Pads = Sequence[tuple[int, int]]
+from fedjax_masks.ops.by_lax import Pads
+
 TILE = 6
 _POINTS = np.array([0.0, 1.0, -1.0, 2.0, -2.0])
 
