@@ -131,11 +131,11 @@ class Tiers:
 
     Attributes:
       number: How many tiers there are.
-      of: ``(client_ids) -> int32``, of the same shape, in ``[0, number)``.
+      of: ``(client_ids) -> int32``, of the same shape, in ``[0, number)``; runs on the host.
     """
 
     number: int = 1
-    of: Callable[[jax.Array], jax.Array] = lambda ids: ids * 0
+    of: Callable[[np.ndarray], np.ndarray] = lambda ids: ids * 0
 
 
 ONE_TIER = Tiers()

@@ -126,14 +126,15 @@ def for_each_batch(
     """
 
     def one_epoch(epoch: jax.Array, carry: Any) -> Any:
-        order_key, augment_key = jax.random.split(jax.random.fold_in(key, epoch))
-        rows = shuffled_rows(order_key, data, batch_size)
+        # Even numbers order, odd ones augment: where nothing does, no key is computed for it.
+        rows = shuffled_rows(jax.random.fold_in(key, 2 * epoch), data, batch_size)
 
         def one_batch(index: jax.Array, carry: Any) -> Any:
             start = index * batch_size
             picked = jax.lax.dynamic_slice(rows, (start,), (batch_size,))
             inputs = data.inputs[picked]
             if augment is not None:
+                augment_key = jax.random.fold_in(key, 2 * epoch + 1)
                 inputs = augment(jax.random.fold_in(augment_key, index), inputs)
             real = start + jnp.arange(batch_size) < data.size
             new = step(carry, Batch(inputs, data.labels[picked], real))

@@ -16,8 +16,9 @@ from fedjax_masks import payload
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import arrays, make_simulation
+from fedjax_masks.simulation.layout import lay_out
 from fedjax_masks.simulation.plan import Plan
-from fedjax_masks.simulation.round import Setting, round_keys, round_step
+from fedjax_masks.simulation.round import Setting, round_step
 
 ROUNDS = 3
 PLANS = ["vmap", "blocks:3", "scan,mesh:8"]
@@ -108,10 +109,11 @@ def one_round(name, ids, *, block=2, extra_capacity=0):
     capacity = arrays.capacity(task) + extra_capacity
     examples = arrays.train_examples(task)
     examples = examples._replace(rows=jnp.pad(examples.rows, (0, extra_capacity)))
-    setting = Setting(algorithm, Plan(block), len(ids), capacity)
+    plan = Plan(block)
+    setting = Setting(algorithm, plan, capacity)
+    rows, _ = lay_out(np.array(ids), task.train, plan, algorithm.tiers)
     state = algorithm.init(jax.random.key(0), task)
-    step = jax.jit(partial(round_step, setting))
-    return step(state, examples, jnp.array(ids), round_keys(jax.random.key(5), 0))
+    return jax.jit(partial(round_step, setting))(state, examples, rows, jax.random.key(5))
 
 
 @every_case

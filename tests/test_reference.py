@@ -10,7 +10,8 @@ import fedjax_masks as fm
 from fedjax_masks.data.tasks import rows_of
 from fedjax_masks.local import shuffled_rows
 from fedjax_masks.simulation import make_simulation
-from fedjax_masks.simulation.round import round_keys, sample_cohort
+from fedjax_masks.simulation.cohorts import draw_cohort
+from fedjax_masks.simulation.round import client_key, round_key
 
 
 def softmax_gradient(params, x, y):
@@ -31,15 +32,14 @@ def reference_fedavg(params, task, *, seed, rounds, cohort, lr, batch_size, epoc
     """McMahan et al. 2017, algorithm 1, with the simulator's order of clients and examples."""
     _, root = jax.random.split(jax.random.key(seed))
     for index in range(rounds):
-        keys = round_keys(root, index)
         total, weight = None, 0
-        for client in np.asarray(sample_cohort(keys.cohort, task.num_clients, cohort)):
-            key = jax.random.fold_in(keys.clients, client)
+        for client in draw_cohort(seed, index, task.num_clients, cohort):
+            key = client_key(round_key(root, index), client)
             data = cases.data_of(task, client)
             size = len(rows_of(task.train, client))
             mine = [(w.copy(), b.copy()) for w, b in params]
             for epoch in range(epochs):
-                order_key, _ = jax.random.split(jax.random.fold_in(key, epoch))
+                order_key = jax.random.fold_in(key, 2 * epoch)
                 order = np.asarray(shuffled_rows(order_key, data, batch_size))[:size]
                 for start in range(0, size, batch_size):
                     picked = order[start : start + batch_size]

@@ -116,15 +116,21 @@ def kernel_gradient(
 ) -> jax.Array:
     """Shaped like the kernel, from what :func:`forward` and :func:`output_gradient` gave."""
     del strides, pads
-    at_points = jnp.asarray(_transforms(kernel.shape[0]).kernel, grads.dtype)
     seen, grads = (a.reshape(TILE**2, -1, a.shape[-1]) for a in (seen, grads))
-    products = (seen.swapaxes(1, 2) @ grads).reshape(TILE, TILE, *kernel.shape[2:])
-    return jnp.einsum("ai,bj,abcf->ijcf", at_points, at_points, products)
+    products = (seen.swapaxes(1, 2) @ grads).reshape(TILE**2, -1)
+    return (_kernel_at_points(kernel).T @ products).reshape(kernel.shape)
 
 
 def _evaluate_kernel(kernel):
-    at_points = jnp.asarray(_transforms(kernel.shape[0]).kernel, kernel.dtype)
-    return jnp.einsum("ai,bj,ijcf->abcf", at_points, at_points, kernel)
+    """``[6, 6, in, out]``."""
+    products = _kernel_at_points(kernel) @ kernel.reshape(-1, math.prod(kernel.shape[2:]))
+    return products.reshape(TILE, TILE, *kernel.shape[2:])
+
+
+def _kernel_at_points(kernel):
+    """``[36, size ** 2]``: evaluates a kernel along both axes in one product."""
+    along_one = _transforms(kernel.shape[0]).kernel
+    return jnp.asarray(np.kron(along_one, along_one), kernel.dtype)
 
 
 def _combine(coefficients, arrays):

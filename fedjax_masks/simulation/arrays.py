@@ -1,4 +1,4 @@
-"""A task's arrays as they lie on the device: once, flat, with offsets per client."""
+"""A task's arrays as they lie on the device: once, flat."""
 
 from typing import NamedTuple
 
@@ -11,22 +11,18 @@ from fedjax_masks.simulation.layout import Block, Rows
 
 
 class Examples(NamedTuple):
-    """A data set and its division among clients, on the device.
+    """A data set on the device; who owns which part of ``rows`` is known to the host.
 
     Attributes:
       inputs: ``[num_examples, *input_shape]``.
       labels: ``int32[num_examples]``.
       rows: ``int32[total + slack]``: the flat index; the slack lets every client's slice have
         the length of the longest.
-      offsets: ``int32[num_clients]``.
-      sizes: ``int32[num_clients]``.
     """
 
     inputs: jax.Array
     labels: jax.Array
     rows: jax.Array
-    offsets: jax.Array
-    sizes: jax.Array
 
 
 def _examples(inputs: np.ndarray, labels: np.ndarray, index: ClientIndex, slack: int) -> Examples:
@@ -34,8 +30,6 @@ def _examples(inputs: np.ndarray, labels: np.ndarray, index: ClientIndex, slack:
         jnp.asarray(inputs),
         jnp.asarray(labels, jnp.int32),
         jnp.pad(jnp.asarray(index.rows, jnp.int32), (0, slack)),
-        jnp.asarray(index.offsets, jnp.int32),
-        jnp.asarray(index.sizes, jnp.int32),
     )
 
 

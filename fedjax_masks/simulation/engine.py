@@ -18,12 +18,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_masks import flops, payload, trees
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.simulation import arrays
+from fedjax_masks.simulation.cohorts import lay_out_rounds
 from fedjax_masks.simulation.evaluate import global_correct, personal_correct
-from fedjax_masks.simulation.layout import Block, Rows, device_mesh
+from fedjax_masks.simulation.layout import Block, Rows, device_mesh, lay_out, padded_length
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
-from fedjax_masks.simulation.round import Setting, run_chunk
+from fedjax_masks.simulation.round import ClientReport, Setting, run_chunk
 
 _EVAL_BATCH = 100
 
@@ -119,36 +120,41 @@ def make_simulation(
 
     def compile_chunk(plan: Plan) -> Any:
         tried.append(plan)
-        setting = Setting(algorithm, plan, cohort, arrays.capacity(task), poison)
+        setting = Setting(algorithm, plan, arrays.capacity(task), poison)
         place = _placement(plan)
         program = jax.jit(
-            partial(run_chunk, setting, chunk=chunk),
+            partial(run_chunk, setting),
             donate_argnums=0,
             in_shardings=place,
             out_shardings=place,
         )
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
-        return program.lower(shapes.state, train, rounds_key, scalar, scalar).compile()
+        rows = jax.ShapeDtypeStruct((chunk, padded_length(cohort, plan, algorithm.tiers.number)), jnp.int32)
+        cohorts = Rows(*[rows] * len(Rows._fields))
+        return program.lower(shapes.state, train, rounds_key, scalar, scalar, cohorts).compile()
 
     began = time.perf_counter()
     program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
     compile_seconds = time.perf_counter() - began
     place = _placement(fitted)
     train, rounds_key = jax.device_put((train, rounds_key), place)
-    message_bits, upload_bits = payload.static_bits(shapes.message), payload.static_bits(shapes.upload)
+    static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
     padding = {"examples": 0.0, "slots": 0.0}
     initial = jax.jit(lambda key: algorithm.init(key, task))
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
         if not 1 <= num_rounds <= chunk:
             raise ValueError(f"num_rounds={num_rounds}: accepted are 1 to {chunk}, the chunk")
-        counts = (jnp.asarray(first_round, jnp.int32), jnp.asarray(num_rounds, jnp.int32))
-        state, report = program(state, train, rounds_key, *jax.device_put(counts, place))
+        rounds = range(first_round, first_round + num_rounds)
+        cohorts = lay_out_rounds(rounds, seed, cohort, task, algorithm, fitted)
+        padded = jax.tree.map(lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), cohorts)
+        arguments = jax.device_put((np.int32(first_round), np.int32(num_rounds), padded), place)
+        state, report = program(state, train, rounds_key, *arguments)
         report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
-        report = report._replace(train=dict(zip(shapes.metrics, np.moveaxis(report.train, -1, 0))))
+        metrics = _round_metrics(cohorts, report, cohort, shapes, static_bits)
         for name in padding:
-            padding[name] += float(np.sum(report.train.get(name, 0.0)))
-        return state, _round_metrics(_in_order(report, cohort), message_bits, upload_bits)
+            padding[name] += float(np.sum(metrics.train.get(name, 0.0)))
+        return state, metrics
 
     def stats() -> Stats:
         share = padding["examples"] / padding["slots"] if padding["slots"] else 1.0
@@ -172,25 +178,26 @@ def _placement(plan: Plan) -> Any:
     return NamedSharding(device_mesh(plan), PartitionSpec())
 
 
-def _in_order(report: Any, cohort: int) -> Any:
-    """A ClientReport's clients by id, without the padding, whose id is larger than any client's."""
-    order = np.argsort(report.id, axis=1)[:, :cohort]
-    return jax.tree.map(lambda a: np.take_along_axis(a, order, 1), report)
+def _round_metrics(
+    cohorts: Rows, report: ClientReport, cohort: int, shapes: _Shapes, static_bits: list[int]
+) -> RoundMetrics:
+    """Puts clients in the order of their ids, without padding, whose id is larger than any client's."""
+    order = np.argsort(cohorts.ids, axis=1)[:, :cohort]
 
+    def pick(values: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(values, order, 1)
 
-def _round_metrics(report: Any, message_bits: int, upload_bits: int) -> RoundMetrics:
-    """Of a ClientReport on the host; adds up bits beyond 32 bits' range."""
-
-    def whole_bytes(static: int, traced: np.ndarray) -> np.ndarray:
-        return (static + traced.astype(np.int64) + 7) // 8
-
+    dropped, *values = (pick(column) for column in np.moveaxis(np.asarray(report.values), -1, 0))
+    # Bits of large payloads are beyond the range of the device's 32 bits.
+    bits = [pick(traced).astype(np.int64) for traced in np.moveaxis(np.asarray(report.bits), -1, 0)]
+    bytes_up, bytes_down = ((static + traced + 7) // 8 for static, traced in zip(static_bits, bits))
     return RoundMetrics(
-        ids=report.id,
-        weight=report.weight,
-        dropped=report.dropped,
-        bytes_up=whole_bytes(upload_bits, report.bits_up),
-        bytes_down=whole_bytes(message_bits, report.bits_down),
-        train=report.train,
+        ids=pick(cohorts.ids),
+        weight=np.where(dropped > 0, 0, pick(cohorts.sizes)).astype(np.float32),
+        dropped=dropped > 0,
+        bytes_up=bytes_up,
+        bytes_down=bytes_down,
+        train=dict(zip(shapes.metrics, values)),
     )
 
 
@@ -208,8 +215,8 @@ def _make_evaluate(algorithm: FederatedAlgorithm, task: Task, plan: Plan) -> Cal
         return global_correct(algorithm, state, examples, _EVAL_BATCH)
 
     @jax.jit
-    def on_personal(state: State, examples: arrays.Examples) -> dict[str, jax.Array]:
-        return personal_correct(algorithm, state, examples, _EVAL_BATCH, plan)
+    def on_personal(state: State, examples: arrays.Examples, rows: Rows) -> dict[str, jax.Array]:
+        return personal_correct(algorithm, state, examples, rows, _EVAL_BATCH, plan)
 
     def share(counts: np.ndarray) -> np.ndarray:
         return np.where(sizes > 0, counts / np.maximum(sizes, 1), np.nan)
@@ -222,8 +229,9 @@ def _make_evaluate(algorithm: FederatedAlgorithm, task: Task, plan: Plan) -> Cal
         if algorithm.predict is None:
             assert hits is not None, "an algorithm needs predict or predict_global"
             return Evaluation(accuracy, share(_count_by_client(hits, task)), {})
-        counts = jax.device_get(on_personal(state, data()))
-        accuracies = {name: share(count) for name, count in counts.items()}
+        rows, places = lay_out(np.arange(task.num_clients), task.test, plan)
+        counts = jax.device_get(on_personal(state, data(), jax.device_put(rows, place)))
+        accuracies = {name: share(count[places]) for name, count in counts.items()}
         return Evaluation(accuracy, accuracies.pop(""), accuracies)
 
     return evaluate

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State
 from fedjax_masks.simulation.arrays import Examples
-from fedjax_masks.simulation.layout import Block, Rows, lay_out, map_clients
+from fedjax_masks.simulation.layout import Block, Rows, map_clients
 from fedjax_masks.simulation.plan import Plan
 
 
@@ -27,7 +27,7 @@ def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Exampl
 
 
 def personal_correct(
-    algorithm: FederatedAlgorithm, state: State, examples: Examples, batch: int, plan: Plan
+    algorithm: FederatedAlgorithm, state: State, examples: Examples, rows: Rows, batch: int, plan: Plan
 ) -> dict[str, jax.Array]:
     """How many of its own test examples each client's own model classifies correctly.
 
@@ -35,11 +35,12 @@ def personal_correct(
       algorithm: One with ``predict``.
       state: The simulation's state.
       examples: The test data.
+      rows: The clients, laid out under the plan.
       batch: Examples per forward pass.
       plan: The execution plan.
 
     Returns:
-      ``int32[num_clients]`` under ``""`` for ``predict`` and under each probe's name.
+      ``int32[rows]`` under ``""`` for ``predict`` and under each probe's name.
     """
     predictors = {"": algorithm.predict, **algorithm.probes}
 
@@ -48,8 +49,8 @@ def personal_correct(
 
         def one_batch(index: jax.Array, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
             start = index * batch
-            rows = jax.lax.dynamic_slice(examples.rows, (row.offsets + start,), (batch,))
-            inputs, labels = examples.inputs[rows], examples.labels[rows]
+            picked = jax.lax.dynamic_slice(examples.rows, (row.offsets + start,), (batch,))
+            inputs, labels = examples.inputs[picked], examples.labels[picked]
             real = start + jnp.arange(batch) < row.sizes
 
             def correct(predict: Any) -> jax.Array:
@@ -61,9 +62,7 @@ def personal_correct(
         zeros = dict.fromkeys(predictors, jnp.zeros((), jnp.int32))
         return (), jax.lax.fori_loop(0, -(-block.longest // batch), one_batch, zeros)
 
-    ids = jnp.arange(len(examples.sizes), dtype=jnp.int32)
-    rows, places = lay_out(ids, examples.offsets, examples.sizes, plan)
     clients = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
     shared = (state.common, state.server, examples)
     _, counts = map_clients(one_client, shared, rows, clients, plan)
-    return jax.tree.map(lambda a: a[places], counts)
+    return counts

@@ -1,7 +1,7 @@
 """Mapping a function of one client over many: blocks, scans and devices.
 
-The order of clients inside the map is canonical (by tier, size, and id), so that neither the
-order of the cohort nor the plan decides which floats are added first within a block.
+The host decides who runs where. The order of clients is canonical (by tier, size, and id), so that
+neither the order of the cohort nor the plan decides which floats are added first within a block.
 """
 
 from collections.abc import Callable
@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_masks import trees
-from fedjax_masks.algorithm import ONE_TIER, Tiers
+from fedjax_masks.algorithm import ONE_TIER, ClientIndex, Tiers
 from fedjax_masks.simulation.plan import Plan
 
 AXIS = "clients"
 
 
 class Rows(NamedTuple):
-    """Clients as the engine lays them out; padded to whole blocks on every device.
+    """Clients as the engine lays them out, padded to whole blocks on every device; on the host or traced.
 
     Attributes:
       ids: ``int32[n]``: client ids; ``num_clients`` or more marks padding.
@@ -28,10 +29,10 @@ class Rows(NamedTuple):
       tiers: ``int32[n]``: the clients' tiers; 0 for padding.
     """
 
-    ids: jax.Array
-    offsets: jax.Array
-    sizes: jax.Array
-    tiers: jax.Array
+    ids: Any
+    offsets: Any
+    sizes: Any
+    tiers: Any
 
 
 class Block(NamedTuple):
@@ -58,41 +59,41 @@ def padded_length(num: int, plan: Plan, tiers: int = 1) -> int:
 
 
 def lay_out(
-    ids: jax.Array, offsets: jax.Array, sizes: jax.Array, plan: Plan, tiers: Tiers = ONE_TIER
-) -> tuple[Rows, jax.Array]:
+    ids: np.ndarray, index: ClientIndex, plan: Plan, tiers: Tiers = ONE_TIER
+) -> tuple[Rows, np.ndarray]:
     """Sorts clients by tier and size into blocks, and deals the blocks out to devices.
 
     Args:
       ids: ``int32[n]``: the clients to run.
-      offsets: ``int32[num_clients]``: of all clients.
-      sizes: ``int32[num_clients]``: of all clients.
+      index: The examples of all clients.
       plan: The execution plan.
       tiers: Clients of different tiers never share a block.
 
     Returns:
-      The rows, and ``int32[n]``: where each client of ``ids`` went.
+      The rows, as NumPy arrays, and ``int64[n]``: where each client of ``ids`` went.
     """
+    of = tiers.of(ids)
+    order = np.lexsort((ids, -index.sizes[ids], of))
+    places = np.empty(len(ids), np.int64)
+    places[order] = _slots(of[order], tiers.number, plan)
     length = padded_length(len(ids), plan, tiers.number)
-    order = jnp.lexsort((ids, -sizes[ids], tiers.of(ids)))
-    ids_sorted = ids[order]
-    slots = _slots(tiers.of(ids_sorted), tiers.number, plan)
-    taken = jnp.full(length, len(sizes), jnp.int32).at[slots].set(ids_sorted)
-    real = taken < len(sizes)
 
-    def of_client(values: jax.Array) -> jax.Array:
-        return jnp.where(real, values.at[taken].get(mode="clip"), 0)
+    def put(values: np.ndarray, padding: int = 0) -> np.ndarray:
+        rows = np.full(length, padding, np.int32)
+        rows[places] = values
+        return rows
 
-    rows = Rows(taken, of_client(offsets), of_client(sizes), jnp.where(real, tiers.of(taken), 0))
-    return rows, jnp.zeros(len(ids), jnp.int32).at[order].set(slots)
+    rows = Rows(put(ids, len(index.sizes)), put(index.offsets[ids]), put(index.sizes[ids]), put(of))
+    return rows, places
 
 
-def _slots(tiers: jax.Array, number: int, plan: Plan) -> jax.Array:
+def _slots(tiers: np.ndarray, number: int, plan: Plan) -> np.ndarray:
     """Where clients go that are sorted by tier: each tier starts a block, blocks go round the devices."""
-    counts = jnp.sum(tiers[:, None] == jnp.arange(number), axis=0, dtype=jnp.int32)
-    first_client = jnp.cumsum(counts) - counts
+    counts = np.bincount(tiers, minlength=number)
+    first_client = np.cumsum(counts) - counts
     num_blocks = -(-counts // plan.block)
-    first_block = jnp.cumsum(num_blocks) - num_blocks
-    rank = jnp.arange(len(tiers), dtype=jnp.int32) - first_client[tiers]
+    first_block = np.cumsum(num_blocks) - num_blocks
+    rank = np.arange(len(tiers)) - first_client[tiers]
     block, place = first_block[tiers] + rank // plan.block, rank % plan.block
     per_device = padded_length(len(tiers), plan, number) // (plan.block * plan.devices)
     return ((block % plan.devices) * per_device + block // plan.devices) * plan.block + place

@@ -10,47 +10,37 @@ import jax.numpy as jnp
 from fedjax_masks import payload, trees
 from fedjax_masks.algorithm import Cohort, FederatedAlgorithm, State
 from fedjax_masks.simulation.arrays import Examples, client_data
-from fedjax_masks.simulation.layout import Block, Rows, lay_out, map_clients
+from fedjax_masks.simulation.layout import Block, Rows, map_clients
 from fedjax_masks.simulation.plan import Plan
 
 
 class ClientReport(NamedTuple):
     """What one client of a round leaves behind, besides its state.
 
+    Two arrays and no more, because every array of a report costs compile time.
+
     Attributes:
-      id: int32: the client.
-      weight: float32: its number of examples; 0 if dropped.
-      dropped: bool: its update was not finite.
-      bits_up: uint32: the part of the upload's bits that depends on data.
-      bits_down: uint32: the same of the message.
-      train: float32[number of metrics]: the algorithm's metrics, by name in alphabetical order;
-        one array, because every array of a report costs compile time.
+      bits: uint32[2]: the parts of the upload's and of the message's bits that depend on data.
+      values: float32[1 + number of metrics]: 1 if the client was dropped because its update was
+        not finite; then the algorithm's metrics, by name in alphabetical order.
     """
 
-    id: jax.Array
-    weight: jax.Array
-    dropped: jax.Array
-    bits_up: jax.Array
-    bits_down: jax.Array
-    train: jax.Array
+    bits: jax.Array
+    values: jax.Array
 
 
-class RoundKeys(NamedTuple):
-    """The keys of one round; those of clients derive from their ids, not their places."""
-
-    cohort: chex.PRNGKey
-    clients: chex.PRNGKey
-    merge: chex.PRNGKey
+_SERVER = 2**32 - 1
+"""Stands for the server where clients are told apart by their ids."""
 
 
-def round_keys(key: chex.PRNGKey, index: jax.Array) -> RoundKeys:
-    """The keys of round ``index`` of the simulation with root key ``key``."""
-    return RoundKeys(*jax.random.split(jax.random.fold_in(key, index), 3))
+def round_key(key: chex.PRNGKey, index: jax.Array | int) -> chex.PRNGKey:
+    """The key of round ``index`` of the simulation with root key ``key``."""
+    return jax.random.fold_in(key, index)
 
 
-def sample_cohort(key: chex.PRNGKey, num_clients: int, cohort: int) -> jax.Array:
-    """Draws ``int32[cohort]`` client ids, uniformly without replacement."""
-    return jnp.argsort(jax.random.uniform(key, (num_clients,)))[:cohort].astype(jnp.int32)
+def client_key(key: chex.PRNGKey, client_id: jax.Array | int) -> chex.PRNGKey:
+    """A client's key in the round with key ``key``; it does not depend on the client's place."""
+    return jax.random.fold_in(key, client_id)
 
 
 class Setting(NamedTuple):
@@ -58,7 +48,6 @@ class Setting(NamedTuple):
 
     algorithm: FederatedAlgorithm
     plan: Plan
-    cohort: int
     capacity: int
     poison: bool = False
 
@@ -71,19 +60,15 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: 
 
     message = algorithm.send(server, row.ids)
     data = client_data(examples, row, block, setting.capacity)
-    key = jax.random.fold_in(key, row.ids)
+    key = client_key(key, row.ids)
     new_state, upload, metrics = algorithm.train(key, common, as_received(message), state, data)
 
     metrics = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = trees.all_finite((upload, metrics))
     weight = jnp.where(finite, row.sizes, 0).astype(jnp.float32)
     report = ClientReport(
-        row.ids,
-        weight,
-        ~finite,
-        payload.traced_bits(upload),
-        payload.traced_bits(message),
-        metrics,
+        jnp.stack([payload.traced_bits(upload), payload.traced_bits(message)]),
+        jnp.append(~finite, metrics),
     )
     # A weight of 0 does not silence a NaN: what is left out must not be there at all.
     upload = as_received(trees.where(finite, upload, trees.zeros_like(upload)))
@@ -94,32 +79,32 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: 
 
 
 def round_step(
-    setting: Setting, state: State, examples: Examples, ids: jax.Array, keys: RoundKeys
+    setting: Setting, state: State, examples: Examples, rows: Rows, key: chex.PRNGKey
 ) -> tuple[State, ClientReport]:
-    """One round with the given cohort.
+    """One round.
 
     Args:
       setting: Static choices.
       state: The simulation's state.
       examples: The training data.
-      ids: ``int32[cohort]``: distinct client ids.
-      keys: The round's keys.
+      rows: The cohort, distinct clients laid out under the plan.
+      key: The round's key.
 
     Returns:
-      The new state, and one report per row of the layout; those with an id below the number of
-      clients are real.
+      The new state, and one report per row.
     """
-    rows, _ = lay_out(ids, examples.offsets, examples.sizes, setting.plan, setting.algorithm.tiers)
     before = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
-    shared = (keys.clients, state.common, state.server, examples)
+    shared = (key, state.common, state.server, examples)
 
     def function(*args: Any) -> Any:
         return _client_step(setting, *args)
 
     total, (after, report, uploads) = map_clients(function, shared, rows, before, setting.plan)
     received = uploads if setting.algorithm.reduce is None else total
-    cohort = Cohort(report.id, report.weight)
-    server = setting.algorithm.merge(keys.merge, state.common, state.server, received, cohort)
+    dropped = report.values[:, 0] > 0
+    cohort = Cohort(rows.ids, jnp.where(dropped, 0, rows.sizes).astype(jnp.float32))
+    key = client_key(key, _SERVER)
+    server = setting.algorithm.merge(key, state.common, state.server, received, cohort)
     clients = jax.tree.map(
         lambda a, rows_of_a: a.at[rows.ids].set(rows_of_a, mode="drop"), state.clients, after
     )
@@ -133,32 +118,37 @@ def run_chunk(
     key: chex.PRNGKey,
     first: jax.Array,
     num_rounds: jax.Array,
-    *,
-    chunk: int,
+    cohorts: Rows,
 ) -> tuple[State, ClientReport]:
-    """Runs ``num_rounds <= chunk`` rounds from round ``first`` on.
+    """Runs ``num_rounds`` rounds from round ``first`` on.
 
     The number of rounds is traced, so that one program serves every number.
+
+    Args:
+      setting: Static choices.
+      state: The simulation's state.
+      examples: The training data.
+      key: The simulation's key.
+      first: ``int32[]``: the number of the first round.
+      num_rounds: ``int32[]``: at most ``chunk``.
+      cohorts: ``int32[chunk, rows]`` each: the rounds' cohorts.
 
     Returns:
       The state, and reports ``[chunk, rows]`` of which the first ``num_rounds`` hold.
     """
+    (chunk, _) = cohorts.ids.shape
 
     @jax.jit  # traced once, for the shapes as for the loop
-    def one_round(state: State, index: jax.Array) -> tuple[State, ClientReport]:
-        keys = round_keys(key, index)
-        drawn = keys
-        if setting.algorithm.cycle > 1:
-            drawn = round_keys(key, index - index % setting.algorithm.cycle)
-        ids = sample_cohort(drawn.cohort, len(examples.sizes), setting.cohort)
-        return round_step(setting, state, examples, ids, keys)
+    def one_round(state: State, step: jax.Array) -> tuple[State, ClientReport]:
+        rows = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, step, keepdims=False), cohorts)
+        return round_step(setting, state, examples, rows, round_key(key, first + step))
 
     _, report = jax.eval_shape(one_round, state, first)
     shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape), a.dtype), report)
 
     def body(step: jax.Array, carry: Any) -> Any:
         state, history = carry
-        state, news = one_round(state, first + step)
+        state, news = one_round(state, step)
         put = partial(jax.lax.dynamic_update_index_in_dim, index=step, axis=0)
         return state, jax.tree.map(put, history, news)
 
