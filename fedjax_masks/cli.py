@@ -154,7 +154,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from fedjax_masks.bench import bench
+    from fedjax_masks.benchmarks import bench
 
     figures = bench(arguments.workload, rounds=arguments.rounds, plan=arguments.plan)
     if arguments.json:
@@ -214,9 +214,9 @@ def _partitions() -> dict[str, str]:
 
 
 def _workloads() -> dict[str, str]:
-    from fedjax_masks.bench import WORKLOADS
+    from fedjax_masks.benchmarks import WORKLOADS
 
-    return dict(WORKLOADS)
+    return {name: workload.text for name, workload in WORKLOADS.items()}
 
 
 _KINDS = {

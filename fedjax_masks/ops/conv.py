@@ -79,9 +79,9 @@ def conv2d(
         products for the kernel's gradient. ``"im2col"``: patches and one matrix product each way, which
         ``vmap`` over kernels turns into strided-batched products. ``"winograd"``: minimal filtering,
         for square kernels of 2 to 5 with stride 1. ``"lax"``: ``lax``'s own rules. By default
-        ``"im2col"``, but on CPU only for images of few channels, else ``"winograd"`` where it halves
-        the products, else ``"canonical"``; the gradients of few outputs or of small images by
-        ``"im2col"``.
+        ``"im2col"``, but on CPU only for images of few channels or, under a stride, few pixels, else
+        ``"winograd"`` where it halves the products, else ``"canonical"``; the gradients of few outputs
+        or of small images by ``"im2col"``.
       skeleton: ``int32[k]``: outputs, ascending. Only these have gradients, computed for these only:
         see :mod:`fedjax_masks.ops.skeleton`. None is all.
 
@@ -125,8 +125,11 @@ def _choose(x_shape, kernel_shape, strides, pads) -> tuple[Lowering, Lowering]:
     pixels = out_size[0] * out_size[1]
     if winograd.serves(size, strides) and winograd.saves(out_size, size):
         return "winograd", "im2col" if pixels <= 16 or 8 * outputs <= inputs else "winograd"
-    strided = tuple(strides) != (1, 1)
-    return "canonical", "im2col" if strided and (pixels <= 64 or outputs <= inputs) else "canonical"
+    if tuple(strides) == (1, 1):
+        return "canonical", "canonical"
+    if pixels <= 64:
+        return "im2col", "im2col"
+    return "canonical", "im2col" if outputs <= inputs else "canonical"
 
 
 # Each lowering is a module of four functions, of which forward and backward below are made.

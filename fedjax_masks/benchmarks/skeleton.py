@@ -6,8 +6,7 @@ machine does meets both; a speed-up is the median over the turns.
 """
 
 import collections
-import statistics
-import time
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -15,11 +14,11 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 import optax
 
 from fedjax_masks import local, models
 from fedjax_masks.algorithms.fedskel import fedskel, keep_count
+from fedjax_masks.benchmarks import measure
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Layer, Model
 from fedjax_masks.ops.conv import Lowering
@@ -59,10 +58,11 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
       name: The model.
 
     Returns:
-      ``conv_backward_speedup`` and ``training_step_speedup`` by ratio; ``layers``: milliseconds and
-      speed-ups by layer; ``round_time_ratio``: a round of 10 clients at ratio 0.1 over one at 1.
+      ``conv_backward_speedup`` and ``training_step_speedup`` by ratio; ``layers``: milliseconds,
+      speed-ups and roofline by layer; ``round_time_ratio``: a round of 10 clients at ratio 0.1 over
+      one at 1; ``rates``: of matrix products and of memory, which the roofline stands on.
     """
-    turns = max(5, rounds)
+    turns, rates = max(5, rounds), measure.rates()
     task = synthetic_task((32, 32, 3), 10, np.full(10, _BATCH), test_per_client=1)
     model = models.build_model(name, task)
     layers, totals = {}, collections.defaultdict(lambda: np.zeros(turns))
@@ -73,35 +73,20 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
         layers[str(conv)] = {
             "count": count,
             "dense_lowering": lowering,
-            "ms": {str(r): round(1e3 * statistics.median(t), 2) for r, t in seconds.items()},
-            "speedup": {str(r): _speedup(seconds[1.0], seconds[r]) for r in RATIOS},
+            "ms": {str(r): measure.median_ms(t) for r, t in seconds.items()},
+            "speedup": {str(r): measure.speedup(seconds[1.0], seconds[r]) for r in RATIOS},
+            "roofline_ms": _roofline(conv, RATIOS[-1], rates),
         }
-    steps = _in_turns({r: _training_step(model, r) for r in (1.0, *RATIOS)}, turns)
+    steps = measure.in_turns({r: _training_step(model, r) for r in (1.0, *RATIOS)}, turns)
     return {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "conv_backward_speedup": {str(r): _speedup(totals[1.0], totals[r]) for r in RATIOS},
-        "training_step_speedup": {str(r): _speedup(steps[1.0], steps[r]) for r in RATIOS},
-        "training_step_ms": {str(r): round(1e3 * statistics.median(t), 1) for r, t in steps.items()},
+        "device": measure.device(),
+        "conv_backward_speedup": {str(r): measure.speedup(totals[1.0], totals[r]) for r in RATIOS},
+        "training_step_speedup": {str(r): measure.speedup(steps[1.0], steps[r]) for r in RATIOS},
+        "training_step_ms": {str(r): measure.median_ms(t) for r, t in steps.items()},
         "round_time_ratio": _round_time_ratio(model, task, plan),
+        "rates": rates._asdict(),
         "layers": layers,
     }
-
-
-def _speedup(dense: npt.ArrayLike, skeleton: npt.ArrayLike) -> float:
-    return round(statistics.median(np.asarray(dense) / np.asarray(skeleton)), 3)
-
-
-def _in_turns(calls: dict[Any, Callable[[], Any]], turns: int) -> dict[Any, list[float]]:
-    """Seconds of each call, one after the other, over and over."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    taken: dict[Any, list[float]] = {name: [] for name in calls}
-    for _ in range(turns):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            taken[name].append(time.perf_counter() - began)
-    return taken
 
 
 def _convolutions(model: Model) -> dict[_Conv, int]:
@@ -130,9 +115,31 @@ def _backward_seconds(conv: _Conv, turns: int) -> tuple[dict[float, list[float]]
             dense[lowering] = _backward(conv, 1.0, lowering)
         except ValueError:  # it does not serve this kernel
             continue
-    fastest = min((min(taken), name) for name, taken in _in_turns(dense, 3).items())[1]
+    fastest = min((min(taken), name) for name, taken in measure.in_turns(dense, 3).items())[1]
     calls = {1.0: dense[fastest]} | {ratio: _backward(conv, ratio) for ratio in RATIOS}
-    return _in_turns(calls, turns), fastest
+    return measure.in_turns(calls, turns), fastest
+
+
+def _roofline(conv: _Conv, ratio: float, rates: measure.Rates) -> dict[str, float]:
+    """The least milliseconds that a skeleton's backward pass can take.
+
+    Returns:
+      ``products``: its FLOPs at the rate of matrix products; ``arrays``: reading the output's gradient
+      (whole: the filters of a skeleton lie spread over every cache line) and the input, and writing
+      the input's gradient; ``patches``: writing those of the output's gradient, and reading them twice.
+    """
+    height, width, inputs, outputs = conv.kernel_shape
+    strides = conv.op.keywords["strides"]
+    pixels = math.prod(conv.in_shape[:3])
+    kept, gradients = keep_count(outputs, ratio), 1 if conv.first else 2
+    products = 2 * gradients * pixels * height * width * inputs * kept / math.prod(strides)
+    arrays = gradients * pixels * inputs + pixels * outputs / math.prod(strides)
+    patches = (1 + gradients) * pixels * height * width * kept / math.prod(strides)
+    return {
+        "products": round(products / rates.gflops / 1e6, 2),
+        "arrays": round(4 * arrays / rates.gbytes / 1e6, 2),
+        "patches": round(4 * patches / rates.gbytes / 1e6, 2),
+    }
 
 
 def _backward(conv: _Conv, ratio: float, lowering: Lowering | None = None) -> Callable[[], Any]:
@@ -185,5 +192,5 @@ def _round_time_ratio(model: Model, task: Any, plan: str) -> float:
 
         return one_round
 
-    taken = _in_turns({ratio: prepare(ratio) for ratio in (0.1, 1.0)}, 3)
-    return round(1 / _speedup(taken[1.0], taken[0.1]), 3)
+    taken = measure.in_turns({ratio: prepare(ratio) for ratio in (0.1, 1.0)}, 3)
+    return round(1 / measure.speedup(taken[1.0], taken[0.1]), 3)

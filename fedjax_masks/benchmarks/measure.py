@@ -1,0 +1,81 @@
+"""Timing of things against each other on a machine that is never quiet."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+
+class Rates(NamedTuple):
+    """What the machine can do.
+
+    Attributes:
+      gflops: Matrix products in float32, in GFLOP/s.
+      gbytes: Memory read and written by an elementwise operation, in GB/s.
+    """
+
+    gflops: float
+    gbytes: float
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Wall time of a call, until its results are there."""
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int) -> dict[Any, list[float]]:
+    """Seconds of each call, one after the other, over and over, after one round for warming up."""
+    for call in calls.values():
+        jax.block_until_ready(call())
+    taken: dict[Any, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            taken[name].append(seconds(call))
+    return taken
+
+
+def speedup(slow: npt.ArrayLike, fast: npt.ArrayLike) -> float:
+    """The median ratio of two lists of seconds, taken in turns."""
+    return round(statistics.median(np.asarray(slow) / np.asarray(fast)), 3)
+
+
+def median_ms(taken: list[float]) -> float:
+    """The median of some seconds, in milliseconds."""
+    return round(1e3 * statistics.median(taken), 4)
+
+
+def matmul_gflops(size: int = 1024, repeats: int = 9) -> float:
+    """The machine's float32 matrix-product rate in GFLOP/s: best of several products."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(repeats)) / 1e9
+
+
+def stream_gbytes(size: int = 2**25, repeats: int = 9) -> float:
+    """The rate in GB/s at which an array too large for any cache is read and another one written."""
+    a = jnp.ones(size, jnp.float32)
+    double = jax.jit(lambda a: 2 * a)
+    return 2 * a.nbytes / min(seconds(lambda: double(a)) for _ in range(repeats)) / 1e9
+
+
+def rates() -> Rates:
+    """Measures the machine."""
+    return Rates(round(matmul_gflops(), 1), round(stream_gbytes(), 1))
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def device() -> str:
+    """The devices, by number and kind."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -1,0 +1,159 @@
+"""Rounds per second of fixed simulations.
+
+All data are synthetic with a fixed seed. A workload's rate is the median over chunks of rounds after
+one for warming up; the matmul rate is measured in the same process, so that a share of it means
+something on a noisy machine.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from fedjax_masks import models
+from fedjax_masks.algorithm import FederatedAlgorithm, Task
+from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.benchmarks import measure
+from fedjax_masks.config import make_config
+from fedjax_masks.data import synthetic_task
+from fedjax_masks.experiment import writers
+from fedjax_masks.runner import chunk_length, run_rounds
+from fedjax_masks.simulation import make_simulation
+from fedjax_masks.telemetry import progress
+
+Setup = tuple[FederatedAlgorithm, Task, int]
+
+
+def _task(shape: tuple[int, ...], num_classes: int, sizes: np.ndarray) -> Task:
+    """Inputs of the size of normalised images, and too noisy to be learnt by heart at once.
+
+    A network that is sure of everything has gradients among the denormal numbers, on which a
+    CPU is many times slower: that would be measured instead.
+    """
+    return synthetic_task(shape, num_classes, sizes, test_per_client=1, noise=1.25, scale=0.2)
+
+
+def _femnist(sizes: np.ndarray) -> Setup:
+    task = _task((28, 28, 1), 62, sizes)
+    return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=1, batch_size=20), task, 10
+
+
+def _femnist_cnn() -> Setup:
+    return _femnist(np.full(100, 100))
+
+
+def _femnist_cnn_ragged() -> Setup:
+    return _femnist(np.random.default_rng(0).permutation(np.linspace(20, 180, 100).round().astype(int)))
+
+
+def _mlp_1000() -> Setup:
+    task = _task((28, 28, 1), 62, np.full(1000, 50))
+    return fedavg(models.mlp(task, hidden=(200, 200)), optax.sgd(0.1), epochs=1, batch_size=10), task, 100
+
+
+def _pfl_cifar10() -> Setup:
+    task = _task((32, 32, 3), 10, np.full(1000, 50))
+    return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=1, batch_size=10), task, 50
+
+
+def _fedmask_lenet() -> Setup:
+    task = _task((28, 28, 1), 10, np.full(100, 40))
+    return fedmask(models.lenet(task), optax.sgd(100.0), epochs=5, batch_size=10), task, 20
+
+
+SETUPS: Mapping[str, Callable[[], Setup]] = {
+    "femnist-cnn": _femnist_cnn,
+    "femnist-cnn-ragged": _femnist_cnn_ragged,
+    "mlp-1000": _mlp_1000,
+    "pfl-cifar10": _pfl_cifar10,
+    "fedmask-lenet": _fedmask_lenet,
+}
+
+
+def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str, Any]:
+    """Measures rounds per second of one workload.
+
+    Args:
+      workload: The name of a workload of rounds.
+      rounds: Rounds to measure, after as many as one chunk for warming up.
+      plan: An execution plan.
+
+    Returns:
+      Flat figures: ``rounds_per_s`` is the median over chunks, ``model_flops_per_round`` the
+      FLOPs of matrix products and convolutions over the cohort, ``achieved_gflops`` their rate.
+    """
+    began = time.perf_counter()
+    algorithm, task, cohort = SETUPS[workload]()
+    prepared = time.perf_counter()
+    chunk = max(1, min(5, rounds))
+    simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
+    state, metrics = simulation.run(simulation.init(), 0, 1)
+    first_round = time.perf_counter() - prepared
+    rates, flops = [], []
+    for start in range(1, 1 + rounds, chunk):
+        tick = time.perf_counter()
+        state, metrics = simulation.run(state, start, chunk)
+        rates.append(chunk / (time.perf_counter() - tick))
+        flops.append(float(metrics.mean("flops").mean()) * cohort)
+    rate, flops_per_round = statistics.median(rates), statistics.fmean(flops)
+    stats = simulation.stats()
+    return {
+        "plan": str(simulation.plan),
+        "device": measure.device(),
+        "rounds": len(rates) * chunk,
+        "data_s": round(prepared - began, 3),
+        "compile_s": round(stats.compile_seconds, 3),
+        "first_round_s": round(first_round, 3),
+        "rounds_per_s": round(rate, 4),
+        "peak_rss_mb": round(measure.peak_rss_mb(), 1),
+        "model_flops_per_round": flops_per_round,
+        "achieved_gflops": round(rate * flops_per_round / 1e9, 2),
+        "matmul_gflops": round(measure.matmul_gflops(), 1),
+        "padding_efficiency": round(stats.padding_efficiency, 4),
+        "num_compilations": stats.num_compilations,
+        "final_train_loss": round(float(metrics.mean("loss")[-1]), 4),
+    }
+
+
+def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
+    """What the runner adds to the bare loop of rounds: records, progress and checkpoints.
+
+    Both run the same rounds of ``femnist-cnn`` in turn, seven times; evaluation, whose cost is
+    the user's choice, is left out of both.
+    """
+    algorithm, task, cohort = _femnist_cnn()
+    chunk = chunk_length(rounds)
+    simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
+    state, _ = simulation.run(simulation.init(), 0, 1)
+    evaluation = simulation.evaluate(state)
+    simulation = simulation._replace(evaluate=lambda state: evaluation)
+
+    def bare() -> None:
+        state = simulation.init()
+        for start in range(0, rounds, chunk):
+            state, _ = simulation.run(state, start, min(chunk, rounds - start))
+
+    def whole() -> None:
+        config = make_config({"algorithm.name": "fedavg", "rounds": rounds, "eval_every": chunk})
+        with (
+            tempfile.TemporaryDirectory() as out,
+            progress("bench", done=0, rounds=rounds, quiet=False) as show,
+        ):
+            hooks = (*writers(Path(out), config), show)
+            run_rounds(simulation, simulation.init(), rounds=rounds, eval_every=chunk, on_chunk=hooks)
+
+    taken = measure.in_turns({"bare": bare, "runner": whole}, 7)
+    return {
+        "plan": str(simulation.plan),
+        "device": measure.device(),
+        "rounds": rounds,
+        "bare_s": round(statistics.median(taken["bare"]), 4),
+        "runner_s": round(statistics.median(taken["runner"]), 4),
+        "overhead": round(measure.speedup(taken["runner"], taken["bare"]) - 1, 4),
+    }
