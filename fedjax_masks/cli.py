@@ -106,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run directory")
     report.add_argument("--out", metavar="FILE.html", required=True, help="the file to write")
 
+    claims = add("claims", _claims, "published figures beside ours")
+    claims.add_argument("--json", action="store_true", help="print one JSON list")
+
     listing = add("list", _list, "list what there is")
     listing.add_argument("kind", nargs="?", choices=tuple(_KINDS), help="default: all")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
@@ -171,6 +174,16 @@ def _report(arguments: argparse.Namespace) -> None:
         runs = [load_run(path) for path in arguments.runs]
         write_report(arguments.runs, arguments.out)
     print_table(runs)
+
+
+def _claims(arguments: argparse.Namespace) -> None:
+    from fedjax_masks.claims import all_claims, print_claims
+
+    claims = all_claims()
+    if not arguments.json:
+        print_claims(claims)
+        return
+    print(json.dumps([claim.as_json() for claim in claims], indent=2))
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,15 @@
+"""Published figures beside ours: ``fedjax-masks claims``."""
+
+from fedjax_masks.claims import fedmask, fedskel
+from fedjax_masks.claims.claim import Claim
+from fedjax_masks.claims.table import print_claims
+
+_SYSTEMS = (fedmask, fedskel)
+
+
+def all_claims() -> list[Claim]:
+    """The rows of every system; counts them on the spot, and reads the results of long runs."""
+    return [claim for system in _SYSTEMS for claim in system.claims()]
+
+
+__all__ = ["Claim", "all_claims", "print_claims"]
