@@ -79,29 +79,25 @@ def kernel_gradient(
     """Shaped like the kernel, from the input and what :func:`output_gradient` gave."""
     dy, dy_patches = form
     if kernel.shape[2] < kernel.shape[3]:
-        return _transposed_product(_input_patches(x, kernel.shape[:2], strides, pads), dy).reshape(
-            kernel.shape
-        )
+        patches = _input_patches(x, kernel.shape[:2], strides, pads)
+        return _transposed_product(dy, patches).T.reshape(kernel.shape)
     dk = jnp.zeros_like(kernel)
     for (rows, columns), patch in zip(
         _phases(kernel.shape[:2], strides, pads, x.shape[1:3]), dy_patches, strict=True
     ):
         seen = x[:, rows.offset :: strides[0], columns.offset :: strides[1]]
-        product = _transposed_product(patch, seen)
-        product = product.reshape(rows.taps, columns.taps, kernel.shape[3], -1).swapaxes(2, 3)
-        dk = dk.at[rows.tap :: strides[0], columns.tap :: strides[1]].set(product)
+        product = _transposed_product(seen, patch).reshape(-1, rows.taps, columns.taps, kernel.shape[3])
+        dk = dk.at[rows.tap :: strides[0], columns.tap :: strides[1]].set(jnp.moveaxis(product, 0, 2))
     return dk
 
 
 def _transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
     """``[m, n]``: the sum over all pixels of ``a[..., m]`` times ``b[..., n]``.
 
-    As several products of about a thousand pixels each, whose operands fit the cache of a core.
+    In one product over flat arrays, which is the shape that the other product reads the patches in:
+    XLA would build them once for each shape.
     """
-    batch, pixels = len(a), a.shape[1] * a.shape[2]
-    images = next(n for n in range(1, batch + 1) if batch % n == 0 and (n * pixels >= 1024 or n == batch))
-    a, b = (array.reshape(-1, images * pixels, array.shape[3]) for array in (a, b))
-    return jnp.einsum("gpm,gpn->gmn", a, b).sum(0)
+    return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
 def _input_patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
