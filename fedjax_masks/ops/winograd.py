@@ -116,21 +116,19 @@ def kernel_gradient(
 ) -> jax.Array:
     """Shaped like the kernel, from what :func:`forward` and :func:`output_gradient` gave."""
     del strides, pads
+    matrix = jnp.asarray(_transforms(kernel.shape[0]).kernel.T, grads.dtype)
     seen, grads = (a.reshape(TILE**2, -1, a.shape[-1]) for a in (seen, grads))
-    products = (seen.swapaxes(1, 2) @ grads).reshape(TILE**2, -1)
-    return (_kernel_at_points(kernel).T @ products).reshape(kernel.shape)
+    products = (seen.swapaxes(1, 2) @ grads).reshape(TILE, -1)
+    # One axis after the other: both at once, as for the kernel, would round more.
+    half_done = (matrix @ products).reshape(len(matrix), TILE, -1)
+    return (matrix @ half_done).reshape(kernel.shape)
 
 
 def _evaluate_kernel(kernel):
-    """``[6, 6, in, out]``."""
-    products = _kernel_at_points(kernel) @ kernel.reshape(-1, math.prod(kernel.shape[2:]))
-    return products.reshape(TILE, TILE, *kernel.shape[2:])
-
-
-def _kernel_at_points(kernel):
-    """``[36, size ** 2]``: evaluates a kernel along both axes in one product."""
+    """``[6, 6, in, out]``: along both axes in one product, which leaves the others in their place."""
     along_one = _transforms(kernel.shape[0]).kernel
-    return jnp.asarray(np.kron(along_one, along_one), kernel.dtype)
+    matrix = jnp.asarray(np.kron(along_one, along_one), kernel.dtype)
+    return (matrix @ kernel.reshape(matrix.shape[1], -1)).reshape(TILE, TILE, *kernel.shape[2:])
 
 
 def _combine(coefficients, arrays):
