@@ -24,6 +24,9 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         up=wire.chain(wire.top_k(0.2), wire.quantize(8)),
         down=wire.quantize(8),
     ),
+    "fedprox": lambda model: fm.fedprox(model, optax.sgd(0.1), batch_size=4, mu=0.1),
+    "fednova": lambda model: fm.fednova(model, optax.sgd(0.05, momentum=0.5), batch_size=4),
+    "scaffold": lambda model: fm.scaffold(model, optax.sgd(0.1), batch_size=4),
     "fedskel": lambda model: fm.fedskel(
         model, optax.sgd(0.1), batch_size=4, ratios=(0.3, 1.0), updates=1, prune_dense=True
     ),
