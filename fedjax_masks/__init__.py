@@ -10,6 +10,7 @@ from fedjax_masks.algorithm import (
     Task,
     Tiers,
 )
+from fedjax_masks.algorithms.adp import adp
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
@@ -31,6 +32,7 @@ __all__ = [
     "State",
     "Task",
     "Tiers",
+    "adp",
     "fedavg",
     "fedmask",
     "fednova",

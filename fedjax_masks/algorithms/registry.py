@@ -12,6 +12,7 @@ from typing import Any, Literal
 import optax
 
 from fedjax_masks.algorithm import FederatedAlgorithm
+from fedjax_masks.algorithms.adp import adp
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
@@ -43,6 +44,7 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {
+    "adp": Entry(adp, "sgd", 0.03),
     "fedavg": Entry(fedavg, "sgd", 0.03),
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "fednova": Entry(fednova, "sgd", 0.03),
