@@ -1,6 +1,7 @@
 """ADP: adaptive dynamic pruning, channel gates inside any federated optimiser.
 
-"Adaptive Dynamic Pruning for Non-IID Federated Learning", arXiv 2106.06921. Every convolution has a
+Yu, Nguyen, Anwar, Jannesari: "Adaptive Dynamic Pruning for Non-IID Federated Learning", 2021, arXiv
+2106.06921. Every convolution has a
 gate that keeps, for each example, its most salient channels and suppresses the others, in training and
 evaluation alike; only active channels get gradients. Gates are trained and exchanged like all other
 parameters, by FedAvg, FedProx, FedNova or SCAFFOLD: see :func:`fedjax_masks.models.gated`, whose
