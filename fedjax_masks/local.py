@@ -283,17 +283,17 @@ def train_with_sums(
 
 
 def supervised(
-    model: Callable[[Params, jax.Array], jax.Array],
+    apply: Callable[[Params, jax.Array], jax.Array],
     optimizer: optax.GradientTransformation,
     *,
     epochs: int,
     batch_size: int,
     augment: Augment | None,
 ) -> Fit:
-    """Training on the cross-entropy of ``model(params, inputs)``: :func:`train` with these choices."""
+    """Training on the cross-entropy of ``apply(params, inputs)``: :func:`train` with these choices."""
     return partial(
         train,
-        loss=cross_entropy(model),
+        loss=cross_entropy(apply),
         optimizer=optimizer,
         epochs=epochs,
         batch_size=batch_size,

@@ -1,15 +1,14 @@
 """ADP: adaptive dynamic pruning, channel gates inside any federated optimiser.
 
 Yu, Nguyen, Anwar, Jannesari: "Adaptive Dynamic Pruning for Non-IID Federated Learning", 2021, arXiv
-2106.06921. Every convolution has a
-gate that keeps, for each example, its most salient channels and suppresses the others, in training and
-evaluation alike; only active channels get gradients. Gates are trained and exchanged like all other
-parameters, by FedAvg, FedProx, FedNova or SCAFFOLD: see :func:`fedjax_masks.models.gated`, whose
-models every algorithm takes.
+2106.06921. Every convolution has a gate that keeps, for each example, its most salient channels and
+suppresses the others, in training and evaluation alike; only active channels get gradients. Gates are
+trained and exchanged like all other parameters, by FedAvg, FedProx, FedNova or SCAFFOLD: see
+:func:`fedjax_masks.models.gated`, whose models every algorithm takes.
 
 As published, everything travels, gates included. ``upload_share`` is our extension: a client uploads
-only the channels that were active on most of its examples. A model's parameters are its whole state,
-so neither control variates nor FedNova's normalisation ever touch statistics of batch normalisation.
+only the channels that its own data most often activate. A model's parameters are its whole state, so
+neither control variates nor FedNova's normalisation ever touch statistics of batch normalisation.
 """
 
 from collections.abc import Mapping
@@ -82,8 +81,9 @@ def adp(
         :func:`fedjax_masks.models.gated` models to these algorithms themselves.
       threshold: After each local epoch, weights of convolutions up to this magnitude are set to zero;
         1e-3 in the published variant that does, under FedAvg.
-      upload_share: Share of each gated layer's channels that a client uploads, those active on most
-        of its examples; the server averages each over those who sent it. Below 1 only with FedAvg.
+      upload_share: Share of each gated layer's channels that a client uploads, those most often
+        active in its training; the server averages each over those who sent it. Below 1 only with
+        FedAvg.
       augment: ``(key, inputs) -> inputs`` on every training batch.
 
     Returns:
