@@ -321,6 +321,7 @@ def test_dead_channels_under_a_gate_stay():
     assert smaller.kernels[0].outputs == 7
 
 
+@pytest.mark.slow
 def test_every_algorithm_takes_a_gated_model():
     task = fm.load_task("digits", clients=4, partition="iid", examples_per_client=8)
     model = gated(cnn(task).rebuild((4, 6, 8, 10)))
