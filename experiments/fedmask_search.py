@@ -11,7 +11,6 @@ Prints what a file holds as a table, mean and 95 % confidence interval over the 
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(os.cpu_count() or 1, 4)}")
 
 import jax
-from scipy.stats import t as student
+from common import append, interval, lines
 
 from fedjax_masks.config import make_config
 from fedjax_masks.experiment import build
@@ -122,11 +121,6 @@ def result(args: argparse.Namespace, name: str, algorithm: str, options: dict, s
     }
 
 
-def lines(path: Path) -> list[dict]:
-    """The results in a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def run_missing(args: argparse.Namespace) -> None:
     """Runs what is not in the file yet."""
     done = {(line["name"], line["seed"]) for line in lines(args.out)}
@@ -137,20 +131,13 @@ def run_missing(args: argparse.Namespace) -> None:
             if (name, seed) in done or (args.only and name not in args.only):
                 continue
             line = result(args, name, algorithm, options, seed)
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append(args.out, line)
             print(f"{name:30s} seed {seed}: {line['after_local']:.3f}", flush=True)
 
 
-def interval(values: list[float | None]) -> str:
-    """Mean and 95 % confidence interval, in per cent."""
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return "n/a"
-    if len(known) == 1:
-        return f"{known[0]:.1f}"
-    half = student.ppf(0.975, len(known) - 1) * statistics.stdev(known) / len(known) ** 0.5
-    return f"{statistics.fmean(known):.1f} ± {half:.1f}"
+def per_cent(values: list[float | None]) -> str:
+    """Mean and 95 % confidence interval of what is known, in per cent."""
+    return interval([100 * value for value in values if value is not None])
 
 
 def print_table(args: argparse.Namespace) -> None:
@@ -164,7 +151,7 @@ def print_table(args: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|")
     for name, group in ranked:
         local, writeback = (
-            interval([line[key] for line in group]) for key in ("after_local", "after_writeback")
+            per_cent([line[key] for line in group]) for key in ("after_local", "after_writeback")
         )
         densities = [line["density"] for line in group if line["density"] is not None]
         cells = [

@@ -10,9 +10,13 @@ from fedjax_masks.algorithm import (
     Task,
     Tiers,
 )
+from fedjax_masks.algorithms.adp import adp
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.algorithms.fednova import fednova
+from fedjax_masks.algorithms.fedprox import fedprox
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.scaffold import scaffold
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.data import load_task
 from fedjax_masks.runner import Run, simulate
@@ -28,12 +32,16 @@ __all__ = [
     "State",
     "Task",
     "Tiers",
+    "adp",
     "fedavg",
     "fedmask",
+    "fednova",
+    "fedprox",
     "fedskel",
     "load_task",
     "make_simulation",
     "models",
+    "scaffold",
     "simulate",
     "standalone",
 ]

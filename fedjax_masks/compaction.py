@@ -6,7 +6,7 @@ faster (FedMask, Li et al., 2021; MPFL; filter pruning in general).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,8 @@ def compact(model: Model, params: Params) -> tuple[Model, Params]:
     removed where that constant is zero, or where it can be moved into the next layer's bias exactly:
     a dense layer or an unpadded convolution. An output is *unread* when its rows of the next kernel
     are zero. Outputs that enter a residual sum stay, and so do those under group normalisation, whose
-    statistics mix channels. Every layer keeps at least one output.
+    statistics mix channels, and those under a gate, which compete. Every layer keeps at least one
+    output.
 
     Args:
       model: The model.
@@ -58,15 +59,73 @@ def compact(model: Model, params: Params) -> tuple[Model, Params]:
     layers = [_layer(params, kernel) for kernel in model.kernels]
     while sum(_shrink(model.kernels, layers, index) for index in range(len(layers))):
         pass
+    return _rebuilt(model, layers)
+
+
+def keep_outputs(model: Model, params: Params, keep: Mapping[str, Any]) -> tuple[Model, Params]:
+    """Removes given filters and neurons, and with them whatever they emitted.
+
+    Args:
+      model: The model.
+      params: Its parameters.
+      keep: By layer name: ``bool[outputs]``, at least one of them True. Layers that are not named are
+        left as they are, and so are outputs that enter a residual sum or a group normalisation.
+
+    Returns:
+      The smaller model and its parameters. On inputs for which all that was removed is zero behind
+      its activation, its logits are those of the model.
+
+    Raises:
+      ValueError: A layer would lose all its outputs.
+
+    Example:
+      >>> import jax
+      >>> from types import SimpleNamespace
+      >>> from fedjax_masks.models import cnn
+      >>> model = cnn(SimpleNamespace(input_shape=(8, 8, 1), num_classes=2))
+      >>> keep = {"conv1": np.arange(32) < 5}
+      >>> smaller, _ = keep_outputs(model, model.init(jax.random.key(0)), keep)
+      >>> [kernel.outputs for kernel in smaller.kernels]
+      [5, 64, 128, 2]
+    """
+    params = jax.tree.map(np.asarray, params)
+    layers = [_layer(params, kernel) for kernel in model.kernels]
+    for index, kernel in enumerate(model.kernels):
+        kept = np.asarray(keep.get(kernel.name, True))
+        if not kept.any():
+            raise ValueError(f"keep: {kernel.name} would lose all its {kernel.outputs} outputs")
+        if _removable(kernel) and not kept.all():
+            _keep(model.kernels, layers, index, kept)
+    return _rebuilt(model, layers)
+
+
+def _rebuilt(model: Model, layers: Layers) -> tuple[Model, Params]:
     smaller = model.rebuild([layer["kernel"].shape[-1] for layer in layers])
     return smaller, jax.tree.map(jnp.asarray, _assemble(model.kernels, layers))
+
+
+def _removable(kernel: Kernel) -> bool:
+    return kernel.successor is not None and kernel.norm != "group"
+
+
+def _keep(kernels: Sequence[Kernel], layers: Layers, index: int, kept: np.ndarray) -> None:
+    """Keeps some of a layer's outputs, and what the next layer does with them, in place."""
+    reader = kernels[index].successor
+    assert reader is not None
+    layers[index] = jax.tree.map(lambda a: a[..., kept], layers[index])
+    layer = layers[reader] | {"kernel": _take_inputs(layers[reader]["kernel"], kept)}
+    if kernels[reader].gate is not None:
+        gate = layer["gate"]
+        layer |= {"gate": gate | {"kernel": _take_inputs(gate["kernel"], kept)}}
+    layers[reader] = layer
 
 
 def _shrink(kernels: Sequence[Kernel], layers: Layers, index: int) -> bool:
     """Removes what can be removed of one layer's outputs, in place; returns whether anything was."""
     kernel = kernels[index]
-    if kernel.successor is None or kernel.norm == "group":
+    if not _removable(kernel) or kernel.gate is not None:
         return False
+    assert kernel.successor is not None
     layer, reader = layers[index], layers[kernel.successor]
     constant = _constant_outputs(kernel, layer)
     rows = reader["kernel"].reshape(-1, len(constant), reader["kernel"].shape[-1])
@@ -79,9 +138,8 @@ def _shrink(kernels: Sequence[Kernel], layers: Layers, index: int) -> bool:
         return False
     if foldable:
         emitted = np.where(removable & ~unread, constant, 0)
-        reader = reader | {"bias": reader["bias"] + np.einsum("rco,c->o", rows, emitted)}
-    layers[index] = jax.tree.map(lambda a: a[..., ~removable], layer)
-    layers[kernel.successor] = reader | {"kernel": _take_inputs(reader["kernel"], ~removable)}
+        layers[kernel.successor] = reader | {"bias": reader["bias"] + np.einsum("rco,c->o", rows, emitted)}
+    _keep(kernels, layers, index, ~removable)
     return True
 
 

@@ -7,6 +7,7 @@ examples is drawn so that the amount of padding does not change it, to the bit.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -60,6 +61,11 @@ def nothing_done() -> LocalMetrics:
 
 Loss = Callable[[Params, Batch], jax.Array]
 
+Fit = Callable[..., tuple[Params, LocalMetrics]]
+"""``(key, params, data, **options) -> (params, metrics)``: :func:`train` with its choices made, all
+but ``proximal``, ``update_mask`` and ``correction``. Algorithms that only exchange and average take
+one, whatever it trains by."""
+
 
 def mean_over_real(values: jax.Array, real: jax.Array) -> jax.Array:
     """Mean of ``values[batch]`` over the real examples; 0 where there is none."""
@@ -109,6 +115,7 @@ def for_each_batch(
     epochs: int,
     batch_size: int,
     augment: Augment | None = None,
+    after_epoch: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Folds ``step`` over the client's minibatches, reshuffled every epoch.
 
@@ -120,9 +127,10 @@ def for_each_batch(
       epochs: Passes over the data.
       batch_size: Examples per batch; the last batch of an epoch may be smaller.
       augment: ``(key, inputs) -> inputs``, applied to every batch.
+      after_epoch: ``carry -> carry``, behind the last batch of every epoch.
 
     Returns:
-      The carry after the last batch.
+      The carry at the end.
     """
 
     def one_epoch(epoch: jax.Array, carry: Any) -> Any:
@@ -140,7 +148,8 @@ def for_each_batch(
             new = step(carry, Batch(inputs, data.labels[picked], real))
             return trees.where(start < data.size, new, carry)
 
-        return jax.lax.fori_loop(0, -(-data.longest // batch_size), one_batch, carry)
+        carry = jax.lax.fori_loop(0, -(-data.longest // batch_size), one_batch, carry)
+        return carry if after_epoch is None else after_epoch(carry)
 
     return jax.lax.fori_loop(0, epochs, one_epoch, carry)
 
@@ -173,6 +182,7 @@ def train(
     epochs: int,
     batch_size: int,
     augment: Augment | None = None,
+    after_epoch: Callable[[Params], Params] | None = None,
     proximal: float = 0.0,
     update_mask: Any = None,
     correction: Any = None,
@@ -187,6 +197,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         augment=augment,
+        after_epoch=after_epoch,
         proximal=proximal,
         update_mask=update_mask,
         correction=correction,
@@ -204,6 +215,7 @@ def train_with_sums(
     epochs: int,
     batch_size: int,
     augment: Augment | None = None,
+    after_epoch: Callable[[Params], Params] | None = None,
     proximal: float = 0.0,
     update_mask: Any = None,
     correction: Any = None,
@@ -220,6 +232,7 @@ def train_with_sums(
       epochs: Local epochs.
       batch_size: Examples per step.
       augment: ``(key, inputs) -> inputs``.
+      after_epoch: ``params -> params``, applied at the end of every epoch.
       proximal: The factor mu of FedProx's term ``mu / 2 * ||w - w_start||^2``
         (Li et al. 2020, arXiv 1812.06127, eq. 2).
       update_mask: Pytree of bool like ``params``: False holds a parameter still.
@@ -245,18 +258,79 @@ def train_with_sums(
         loss_sum += (value * jnp.sum(batch.real)).astype(jnp.float32)
         return optax.apply_updates(params, updates), opt_state, loss_sum, trees.add(sums, terms)
 
+    def end_epoch(carry: Any) -> Any:
+        params, *rest = carry
+        return params if after_epoch is None else after_epoch(params), *rest
+
     batch = _batch_like(data, batch_size)
     _, terms = jax.eval_shape(loss, params, batch)
     carry = (params, optimizer.init(params), jnp.zeros((), jnp.float32), trees.zeros_like(terms))
     traced_step = flops.trace(step, carry, batch)
     params, _, loss_sum, sums = for_each_batch(
-        key, data, traced_step.call, carry, epochs=epochs, batch_size=batch_size, augment=augment
+        key,
+        data,
+        traced_step.call,
+        carry,
+        epochs=epochs,
+        batch_size=batch_size,
+        augment=augment,
+        after_epoch=end_epoch,
     )
     steps, examples = epochs * -(-data.size // batch_size), epochs * data.size
     slots = epochs * -(-data.longest // batch_size) * batch_size
     mean_loss = loss_sum / jnp.maximum(examples, 1)
     counts = (steps, examples, slots, steps * traced_step.flops)
     return params, LocalMetrics(mean_loss, *(count.astype(jnp.float32) for count in counts)), sums
+
+
+def supervised(
+    apply: Callable[[Params, jax.Array], jax.Array],
+    optimizer: optax.GradientTransformation,
+    *,
+    epochs: int,
+    batch_size: int,
+    augment: Augment | None,
+) -> Fit:
+    """Training on the cross-entropy of ``apply(params, inputs)``: :func:`train` with these choices."""
+    return partial(
+        train,
+        loss=cross_entropy(apply),
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        augment=augment,
+    )
+
+
+def unit_path(optimizer: optax.GradientTransformation, steps: jax.Array) -> jax.Array:
+    """How far an optimiser moves a parameter against a gradient that is always 1.
+
+    Divided by it, a parameter's change becomes a mean of the gradients that caused it: exactly so,
+    with the optimiser's own weights, where its updates are linear in the gradients, as those of SGD
+    with any momentum and schedule are (weight decay then counts as part of the gradient). With
+    momentum rho, ``steps`` steps of learning rate lr give ``lr * (steps - rho * (1 - rho**steps) /
+    (1 - rho)) / (1 - rho)`` (Wang et al. 2020, arXiv 2007.07481, section 4). An adaptive optimiser
+    scales each parameter for itself, of which this sees nothing.
+
+    Args:
+      optimizer: Any optax optimiser that treats all parameters alike.
+      steps: ``[]``, any numeric dtype; counts as 1 where it is less.
+
+    Returns:
+      ``float32[]``.
+
+    >>> float(unit_path(optax.sgd(0.1, momentum=0.5), jnp.int32(3))) # 0.1 * (1 + 1.5 + 1.75)
+    0.425...
+    """
+    still = jnp.zeros((), jnp.float32)
+
+    def step(_: Any, carry: Any) -> Any:
+        moved, opt_state = carry
+        update, opt_state = optimizer.update(jnp.ones_like(still), opt_state, still)
+        return moved - update, opt_state
+
+    steps = jnp.maximum(steps, 1).astype(jnp.int32)
+    return jax.lax.fori_loop(0, steps, step, (still, optimizer.init(still)))[0]
 
 
 def _batch_like(data: ClientData, batch_size: int) -> Any:

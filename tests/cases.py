@@ -24,10 +24,17 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         up=wire.chain(wire.top_k(0.2), wire.quantize(8)),
         down=wire.quantize(8),
     ),
+    "fedprox": lambda model: fm.fedprox(model, optax.sgd(0.1), batch_size=4, mu=0.1),
+    "fednova": lambda model: fm.fednova(model, optax.sgd(0.05, momentum=0.5), batch_size=4),
+    "scaffold": lambda model: fm.scaffold(model, optax.sgd(0.1), batch_size=4),
     "fedskel": lambda model: fm.fedskel(
         model, optax.sgd(0.1), batch_size=4, ratios=(0.3, 1.0), updates=1, prune_dense=True
     ),
     "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
+    "adp": lambda model: fm.adp(model, optax.sgd(0.1), batch_size=4, federation="scaffold", l1=1e-3),
+    "adp-salient": lambda model: fm.adp(
+        model, optax.sgd(0.1), batch_size=4, upload_share=0.5, threshold=1e-3
+    ),
     "fedmask": lambda model: _fedmask(model, epochs=2),
     "fedmask-own": lambda model: _fedmask(
         model, epochs=1, start="own", encoding="structure", keep_scores=True
@@ -41,6 +48,18 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
 NUM_CLIENTS = 9
 COHORT = 5
 
+# What a case runs on, unless it says otherwise: the shape of inputs, and a small model for them.
+KINDS: dict[str, tuple[tuple[int, ...], Callable[[Task], Model]]] = {
+    "mlp": ((6,), partial(fm.models.mlp, hidden=(8,))),
+    "cnn": ((8, 8, 1), fm.models.cnn),
+    "small-cnn": ((8, 8, 1), lambda task: fm.models.cnn(task).rebuild((6, 8, 16, task.num_classes))),
+}
+
+
+def kind_of(name: str) -> str:
+    """Gates need convolutions; all else runs on a perceptron."""
+    return "small-cnn" if name.startswith("adp") else "mlp"
+
 
 @cache
 def task(shape: tuple[int, ...] = (6,), num_classes: int = 3) -> Task:
@@ -50,11 +69,14 @@ def task(shape: tuple[int, ...] = (6,), num_classes: int = 3) -> Task:
 
 
 @cache
-def algorithm(name: str, kind: str = "mlp") -> FederatedAlgorithm:
-    """A case on a small dense (``mlp``) or convolutional (``cnn``) model."""
-    if kind == "mlp":
-        return CASES[name](fm.models.mlp(task(), hidden=(8,)))
-    return CASES[name](fm.models.cnn(task((8, 8, 1))))
+def algorithm(name: str, kind: str | None = None) -> FederatedAlgorithm:
+    """A case on a small model, of its own kind or of another."""
+    kind = kind or kind_of(name)
+    return CASES[name](KINDS[kind][1](task_for(kind)))
+
+
+def task_for(kind: str) -> Task:
+    return task(KINDS[kind][0])
 
 
 def data_of(task: Task, client: int, tier: int = 0) -> ClientData:
@@ -62,7 +84,3 @@ def data_of(task: Task, client: int, tier: int = 0) -> ClientData:
     examples, capacity = arrays.train_examples(task), arrays.capacity(task)
     row = Rows(*map(jnp.int32, (client, task.train.offsets[client], task.train.sizes[client], tier)))
     return arrays.client_data(examples, row, Block(row.sizes, row.tiers), capacity)
-
-
-def task_for(kind: str) -> Task:
-    return task() if kind == "mlp" else task((8, 8, 1))

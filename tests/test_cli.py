@@ -59,6 +59,10 @@ def npz(tmp_path):
             ["momentum"],
         ),
         (["--algorithm", "fedmask", *SMALL, "--set", "algorithm.prune_ratio=2"], ["prune_ratio=2"]),
+        (["--algorithm", "adp", *SMALL], ["'mlp'", "no convolution"]),
+        (["--algorithm", "adp", "--set", "algorithm.ratio=0"], ["algorithm.ratio=0", "above 0"]),
+        (["--algorithm", "adp", "--set", "algorithm.ratio=0.01"], ["ratio=0.01", "no channel of conv1"]),
+        (["--algorithm", "adp", "--set", "algorithm.federation=sgd"], ["federation=sgd", "fednova"]),
         (
             ["--algorithm", "fedavg", "--dataset", "digits", "--data-dir", "x", "--dataset", "npz:no.npz"],
             ["no.npz"],

@@ -27,6 +27,10 @@ every_case = pytest.mark.parametrize("name", cases.CASES)
 SMOOTH = [name for name in cases.CASES if "wired" not in name]
 
 
+def own_task(name):
+    return cases.task_for(cases.kind_of(name))
+
+
 def widened(algorithm):
     """The algorithm with a state of float64."""
 
@@ -37,7 +41,8 @@ def widened(algorithm):
 
 
 @cache
-def simulate(name, kind="mlp", plan="scan", x64=False, poison=False):
+def simulate(name, kind=None, plan="scan", x64=False, poison=False):
+    kind = kind or cases.kind_of(name)
     with jax.enable_x64(x64):
         algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
         if x64:
@@ -73,7 +78,7 @@ def test_plans_agree_on_convolutions(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedavg", "fedavg-wired", "fedmask", "fedskel"])
+@pytest.mark.parametrize("name", ["fedavg", "fedavg-wired", "fedmask", "fedskel", "adp", "adp-salient"])
 @pytest.mark.parametrize("plan", ["blocks:3", "scan,mesh:8"])
 def test_plans_agree_in_float64(name, plan):
     assert_close(simulate(name, plan=plan, x64=True)[0], simulate(name, x64=True)[0], 1e-12, 0.0)
@@ -94,7 +99,7 @@ def test_nothing_is_read_that_was_not_sent(name):
 @every_case
 def test_absent_clients_are_untouched(name):
     simulation = make_simulation(
-        cases.algorithm(name), cases.task(), cohort=cases.COHORT, seed=1, chunk=1, plan="blocks:3"
+        cases.algorithm(name), own_task(name), cohort=cases.COHORT, seed=1, chunk=1, plan="blocks:3"
     )
     before = jax.device_get(simulation.init())
     state, metrics = simulation.run(simulation.init(), 0, 1)
@@ -105,7 +110,7 @@ def test_absent_clients_are_untouched(name):
 
 
 def one_round(name, ids, *, block=2, extra_capacity=0):
-    algorithm, task = cases.algorithm(name), cases.task()
+    algorithm, task = cases.algorithm(name), own_task(name)
     capacity = arrays.capacity(task) + extra_capacity
     examples = arrays.train_examples(task)
     examples = examples._replace(rows=jnp.pad(examples.rows, (0, extra_capacity)))
@@ -132,7 +137,7 @@ def test_padding_changes_nothing(name):
 @every_case
 @pytest.mark.parametrize("visit", [1, 2])
 def test_counted_bits_are_the_bytes_really_written(name, visit):
-    algorithm, task = cases.algorithm(name), cases.task()
+    algorithm, task = cases.algorithm(name), own_task(name)
     state = algorithm.init(jax.random.key(0), task)
     client = jax.tree.map(lambda a: a[3], state.clients)
     data = cases.data_of(task, 3)
@@ -148,8 +153,10 @@ def test_counted_bits_are_the_bytes_really_written(name, visit):
 
 @every_case
 def test_learns(name):
-    task = synthetic_task((6,), 3, [40] * 4, noise=0.3, test_per_client=50)
-    algorithm = cases.CASES[name](fm.models.mlp(task, hidden=(32,)))
+    shape = cases.KINDS[cases.kind_of(name)][0]
+    task = synthetic_task(shape, 3, [40] * 4, noise=0.3, test_per_client=50)
+    model = fm.models.mlp(task, hidden=(32,)) if len(shape) == 1 else fm.models.cnn(task)
+    algorithm = cases.CASES[name](model)
     simulation = make_simulation(algorithm, task, cohort=4, chunk=20, plan="scan")
     state, metrics = simulation.run(simulation.init(), 0, 20)
     assert simulation.evaluate(state).personal.mean() > 2 * (1 / 3)
@@ -158,7 +165,7 @@ def test_learns(name):
 
 @every_case
 def test_one_broken_client_is_left_out(name):
-    task = cases.task()
+    task = own_task(name)
     inputs = task.inputs.copy()
     rows = slice(task.train.offsets[3], task.train.offsets[3] + task.train.sizes[3])
     inputs[task.train.rows[rows]] = np.nan

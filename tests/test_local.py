@@ -89,6 +89,15 @@ def test_a_mask_of_ones_changes_nothing(params, data):
     assert_same(masked, free)
 
 
+def test_something_is_done_to_the_parameters_after_every_epoch(params, data):
+    more = lambda now: {"kernel": now["kernel"], "bias": now["bias"] + 1}
+    trained, _ = train(params, data, optimizer=optax.sgd(0.0), after_epoch=more)
+    assert_same(trained, {"kernel": params["kernel"], "bias": params["bias"] + 2})
+    free, _ = train(params, data)
+    halved, _ = train(params, data, after_epoch=lambda now: jax.tree.map(lambda a: a / 2, now))
+    assert np.abs(halved["kernel"] - free["kernel"] / 2).max() > 1e-3  # after the first epoch, too
+
+
 def test_metrics_count_what_was_seen_and_what_was_padded(params, data):
     _, metrics = train(params, data)
     forward = backward = 2 * 3 * DIM * CLASSES  # nobody needs the input's gradient

@@ -60,7 +60,24 @@ def fedavg(
       >>> run.records[-1]["round"]
       2
     """
-    loss = local.cross_entropy(model.apply)
+    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    return averaging(model, fit, server_optimizer=server_optimizer)
+
+
+def averaging(
+    model: Model, fit: local.Fit, *, server_optimizer: optax.GradientTransformation | None = None
+) -> FederatedAlgorithm:
+    """Federated averaging of whatever the clients train: what FedAvg's relatives are variants of.
+
+    Args:
+      model: The model that all clients train.
+      fit: How one client trains.
+      server_optimizer: Applied to the negative mean update; None takes the mean itself.
+
+    Returns:
+      The algorithm; its server's state is a :class:`Server`, its messages are parameters and its
+      uploads updates of them.
+    """
     server_step = optax.sgd(1.0) if server_optimizer is None else server_optimizer
 
     def init(key: chex.PRNGKey, task: Task) -> State:
@@ -76,16 +93,7 @@ def fedavg(
         key: chex.PRNGKey, common: Any, message: Params, client: Any, data: ClientData
     ) -> tuple[Any, Params, Metrics]:
         del common
-        params, metrics = local.train(
-            key,
-            message,
-            data,
-            loss=loss,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            augment=augment,
-        )
+        params, metrics = fit(key, message, data)
         return client, trees.sub(params, message), metrics._asdict()
 
     def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: WeightedSum, cohort: Cohort) -> Server:

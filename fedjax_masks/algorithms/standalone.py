@@ -35,7 +35,7 @@ def standalone(
       The algorithm. Clients' states are their parameters; there is no global model, and
       messages and uploads are empty.
     """
-    loss = local.cross_entropy(model.apply)
+    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         return State(common=(), server=(), clients=trees.replicate(model.init(key), task.num_clients))
@@ -48,16 +48,7 @@ def standalone(
         key: chex.PRNGKey, common: Any, message: Any, client: Params, data: ClientData
     ) -> tuple[Params, Any, Metrics]:
         del common, message
-        params, metrics = local.train(
-            key,
-            client,
-            data,
-            loss=loss,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            augment=augment,
-        )
+        params, metrics = fit(key, client, data)
         return params, (), metrics._asdict()
 
     def merge(key: chex.PRNGKey, common: Any, server: Any, uploads: Any, cohort: Cohort) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.models.gated import Gate, gated
 from fedjax_masks.models.layers import Hook, Layer
 from fedjax_masks.models.model import Kernel, Model, Problem, make_model
 from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16
@@ -52,6 +53,7 @@ def build_model(name: str, task: Problem, **options) -> Model:
 
 __all__ = [
     "MODELS",
+    "Gate",
     "Hook",
     "Kernel",
     "Layer",
@@ -61,6 +63,7 @@ __all__ = [
     "cifar_cnn",
     "cnn",
     "femnist_cnn",
+    "gated",
     "lenet",
     "make_model",
     "mlp",

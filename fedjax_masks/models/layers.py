@@ -18,6 +18,7 @@ from fedjax_masks.ops.conv import conv2d
 from fedjax_masks.ops.skeleton import add_bias, dense
 
 Norm = Literal["batch", "group"] | None
+Role = Literal["body", "stem", "shortcut"]
 Activation = Callable[[jax.Array], jax.Array]
 
 
@@ -27,6 +28,7 @@ class Layer(NamedTuple):
     Attributes:
       name: The layer's place in the parameters, joined by slashes (``"block1/conv2"``).
       kind: ``"conv"`` or ``"dense"``.
+      role: ``"stem"`` and ``"shortcut"`` for these two in residual networks, else ``"body"``.
       op: ``(x, kernel, *, skeleton=None) -> y``: the layer's linear map. It takes a kernel of any
         number of output channels; see :mod:`fedjax_masks.ops.skeleton` for the option.
       kernel: ``float32[height, width, inputs, outputs]``, or ``float32[inputs, outputs]``.
@@ -39,6 +41,7 @@ class Layer(NamedTuple):
 
     name: str
     kind: str
+    role: Role
     op: Callable[..., jax.Array]
     kernel: jax.Array
     bias: jax.Array | None
@@ -159,6 +162,7 @@ class Conv(nn.Module):
       use_bias: Whether the convolution has a bias.
       activation: What follows, pooling included.
       removable: Whether the next weighted layer alone reads the outputs.
+      role: See :class:`Layer`.
     """
 
     features: int
@@ -169,12 +173,13 @@ class Conv(nn.Module):
     use_bias: bool = True
     activation: Activation = nn.relu
     removable: bool = True
+    role: Role = "body"
 
     @nn.compact
     def __call__(self, x: jax.Array, hook: Hook | None) -> tuple[jax.Array, dict[str, Any]]:
         op = functools.partial(conv2d, strides=(self.stride, self.stride), padding=self.padding)
         shape = (self.size, self.size, x.shape[-1], self.features)
-        layer = _layer(self, "conv", op, shape, self.padding)
+        layer = _layer(self, "conv", self.role, op, shape, self.padding)
         return _run(layer, x, self.activation, hook)
 
 
@@ -200,15 +205,16 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, hook: Hook | None) -> tuple[jax.Array, dict[str, Any]]:
         x = self.reduce(x)
-        layer = _layer(self, "dense", dense, (x.shape[-1], self.features), "VALID")
+        layer = _layer(self, "dense", "body", dense, (x.shape[-1], self.features), "VALID")
         return _run(layer, x, self.activation, hook)
 
 
-def _layer(module: Conv | Dense, kind: str, op, shape: tuple[int, ...], padding: str) -> Layer:
+def _layer(module: Conv | Dense, kind: str, role: Role, op, shape: tuple[int, ...], padding: str) -> Layer:
     """Declares the parameters of a layer (He initialisation, zero biases)."""
     return Layer(
         name="/".join(module.path),
         kind=kind,
+        role=role,
         op=op,
         kernel=module.param("kernel", nn.initializers.he_normal(), shape),
         bias=module.param("bias", nn.initializers.zeros, shape[-1:]) if module.use_bias else None,
@@ -251,7 +257,7 @@ class BasicBlock(nn.Module):
         h, aux1 = conv(self.inner, 3, self.stride, name="conv1")(x, hook)
         h, aux2 = outer(3, name="conv2")(h, hook)
         if self.project:
-            x, aux3 = outer(1, self.stride, name="shortcut")(x, hook)
+            x, aux3 = outer(1, self.stride, role="shortcut", name="shortcut")(x, hook)
             return nn.relu(h + x), aux1 | aux2 | aux3
         extra = self.features - x.shape[-1]
         x = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (0, extra)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_masks.algorithm import Params
 from fedjax_masks.errors import UserError
-from fedjax_masks.models.layers import Chain, Layer, Norm
+from fedjax_masks.models.layers import Chain, Layer, Norm, Role
 
 
 class Kernel(NamedTuple):
@@ -18,6 +18,7 @@ class Kernel(NamedTuple):
     Attributes:
       path: Where the kernel array lies in the parameters (``("block1", "conv2", "kernel")``).
       kind: ``"conv"`` or ``"dense"``.
+      role: ``"stem"`` and ``"shortcut"`` for these two in residual networks, else ``"body"``.
       shape: The kernel array's shape; the last axis counts the outputs.
       positions: Number of output pixels; 1 for a dense layer. A forward pass of one example
         takes ``positions * prod(shape)`` multiply-accumulates.
@@ -30,10 +31,13 @@ class Kernel(NamedTuple):
         Between the two there is relu, and perhaps pooling.
       repeats: How many rows of the successor's input axis each output feeds: 1, or the number
         of pixels that were flattened. Output ``c`` feeds rows ``p * outputs + c``.
+      gate: Path of the parameters of a gate on the outputs, or None; see
+        :func:`fedjax_masks.models.gated`.
     """
 
     path: tuple[str, ...]
     kind: str
+    role: Role
     shape: tuple[int, ...]
     positions: int
     bias: tuple[str, ...] | None
@@ -42,6 +46,7 @@ class Kernel(NamedTuple):
     padding: str
     successor: int | None = None
     repeats: int = 1
+    gate: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -164,6 +169,7 @@ def _kernel(layer: Layer, out_shape: tuple[int, ...]) -> Kernel:
     return Kernel(
         path=(*at, "kernel"),
         kind=layer.kind,
+        role=layer.role,
         shape=layer.kernel.shape,
         positions=math.prod(out_shape[1:-1]),
         bias=None if layer.bias is None else (*at, "bias"),

@@ -46,9 +46,8 @@ def _residual_chain(strides: Sequence[int], project: bool, norm: Norm, widths: S
     """Makes the network; the widths of a block are its inner, its outer, and its shortcut's if it has one."""
     remaining = iter(widths)
     use_bias = norm is None
-    stages: dict[str, Callable] = {
-        "conv1": functools.partial(Conv, next(remaining), 3, norm=norm, use_bias=use_bias, removable=False)
-    }
+    stem = functools.partial(Conv, norm=norm, use_bias=use_bias, removable=False, role="stem")
+    stages: dict[str, Callable] = {"conv1": functools.partial(stem, next(remaining), 3)}
     for i, stride in enumerate(strides, start=1):
         projects = project and stride > 1
         inner, outer, *_ = (next(remaining) for _ in range(3 if projects else 2))

@@ -1,0 +1,139 @@
+"""Channel gates: for each example, only the most salient channels of a convolution are active.
+
+Gao, Zhao, Dudziak, Mullins, Xu: "Dynamic Channel Pruning: Feature Boosting and Suppression", ICLR 2019,
+arXiv 1810.05331.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedjax_masks import trees
+from fedjax_masks.algorithm import Params
+from fedjax_masks.masks import top_count
+from fedjax_masks.models.layers import Hook, Layer
+from fedjax_masks.models.model import Model
+
+Saliency = Literal["mean", "sigmoid"]
+
+
+class Gate(NamedTuple):
+    """What one layer's gate did.
+
+    Attributes:
+      value: ``float32[batch, outputs]``: the gates before the selection, 0 or more.
+      active: ``bool[batch, outputs]``: the channels selected, the same number in every example.
+    """
+
+    value: jax.Array
+    active: jax.Array
+
+
+def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency = "mean", bias: float = 1.0) -> Model:
+    """Puts a gate on every convolution but a residual network's stem and its shortcuts.
+
+    Of an example's input ``x`` to a layer, ``g = relu(s(x) A + b)``, where ``s`` is the mean of each
+    channel. The layer emits ``relu(norm(conv(x)) * g)`` with all but the ``round(ratio * outputs)``
+    largest of ``g`` set to zero (a half is rounded to even, ties go to the lower index), in training
+    and evaluation alike. The selection has no gradient; gates that survive learn through the product.
+    A suppressed pair of example and channel contributes nothing to any gradient of that channel, save
+    through the statistics of a normalisation that it shares with active ones.
+
+    Args:
+      model: The net.
+      ratio: Share of channels that are active, in (0, 1].
+      saliency: ``s`` is the ``mean``, or its ``sigmoid``.
+      bias: Where ``b`` starts; ``A`` is drawn from He et al.'s normal distribution.
+
+    Returns:
+      A model like any other. Its parameters are the net's, as ``model.init`` draws them from the same
+      key, and in each gated layer ``gate: {kernel: [inputs, outputs], bias: [outputs]}``. Without a
+      hook, ``forward`` returns each gated layer's :class:`Gate`; with one, what the hook returns,
+      and the gate multiplies what the hook puts in the layer's place. ``rebuild`` keeps the number
+      of active channels, as far as there are so many.
+
+    Raises:
+      ValueError: The net has no such convolution, or ``ratio`` is out of range or leaves a layer
+        without active channels.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> from fedjax_masks.models import cnn
+      >>> model = gated(cnn(SimpleNamespace(input_shape=(8, 8, 1), num_classes=2)), ratio=0.5)
+      >>> _, gates = model.forward(model.init(jax.random.key(0)), jnp.ones((1, 8, 8, 1)))
+      >>> [int(gate.active.sum()) for gate in gates.values()]
+      [16, 32]
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio={ratio}: accepted is above 0 and at most 1")
+    convolutions = [k for k in model.kernels if k.kind == "conv" and k.role == "body"]
+    if not convolutions:
+        raise ValueError(f"model={model.name!r}: has no convolution to gate; accepted are models with some")
+    keep = {kernel.name: round(kernel.outputs * ratio) for kernel in convolutions}
+    for kernel in convolutions:
+        if not keep[kernel.name]:
+            least = 0.5 / kernel.outputs
+            raise ValueError(f"ratio={ratio}: no channel of {kernel.name} is kept; accepted is above {least}")
+    return _with_gates(model, keep, saliency, bias)
+
+
+def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: float) -> Model:
+    gates = {k.name: (*k.path[:-1], "gate") for k in net.kernels if k.name in keep}
+
+    def init(key: jax.Array) -> Params:
+        params = net.init(key)
+        for index, kernel in enumerate(net.kernels):
+            if kernel.name in keep:
+                weights = nn.initializers.he_normal()(jax.random.fold_in(key, index), kernel.shape[-2:])
+                gate = {"kernel": weights, "bias": jnp.full(kernel.outputs, bias)}
+                at = kernel.path[:-1]
+                params = trees.put(params, at, {**trees.get(params, at), "gate": gate})
+        return params
+
+    def forward(
+        params: Params,
+        x: jax.Array,
+        *,
+        hook: Hook | None = None,
+        start: str | None = None,
+        stop: str | None = None,
+    ) -> tuple[jax.Array, Mapping[str, Any]]:
+        def through_gate(layer: Layer, x: jax.Array) -> tuple[jax.Array, Any]:
+            h, aux = (layer(x), None) if hook is None else hook(layer, x)
+            if layer.name not in keep:
+                return h, aux
+            gate = _gate(trees.get(params, gates[layer.name]), x, keep[layer.name], saliency)
+            factors = jnp.where(gate.active, gate.value, 0)
+            return h * factors[:, None, None], gate if hook is None else aux
+
+        y, aux = net.forward(params, x, hook=through_gate, start=start, stop=stop)
+        return y, {name: aux[name] for name in aux if hook is not None or name in keep}
+
+    def rebuild(widths: Any) -> Model:
+        at_most = {kernel.name: width for kernel, width in zip(net.kernels, widths, strict=True)}
+        return _with_gates(
+            net.rebuild(widths), {name: min(k, at_most[name]) for name, k in keep.items()}, saliency, bias
+        )
+
+    return net._replace(
+        name=f"gated {net.name}",
+        init=init,
+        apply=lambda params, x: forward(params, x)[0],
+        forward=forward,
+        kernels=tuple(k._replace(gate=gates.get(k.name)) for k in net.kernels),
+        rebuild=rebuild,
+    )
+
+
+def _gate(params: Params, x: jax.Array, keep: int, saliency: Saliency) -> Gate:
+    """The gate of a layer whose input is ``x [batch, height, width, inputs]``."""
+    s = jnp.mean(x, axis=(1, 2))
+    s = jax.nn.sigmoid(s) if saliency == "sigmoid" else s
+    value = nn.relu(s @ params["kernel"] + params["bias"])
+    if keep == value.shape[-1]:
+        return Gate(value, jnp.ones_like(value, bool))
+    return Gate(value, jax.vmap(partial(top_count, keep=keep))(jax.lax.stop_gradient(value)))

@@ -1,0 +1,165 @@
+"""ADP against its paper: gated nets in four federations, thresholds, and what travels."""
+
+from functools import partial
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import payload, trees
+from fedjax_masks.models import gated
+from fedjax_masks.simulation import make_simulation
+
+SGD = optax.sgd(0.1, momentum=0.5)
+FEDERATIONS = {
+    "fedavg": fm.fedavg,
+    "fedprox": partial(fm.fedprox, mu=0.01),
+    "fednova": fm.fednova,
+    "scaffold": fm.scaffold,
+}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return cases.task((8, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def model(task):
+    return fm.models.cnn(task).rebuild((6, 8, 16, task.num_classes))
+
+
+def compiled(algorithm, task):
+    """The first message, and ``(client, message) -> (upload, metrics)``."""
+    state = jax.jit(lambda key: algorithm.init(key, task))(jax.random.key(0))
+    message = algorithm.send(state.server, 3)
+    program = jax.jit(algorithm.train)
+
+    def train(client, message=message):
+        own = jax.tree.map(lambda a: a[client], state.clients)
+        _, *sent = program(jax.random.key(1), (), message, own, cases.data_of(task, client))
+        return jax.device_get(sent)
+
+    return message, train
+
+
+@pytest.fixture(scope="module")
+def salient(model, task):
+    algorithm = fm.adp(model, SGD, batch_size=4, upload_share=0.5)
+    return algorithm, *compiled(algorithm, task)
+
+
+def final(algorithm, task, rounds=2):
+    simulation = make_simulation(algorithm, task, cohort=4, seed=1, chunk=rounds)
+    return jax.device_get(simulation.run(simulation.init(), 0, rounds)[0].server)
+
+
+@pytest.mark.parametrize("federation", FEDERATIONS)
+def test_it_is_a_gated_net_in_any_federation(model, task, federation):
+    ours = fm.adp(model, SGD, batch_size=4, ratio=0.6, federation=federation)
+    theirs = FEDERATIONS[federation](gated(model, ratio=0.6), SGD, batch_size=4)
+    got, want = (compiled(algorithm, task)[1](3)[0] for algorithm in (ours, theirs))
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_gates_pay_for_their_sum(model, task):
+    """At a rate of 0 the reported loss is that of the first model."""
+    algorithm = fm.adp(model, optax.sgd(0.0), batch_size=4, l1=0.05)
+    message, train = compiled(algorithm, task)
+    _, metrics = train(3)
+    data = cases.data_of(task, 3)
+    mine = data.rows[: int(data.size)]
+    logits, gates = jax.jit(gated(model).forward)(message, data.inputs[mine])
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[mine]).mean()
+    gate_sum = sum(np.asarray(gate.value).sum(-1) for gate in gates.values()).mean()
+    assert gate_sum > 1
+    assert float(metrics["loss"]) == pytest.approx(float(entropy) + 0.05 * gate_sum, rel=1e-5)
+
+
+def test_threshold_zeroes_small_weights_of_convolutions_only_and_not_for_ever(model, task):
+    threshold = 0.05
+    algorithm = fm.adp(model, SGD, batch_size=4, epochs=2, threshold=threshold)
+    message, train = compiled(algorithm, task)
+    for name in ("conv1", "conv2"):
+        small = jnp.abs(message[name]["kernel"]) <= threshold
+        message[name]["kernel"] = jnp.where(small, 0, message[name]["kernel"])
+    update, _ = train(3, message)
+    params = jax.device_get(trees.add(message, update))
+    for kernel in model.kernels:
+        weights = np.abs(trees.get(params, kernel.path))
+        # The client's zeros are zeros up to the rounding of message + (params - message).
+        small, zeros = np.sum(weights <= threshold - 1e-6), np.sum(weights < 1e-7)
+        assert small > 0
+        assert (zeros == small) == (kernel.kind == "conv")
+    was_zero = np.asarray(message["conv2"]["kernel"]) == 0
+    assert np.any(np.abs(params["conv2"]["kernel"][was_zero]) > threshold)
+
+
+def test_salient_channels_are_those_most_often_active(model, task):
+    """With a rate of 0 all examples meet the first model."""
+    algorithm = fm.adp(model, optax.sgd(0.0), batch_size=4, epochs=2, upload_share=0.5)
+    message, train = compiled(algorithm, task)
+    upload, _ = train(3)
+    data = cases.data_of(task, 3)
+    _, gates = jax.jit(gated(model).forward)(message, data.inputs[data.rows[: int(data.size)]])
+    for name, chosen in upload.channels.items():
+        often = np.asarray(gates[name].active).sum(0)
+        best = np.argsort(-often, kind="stable")[: round(0.5 * chosen.size)]
+        np.testing.assert_array_equal(np.flatnonzero(chosen), np.sort(best))
+
+
+def test_bits_with_and_without_choice_of_channels(salient, model):
+    _, message, train = salient
+    upload, _ = train(3)
+    net, gates = jax.eval_shape(model.init, jax.random.key(0)), (1 * 6 + 6) + (6 * 8 + 8)
+    assert payload.bits(message) == 32 * (trees.size(net) + gates)
+    of_channel = {"conv1": 9 * 1 + 1 + 1 + 1, "conv2": 9 * 6 + 1 + 6 + 1}  # kernel, bias, gate's two
+    left_out = 3 * of_channel["conv1"] + 4 * of_channel["conv2"]
+    assert payload.bits(upload) == 32 * (trees.size(message) - left_out) + 6 + 8
+
+
+def test_server_averages_each_channel_over_its_senders(salient, task):
+    algorithm, message, train = salient
+    clients, weights = [0, 3, 4], np.array([7.0, 20.0, 0.0])
+    uploads = [train(client)[0] for client in clients]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.jit(payload.poison), uploads))
+    server = algorithm.init(jax.random.key(0), task).server
+    cohort = fm.Cohort(jnp.array(clients), jnp.asarray(weights, jnp.float32))
+    new = jax.jit(algorithm.merge)(jax.random.key(0), (), server, stacked, cohort).params
+    held = 0
+    for name in ("conv1", "conv2"):
+        senders = np.stack([upload.channels[name] for upload in uploads]) * weights[:, None]
+        total = senders.sum(0)
+        old, got = np.asarray(message[name]["kernel"]), np.asarray(new[name]["kernel"])
+        updates = np.stack([upload.update.values[name]["kernel"] for upload in uploads])
+        mean = np.einsum("kc,khwic->hwic", senders, updates) / np.where(total, total, 1)
+        np.testing.assert_allclose(got, old + mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(got[..., total == 0], old[..., total == 0])
+        held += np.sum(total == 0)
+    assert held
+
+
+def test_uploading_all_channels_is_fedavg(model, task):
+    """A share that rounds to all channels, but is not 1, takes the other way."""
+    some = final(fm.adp(model, SGD, batch_size=4, upload_share=0.999), task)
+    everything = final(fm.adp(model, SGD, batch_size=4), task)
+    chex.assert_trees_all_close(some.params, everything.params, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 0.0}, "ratio=0.0"),
+        ({"upload_share": 0.0}, "upload_share=0.0"),
+        ({"upload_share": 0.5, "federation": "scaffold"}, "scaffold uploads everything"),
+        ({"federation": "fedsgd"}, "federation=fedsgd: accepted are fedavg"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        fm.adp(model, SGD, **options)
