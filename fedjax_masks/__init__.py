@@ -13,6 +13,8 @@ from fedjax_masks.algorithm import (
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.masked_fedavg import masked_fedavg
+from fedjax_masks.algorithms.mpfl import mpfl, mpfl_search
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.data import load_task
 from fedjax_masks.runner import Run, simulate
@@ -33,7 +35,10 @@ __all__ = [
     "fedskel",
     "load_task",
     "make_simulation",
+    "masked_fedavg",
     "models",
+    "mpfl",
+    "mpfl_search",
     "simulate",
     "standalone",
 ]

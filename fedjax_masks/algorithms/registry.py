@@ -15,6 +15,7 @@ from fedjax_masks.algorithm import FederatedAlgorithm
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.mpfl import mpfl
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.models import Model
@@ -44,6 +45,7 @@ REGISTRY: dict[str, Entry] = {
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "fedskel": Entry(fedskel, "sgd", 0.03),
     "local": Entry(standalone, "sgd", 0.03),
+    "mpfl": Entry(mpfl, "sgd", 0.03),
 }
 
 OptimizerName = Literal["sgd", "adam", "adamw", "yogi", "adagrad", "rmsprop"]
