@@ -45,7 +45,7 @@ REGISTRY: dict[str, Entry] = {
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "fedskel": Entry(fedskel, "sgd", 0.03),
     "local": Entry(standalone, "sgd", 0.03),
-    "mpfl": Entry(mpfl, "sgd", 0.03),
+    "mpfl": Entry(mpfl, "adam", 0.01),
 }
 
 OptimizerName = Literal["sgd", "adam", "adamw", "yogi", "adagrad", "rmsprop"]
