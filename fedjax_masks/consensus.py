@@ -1,4 +1,4 @@
-"""How a server turns votes on filters into one mask: MPFL's consensus rules.
+"""How a server turns votes on filters into one mask: the consensus rules of MPFL.
 
 A rule sees one layer: ``rule(votes, voters, required, norms) -> bool[filters]``.
 

@@ -16,7 +16,8 @@ from fedjax_masks.algorithms.masked_fedavg import survivors
 from fedjax_masks.algorithms.mpfl import filter_norms, keep_largest
 from fedjax_masks.compaction import compact
 from fedjax_masks.consensus import RULES
-from fedjax_masks.models import build_model, cnn, vgg11
+from fedjax_masks.masks import prune
+from fedjax_masks.models import build_model, cnn, mlp, prunable_kernels, vgg11
 
 SGD = optax.sgd(0.05, momentum=0.9)
 N = 10
@@ -65,7 +66,7 @@ def test_truth_table(rule, required, kept):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("required", [0.0, 0.1, 0.3, 0.7, 0.95])
 def test_threshold_rules_are_the_published_scans(seed, required):
-    votes = np.random.default_rng(seed).binomial(N, 0.6, size=20)
+    votes = np.append(np.random.default_rng(seed).binomial(N, 0.6, size=19), N)
     down, up = [n / N for n in range(N, 0, -1)], [n / N for n in range(1, N + 1)]
     assert decide("dynamic", votes, required) == scan(votes, required, down)
     assert decide("reverse", votes, required) == scan(votes, required, up)
@@ -89,7 +90,7 @@ def test_equal_votes_are_decided_by_norm_then_index():
 @pytest.mark.parametrize("rule", RULES)
 def test_no_rule_empties_a_layer(rule):
     kept = decide(rule, [0, 1, 1, 0], 1.0, norms=[1.0, 1.0, 2.0, 3.0])
-    assert kept == ([0, 1, 1, 0] if rule in ("dynamic", "unanimity") else [0, 0, 1, 0])
+    assert kept == ([0, 1, 1, 0] if rule == "unanimity" else [0, 0, 1, 0])
 
 
 @pytest.mark.parametrize(
@@ -132,125 +133,113 @@ def test_schedule_of_identical_ranks(rule):
 
 
 @pytest.mark.parametrize(
-    ("rule", "expected", "stop"),
+    ("rule", "expected", "over_90"),
     [
         ("dynamic", [17, 35, 52, 77], (7, 8)),
         ("majority", [9, 18, 24, 35, 50], (None,)),
-        ("topk", [10, 20, 30, 50, 90], (None,)),
+        ("topk", [10, 20, 30, 50, 90], (9,)),
     ],
 )
-def test_schedule_of_moderately_different_ranks(rule, expected, stop):
-    """Noise of a fifth of the ranking's own spread."""
-    got, over_90 = schedule(rule, 0.2)
-    np.testing.assert_allclose(got[: len(expected)], expected, atol=1.0)
-    assert over_90 in stop
+def test_schedule_of_moderately_different_ranks(rule, expected, over_90):
+    """Noise of a fifth of the spread of what the clients have in common."""
+    got, first = schedule(rule, 0.2)
+    np.testing.assert_allclose(got[: len(expected)], expected, atol=1.5)
+    assert first in over_90
 
 
 @pytest.fixture(scope="module")
 def task():
-    return cases.task((8, 8, 1))
+    return cases.task()
 
 
 @pytest.fixture(scope="module")
 def model(task):
-    return cnn(task, norm="batch")
+    """Pruned by neurons, which is the same code as by filters and compiles sooner."""
+    return mlp(task, hidden=(10, 12), norm="batch")
 
 
-def filters_of(model, seed=0, share=0.5):
+def some_filters(model, seed=0):
+    """Half of every layer that may be pruned."""
     rng = np.random.default_rng(seed)
-    convs = [kernel for kernel in model.kernels if kernel.kind == "conv"]
-    return {k.name: rng.permutation(k.outputs) < share * k.outputs for k in convs}
+    kernels = [k for k in prunable_kernels(model, dense=True) if k.kind == model.kernels[0].kind]
+    return {k.name: rng.permutation(k.outputs) < k.outputs // 2 for k in kernels}
 
 
-def search_once(model, task, *, filters=None, optimizer=SGD, client=3, prune_bias=False, epochs=1):
-    """Initial weights and ballot of one client's iteration."""
-    algorithm = fm.mpfl_search(model, optimizer, epochs=epochs, batch_size=4, prune_bias=prune_bias)
+@pytest.fixture(scope="module")
+def filters(model):
+    return some_filters(model)
+
+
+def ballot_of(model, task, filters, *, iteration=1, optimizer=SGD, key=1, share=0.2, batch_size=4):
+    """Initial weights and ballot of a client that is sent a mask."""
+    algorithm = fm.mpfl_search(
+        model, optimizer, epochs=2, batch_size=batch_size, prune_share=share, prune_dense=True
+    )
     state = algorithm.init(jax.random.key(0), task)
-    server = state.server
-    if filters is not None:
-        server = server._replace(filters=jax.tree.map(jnp.asarray, filters), iteration=jnp.int32(1))
-    message = payload.poison(algorithm.send(server, jnp.int32(client)))
-    data = cases.data_of(task, client)
-    _, ballot, _ = jax.jit(algorithm.train)(jax.random.key(1), state.common, message, (), data)
+    server = state.server._replace(filters=jax.tree.map(jnp.asarray, filters), iteration=jnp.int32(iteration))
+    message = payload.poison(algorithm.send(server, jnp.int32(3)))
+    data = cases.data_of(task, 3)
+    _, ballot, _ = jax.jit(algorithm.train)(jax.random.key(key), state.common, message, (), data)
     return state.common, ballot
 
 
-def test_nothing_is_pruned_in_the_first_iteration(model, task):
-    _, ballot = search_once(model, task)
-    assert all(np.all(mask) for mask in ballot.values())
+def expected_ballot(model, params, filters):
+    norms = filter_norms(prunable_kernels(model, dense=True), params)
+    return {name: keep_largest(norms[name], jnp.asarray(mask), 0.2) for name, mask in filters.items()}
 
 
-def test_a_client_ranks_its_own_weights_trained_from_the_masked_initial_ones(model, task):
-    """With a rate of 0 the weights are the initial ones; with another they are trained from there."""
-    filters = filters_of(model)
-    kernels = [k for k in model.kernels if k.kind == "conv"]
+def test_nothing_is_pruned_in_the_first_iteration(model, task, filters):
+    whole = jax.tree.map(np.ones_like, filters)
+    _, ballot = ballot_of(model, task, whole, iteration=0)
+    chex.assert_trees_all_equal(ballot, whole)
 
-    def expected(params):
-        norms = filter_norms(kernels, params)
-        return {n: keep_largest(norms[n], jnp.array(mask), 0.1) for n, mask in filters.items()}
 
-    common, ballot = search_once(model, task, filters=filters, optimizer=optax.sgd(0.0))
-    chex.assert_trees_all_equal(ballot, expected(common))
-
-    training = fm.masked_fedavg(model, optax.sgd(0.5), filters=filters, batch_size=4)
+def test_a_client_ranks_the_masked_initial_weights_after_its_own_training(model, task, filters):
+    """Rewinding: its training is that of a masked model that starts from the initial weights."""
+    common, ballot = ballot_of(model, task, filters, optimizer=optax.sgd(5.0))
+    training = fm.masked_fedavg(model, optax.sgd(5.0), filters=filters, epochs=2, batch_size=4)
     state = training.init(jax.random.key(0), task)
-    start = jax.tree.map(
-        jnp.where,
-        survivors(model.kernels, common, filters, prune_bias=False),
-        common,
-        trees.zeros_like(common),
+    chex.assert_trees_all_equal(
+        state.server.model.params, prune(common, survivors(model.kernels, common, filters, prune_bias=False))
     )
-    state = state._replace(server=state.server._replace(model=state.server.model._replace(params=start)))
     message = training.send(state.server, jnp.int32(3))
-    _, upload, _ = jax.jit(training.train)(
-        jax.random.key(1), (), message, jax.tree.map(lambda a: a[3], state.clients), cases.data_of(task, 3)
-    )
-    _, ballot = search_once(model, task, filters=filters, optimizer=optax.sgd(0.5))
-    chex.assert_trees_all_equal(ballot, expected(trees.add(start, upload.values)))
+    client = jax.tree.map(lambda a: a[3], state.clients)
+    _, upload, _ = jax.jit(training.train)(jax.random.key(1), (), message, client, cases.data_of(task, 3))
+    trained = trees.add(state.server.model.params, upload.values)
+    chex.assert_trees_all_equal(ballot, expected_ballot(model, trained, filters))
+    assert any((ballot[name] != mask).any() for name, mask in expected_ballot(model, common, filters).items())
 
 
-def test_iterations_start_from_the_initial_weights(task):
-    """Rewinding: what an iteration gives depends on the mask alone, not on earlier training."""
-    model = cnn(task)
-    algorithm = fm.mpfl_search(model, SGD, epochs=1, batch_size=4)
+def test_identical_clients_vote_identical_masks(model, task, filters):
+    """Whole batches, so that the order of examples does not tell clients with the same data apart."""
+    first, second = (ballot_of(model, task, filters, key=key, batch_size=20)[1] for key in (1, 2))
+    chex.assert_trees_all_equal(first, second)
+    for name, mask in first.items():
+        votes = 2 * np.asarray(mask, np.int32)
+        required = 1 - float(mask.mean())
+        for rule in RULES:
+            assert decide(rule, votes, required, voters=2, norms=filters[name]) == mask.astype(int).tolist()
+
+
+def test_the_search_never_changes_the_initial_weights(model, task):
+    algorithm = fm.mpfl_search(model, SGD, epochs=1, batch_size=4, prune_dense=True)
     simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=4)
     before = jax.device_get(simulation.init())
-    state, _ = simulation.run(simulation.init(), 0, 3)
-    chex.assert_trees_all_equal(jax.device_get(state.common), before.common)
-    assert jax.tree.leaves(state.clients) == []
-    filters = jax.device_get(state.server.filters)
-    assert 0 < np.mean(filters["conv2"]) < 1
+    state, _ = simulation.run(simulation.init(), 0, 4)
+    after = jax.device_get(state)
+    chex.assert_trees_all_equal(after.common, before.common)
+    assert [mask.sum() for mask in after.server.filters.values()] == [10 - 3, 12 - 4]
     x = jnp.asarray(task.test_inputs[:8])
-    masked = dict(before.common)
-    for name, mask in filters.items():
-        masked[name] = {**masked[name], "kernel": masked[name]["kernel"] * mask}
-    np.testing.assert_allclose(
-        algorithm.predict_global(state.common, state.server, x), model.apply(masked, x), rtol=1e-5, atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_identical_clients_vote_identical_masks(rule):
-    """With one client's data for all, and without shuffling to tell them apart, a vote is unanimous."""
-    votes = np.where(np.arange(20) < 3, 0, N)
-    assert decide(rule, votes, 0.15) == [0] * 3 + [1] * 17
-
-
-def test_identical_clients_agree_with_one_of_them(task):
-    one = cases.data_of(task, 3)
-    model = cnn(task)
-    _, first = search_once(model, task, filters=filters_of(model))
-    _, again = search_once(model, task, filters=filters_of(model))
-    chex.assert_trees_all_equal(first, again)
-    assert int(one.size) > 1
+    kept = survivors(model.kernels, after.common, after.server.filters, prune_bias=False)
+    expected = model.apply(prune(after.common, kept), x)
+    np.testing.assert_allclose(algorithm.predict_global(after.common, after.server, x), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     "optimizer", [SGD, optax.adamw(0.01, weight_decay=0.1)], ids=["momentum", "weight decay"]
 )
 @pytest.mark.parametrize("prune_bias", [False, True])
-def test_pruned_weights_never_move(model, task, optimizer, prune_bias):
-    filters = filters_of(model)
+def test_pruned_weights_never_move(model, task, filters, optimizer, prune_bias):
     algorithm = fm.masked_fedavg(
         model,
         optimizer,
@@ -265,25 +254,13 @@ def test_pruned_weights_never_move(model, task, optimizer, prune_bias):
     after = jax.device_get(state.server.model.params)
     for kernel in model.kernels:
         kept = filters.get(kernel.name, np.ones(kernel.outputs, bool))
-        new = trees.get(after, kernel.path)
+        old, new = trees.get(before, kernel.path), trees.get(after, kernel.path)
         assert not new[..., ~kept].any()
-        assert (new != trees.get(before, kernel.path)).reshape(-1, kernel.outputs).any(0)[kept].all()
+        assert (new != old).any(0)[kept].all()
         for path in filter(None, (kernel.bias, *kernel.norm_paths)):
             assert not (prune_bias and trees.get(after, path)[~kept].any())
-
-
-def test_masked_filters_get_no_gradient(model, task):
-    """The filters' own gradient may be anything; what the optimiser gives them is zero."""
-    filters = filters_of(model)
-    params = model.init(jax.random.key(0))
-    kept = survivors(model.kernels, params, jax.tree.map(jnp.asarray, filters), prune_bias=True)
-    moved = fm.masked_fedavg(model, optax.sgd(1.0), filters=filters, batch_size=4, prune_bias=True)
-    state = moved.init(jax.random.key(0), task)
-    client = jax.tree.map(lambda a: a[3], state.clients)
-    message = moved.send(state.server, jnp.int32(3))
-    _, upload, _ = jax.jit(moved.train)(jax.random.key(1), (), message, client, cases.data_of(task, 3))
-    outside = jax.tree.map(lambda u, k: jnp.abs(jnp.where(k, 0, u)).max(), upload.values, kept)
-    assert max(jax.tree.leaves(outside)) == 0
+        if kernel.norm and not prune_bias:
+            assert trees.get(after, kernel.norm_paths[1])[~kept].all()
 
 
 CIFAR = SimpleNamespace(input_shape=(32, 32, 3), num_classes=10)
@@ -330,116 +307,121 @@ def test_dense_models_are_as_large_as_published(name, options, elsewhere, megaby
 
 
 @pytest.mark.parametrize("prune_bias", [False, True])
-def test_bytes_of_both_phases(task, prune_bias):
-    """The mask is sent up in every iteration and down after it; then survivors, both ways, alone."""
-    model = cnn(task, norm="batch")
+def test_bytes_of_both_phases(model, task, prune_bias):
+    """The mask goes up in every iteration and down after it; then survivors alone, both ways."""
     algorithm = fm.mpfl(
-        model, SGD, batch_size=4, iterations=3, prune_share=0.2, search_epochs=1, prune_bias=prune_bias
+        model,
+        SGD,
+        batch_size=4,
+        iterations=3,
+        prune_share=0.2,
+        search_epochs=1,
+        prune_dense=True,
+        prune_bias=prune_bias,
     )
     simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=5)
     state, metrics = simulation.run(simulation.init(), 0, 5)
     filters = jax.device_get(state.server.second.filters)
-    mask_bits, total = 32 + 64, trees.size(state.common.first)
-    assert [int(mask.sum()) for mask in filters.values()] == [32 - 13, 64 - 26]
-    lost = sum(
-        (np.prod(kernel.shape[:-1]) + 3 * prune_bias) * (~filters[kernel.name]).sum()
-        for kernel in model.kernels
-        if kernel.kind == "conv"
-    )
-    dense = 32 * (total - int(lost))
-    whole_bytes = lambda bits: np.tile(-(-np.array(bits)[:, None] // 8), (1, 9))
-    np.testing.assert_array_equal(metrics.bytes_up, whole_bytes([mask_bits] * 3 + [dense] * 2))
+    assert [mask.sum() for mask in filters.values()] == [10 - 4, 12 - 5]
+    total = trees.size(state.common.first)
+    # Weights, and with prune_bias three numbers more for each filter.
+    lost = 4 * (6 + 3 * prune_bias) + 5 * (10 + 3 * prune_bias)
+    mask_bits, dense = 10 + 12, 32 * (total - lost)
+
+    def whole_bytes(*bits):
+        return np.tile(-(-np.array(bits)[:, None] // 8), (1, 9))
+
+    np.testing.assert_array_equal(metrics.bytes_up, whole_bytes(*[mask_bits] * 3, dense, dense))
     np.testing.assert_array_equal(
-        metrics.bytes_down, whole_bytes([0, mask_bits, mask_bits, mask_bits + dense, dense])
+        metrics.bytes_down, whole_bytes(0, mask_bits, mask_bits, mask_bits + dense, dense)
     )
     assert simulation.setup_bytes == 4 * total
 
 
-def test_a_client_that_joins_late_is_sent_the_mask_once(task):
-    algorithm = fm.masked_fedavg(cnn(task), SGD, filters=filters_of(cnn(task)), batch_size=4)
+def test_a_client_is_sent_the_mask_once(model, task, filters):
+    algorithm = fm.masked_fedavg(model, SGD, filters=filters, batch_size=4)
     simulation = fm.make_simulation(algorithm, task, cohort=3, chunk=8)
     _, metrics = simulation.run(simulation.init(), 0, 8)
     seen = set()
-    for ids, sizes in zip(metrics.ids, metrics.bytes_down):
-        assert [size - sizes.min() if seen & set(ids) else 12 for size in sizes] == [
-            0 if client in seen else 12 for client in ids
-        ]
-        seen |= set(ids.tolist())
+    for ids, sizes in zip(metrics.ids.tolist(), metrics.bytes_down):
+        extra = [0 if client in seen else 3 for client in ids]  # 22 bits
+        np.testing.assert_array_equal(sizes, metrics.bytes_up.min() + extra)
+        seen |= set(ids)
+    assert len(seen) > 3
 
 
-def test_the_search_stops_when_sparse_enough(task):
+def test_the_search_ends_when_sparse_enough(model, task):
     algorithm = fm.mpfl(
-        cnn(task), SGD, batch_size=4, prune_share=0.3, iterations=4, max_sparsity=0.5, search_epochs=1
+        model,
+        SGD,
+        batch_size=4,
+        prune_share=0.3,
+        iterations=4,
+        max_sparsity=0.5,
+        search_epochs=1,
+        prune_dense=True,
     )
     simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=4)
     state, metrics = simulation.run(simulation.init(), 0, 4)
     assert int(state.server.first.iteration) == 3
     assert bool(state.server.later)
-    np.testing.assert_allclose(metrics.mean("density"), [1, 1, 1 - 29 / 96, 1 - 58 / 96], atol=1e-6)
+    np.testing.assert_allclose(metrics.mean("density"), [1, 1, 1 - 7 / 22, 1 - 13 / 22], atol=1e-6)
 
 
+IMAGES = cases.task((8, 8, 1))
 NETS = {
-    "cnn": lambda task: cnn(task),
-    "vgg": lambda task: vgg11(task, channels=(6, 8, 8, 8, 8, 8, 8, 8), hidden=(12, 10)),
+    "cnn": lambda: cnn(IMAGES, norm="batch"),
+    "vgg": lambda: vgg11(IMAGES, norm=None, channels=(6, 8, 8, 8, 8, 8, 8, 8), hidden=(12, 10)),
 }
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_the_compacted_model_trains_to_the_same_parameters(task, kind):
-    model = NETS[kind](task)
-    filters = filters_of(model)
+@pytest.mark.parametrize("kind", ["cnn", pytest.param("vgg", marks=pytest.mark.slow)])
+def test_the_compacted_model_trains_to_the_same_parameters(kind):
+    model = NETS[kind]()
+    filters = some_filters(model)
     masked = fm.masked_fedavg(model, SGD, filters=filters, prune_bias=True, batch_size=4)
-    large = fm.make_simulation(masked, task, cohort=4, chunk=3)
+    large = fm.make_simulation(masked, IMAGES, cohort=4, chunk=3)
     start = jax.device_get(large.init()).server.model.params
     smaller, small_start = compact(model, start)
     assert [k.outputs for k in smaller.kernels if k.kind == "conv"] == [m.sum() for m in filters.values()]
     plain = fm.fedavg(smaller._replace(init=lambda key: small_start), SGD, batch_size=4)
-    small = fm.make_simulation(plain, task, cohort=4, chunk=3)
+    small = fm.make_simulation(plain, IMAGES, cohort=4, chunk=3)
     large_state, _ = large.run(large.init(), 0, 3)
     small_state, _ = small.run(small.init(), 0, 3)
-    _, extracted = compact(model, large_state.server.model.params)
+    _, extracted = compact(model, jax.device_get(large_state.server.model.params))
     chex.assert_trees_all_close(small_state.server.params, extracted, rtol=1e-5, atol=1e-5)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), small_state.server.params, small_start)
-    assert min(jax.tree.leaves(moved)) > 1e-4
+    assert np.median(jax.tree.leaves(moved)) > 1e-3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"consensus": "plurality"}, "consensus='plurality': unknown.* accepted are dynamic, majority, rev"),
-        ({"prune_share": 0.0}, "prune_share=0.0"),
+        ({"prune_share": 0.0}, "prune_share=0.0: accepted is above 0 and below 1"),
         ({"prune_share": 1.0, "consensus": "majority"}, "prune_share=1.0"),
         ({"iterations": 11}, "iterations=11: every layer would lose all .* up to 10"),
-        ({"prune_share": 0.3, "iterations": 5}, "iterations=5.* up to 4"),
+        ({"prune_share": 0.3, "iterations": 5}, "iterations=5: .* up to 4"),
     ],
 )
-def test_bad_options_are_named(model, options, message):
+def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        fm.mpfl(model, SGD, **options)
+        fm.mpfl(NETS["cnn"](), SGD, **options)
 
 
-def test_models_without_convolutions_are_refused():
+def test_models_without_convolutions_are_refused(model):
     with pytest.raises(ValueError, match="'mlp': has no convolution; accepted with prune_dense"):
-        fm.mpfl(fm.models.mlp(cases.task(), hidden=(8,)), SGD)
+        fm.mpfl(model, SGD)
 
 
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
-        ({"conv9": np.ones(32, bool)}, "'conv9': unknown"),
-        ({"conv1": np.ones(31, bool)}, r"bool\[31\]; accepted is bool\[32\]"),
-        ({"conv1": np.zeros(32, bool)}, "no filter would be left"),
+        ({"conv9": np.ones(10, bool)}, "'conv9': unknown"),
+        ({"dense1": np.ones(11, bool)}, r"bool\[11\]; accepted is bool\[10\]"),
+        ({"dense1": np.zeros(10, bool)}, "no filter would be left"),
     ],
 )
 def test_bad_masks_are_named(model, filters, message):
     with pytest.raises(ValueError, match=message):
         fm.masked_fedavg(model, SGD, filters=filters)
-
-
-def test_two_algorithms_that_do_not_go_together_are_refused(model):
-    from fedjax_masks.algorithms.sequence import then
-
-    plain, skeletal = fm.fedavg(model, SGD), fm.fedskel(model, SGD)
-    for first, second in ((plain, skeletal), (plain, plain._replace(cycle=2))):
-        with pytest.raises(ValueError, match="then: "):
-            then(first, second, done=lambda server: True, handover=lambda *states: states[-1])

@@ -1,17 +1,21 @@
 """MPFL: clients agree on which filters to prune, and only then train a model together.
 
-"Masked pruning over federated learning". While the mask is searched, no weights travel. All clients
-hold the same initial weights; in every iteration a client starts from them again, masked, trains
-alone, ranks the filters of each convolution by their L2 norm and votes to prune the smallest: one bit
-per filter. The server turns the votes into a mask by a rule of :mod:`fedjax_masks.consensus` and
-broadcasts it. In the second phase the masked initial weights are trained by FedAvg, of which only the
-surviving parameters travel: :mod:`fedjax_masks.algorithms.masked_fedavg`. The two phases are two
-algorithms, :func:`mpfl_search` and ``masked_fedavg``, and :func:`mpfl` is one after the other.
+Gez, Cohen: "A Masked Pruning Approach for Dimensionality Reduction in Communication-Efficient
+Federated Learning Systems", 2023, arXiv 2312.03889.
+
+While the mask is searched, no weights travel. All clients hold the same initial weights; in every
+iteration a client starts from them again, masked, trains alone, ranks the filters of each convolution by
+their L2 norm and votes to prune the smallest: one bit per filter. The server turns the votes into a
+mask, by a rule of :mod:`fedjax_masks.consensus`, and broadcasts it. In the second phase the masked
+initial weights are trained by FedAvg, of which only the surviving parameters travel:
+:mod:`fedjax_masks.algorithms.masked_fedavg`. The two phases are two algorithms, and :func:`mpfl` is one
+after the other.
 
 Where the paper is silent or cannot be followed we choose: the default rule prunes exactly what is
 required, since the published ones over- or undershoot; as only bits travel, equal votes are decided by
 the norms of the initial filters, which the server knows; a mask travels with the message of the next
-iteration, and none with the first, whose mask is whole.
+iteration, and none with the first, whose mask is whole; batch normalisation, where the model has any,
+is trained like everything else that is no filter.
 """
 
 import math
