@@ -179,7 +179,11 @@ def filter_mask(
 
 
 def prune(params: Params, kept: Params) -> Params:
-    """The parameters, and exactly 0 where the mask ``kept`` is False."""
+    """The parameters, and exactly 0 where the mask ``kept`` is False.
+
+    >>> prune({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})["w"].tolist()
+    [1.0, 0.0]
+    """
     return jax.tree.map(lambda a, keep: jnp.where(keep, a, 0), params, kept)
 
 

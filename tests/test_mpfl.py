@@ -1,6 +1,7 @@
 """MPFL against its paper: votes, schedules, rewinding, what travels, and the smaller model."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import cases
 import chex
@@ -13,7 +14,7 @@ import pytest
 import fedjax_masks as fm
 from fedjax_masks import payload, trees
 from fedjax_masks.algorithms.masked_fedavg import survivors
-from fedjax_masks.algorithms.mpfl import filter_norms, keep_largest
+from fedjax_masks.algorithms.mpfl import RuleName, filter_norms, keep_largest
 from fedjax_masks.compaction import compact
 from fedjax_masks.consensus import RULES
 from fedjax_masks.masks import prune
@@ -56,6 +57,10 @@ TRUTH = [
     ("majority", 0.9, [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]),
     ("unanimity", 0.9, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
 ]
+
+
+def test_every_rule_can_be_chosen_by_name():
+    assert set(get_args(RuleName)) == set(RULES)
 
 
 @pytest.mark.parametrize(("rule", "required", "kept"), TRUTH)

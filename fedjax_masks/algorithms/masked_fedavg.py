@@ -3,8 +3,8 @@
 The second half of MPFL (see :mod:`fedjax_masks.algorithms.mpfl`), and what any filter mask needs
 that is to be scored or fine-tuned. A mask is sent to a client once, a bit per filter, before its
 first round; from then on both ends know it, and no indices travel. Pruned weights are zero and never
-move. Same results, for less computation, come from FedAvg of the compacted model
-(:mod:`fedjax_masks.compaction`), where the biases of pruned filters are zero, too.
+move. With ``prune_bias`` the same parameters come, for less computation, from FedAvg of the compacted
+model (:mod:`fedjax_masks.compaction`); pruned filters whose outputs enter a residual sum stay in it.
 """
 
 from collections.abc import Mapping

@@ -190,7 +190,9 @@ def mpfl(
       augment: ``(key, inputs) -> inputs`` on every training batch.
 
     Returns:
-      The algorithm. It has a global model, which nobody has trained before the second phase.
+      The algorithm. It has a global model, which nobody has trained before the second phase: that of
+      ``state.server.second``, which with ``prune_bias``
+      :func:`~fedjax_masks.compaction.compact` makes a smaller one.
 
     Raises:
       ValueError: As :func:`mpfl_search`, or the last iteration would prune whole layers.
