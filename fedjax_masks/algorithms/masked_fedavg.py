@@ -92,7 +92,8 @@ def masked_fedavg(
       filters: By layer: ``bool[outputs]``: False prunes the filter; layers that are not in it
         stay whole.
       prune_bias: Whether bias and normalisation of a pruned filter go with its weights. Without
-        it, it still emits its bias, and that is trained.
+        it, it still emits its bias, and that is trained; from a bias of 0, at the kink of relu,
+        it does not move.
       epochs: Local epochs per round.
       batch_size: Examples per local step.
       server_optimizer: As in :func:`~fedjax_masks.algorithms.fedavg.fedavg`.
