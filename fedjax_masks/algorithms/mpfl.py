@@ -256,5 +256,5 @@ def keep_largest(norms: jax.Array, alive: jax.Array, share: jax.typing.ArrayLike
     [True, False, False, True]
     """
     living = jnp.sum(alive)
-    prune = jnp.minimum(jnp.round(share * living).astype(jnp.int32), living - 1)
-    return top_count(jnp.where(alive, norms, -1.0), living - prune)
+    number = jnp.minimum(jnp.round(share * living).astype(jnp.int32), living - 1)
+    return top_count(jnp.where(alive, norms, -1.0), living - number)
