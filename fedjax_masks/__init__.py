@@ -16,6 +16,8 @@ from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
 from fedjax_masks.algorithms.fedprox import fedprox
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.masked_fedavg import masked_fedavg
+from fedjax_masks.algorithms.mpfl import mpfl, mpfl_search
 from fedjax_masks.algorithms.scaffold import scaffold
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.data import load_task
@@ -40,7 +42,10 @@ __all__ = [
     "fedskel",
     "load_task",
     "make_simulation",
+    "masked_fedavg",
     "models",
+    "mpfl",
+    "mpfl_search",
     "scaffold",
     "simulate",
     "standalone",

@@ -4,7 +4,7 @@ Masks are ``bool`` everywhere; packing them into bytes is the business of the wi
 stores on the host. A mask may have axes of size 1 where it does not vary.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -150,6 +150,41 @@ def mask_params(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.A
         masked = trees.get(params, kernel.path) * mask[kernel.name]
         params = trees.put(params, kernel.path, masked)
     return params
+
+
+def filter_mask(
+    kernels: Iterable[Any],
+    params: Params,
+    filters: Mapping[str, jax.Array],
+    parts: Callable[[Any], Iterable[tuple[str, ...]]],
+) -> Params:
+    """Brings masks of filters to the parameters that belong to them.
+
+    Args:
+      kernels: The model's kernels, ``model.kernels``.
+      params: The model's parameters, for their shapes.
+      filters: By layer: ``bool[outputs]``; a layer that is not in it is all True.
+      parts: Gives, for a kernel, the paths of what belongs to its filters, outputs last.
+
+    Returns:
+      Pytree of bool like ``params``, with axes of size 1 where it does not vary.
+    """
+    mask = jax.tree.map(lambda a: jnp.ones((1,) * a.ndim, bool), params)
+    for kernel in kernels:
+        if kernel.name in filters:
+            for path in parts(kernel):
+                ones = trees.get(mask, path)
+                mask = trees.put(mask, path, filters[kernel.name].reshape(*ones.shape[:-1], -1))
+    return mask
+
+
+def prune(params: Params, kept: Params) -> Params:
+    """The parameters, and exactly 0 where the mask ``kept`` is False.
+
+    >>> prune({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})["w"].tolist()
+    [1.0, 0.0]
+    """
+    return jax.tree.map(lambda a, keep: jnp.where(keep, a, 0), params, kept)
 
 
 def density(mask: dict[str, jax.Array]) -> jax.Array:

@@ -174,7 +174,11 @@ def _span(dtype: Any) -> tuple[int, int] | None:
 
 
 def _both(a: Any, b: Any) -> Any:
-    return b if a is None else a & b
+    if a is None:
+        return b
+    if isinstance(b, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jnp.logical_and, a, b)
+    return a & b
 
 
 def _checked(part: _Part) -> _Part:

@@ -72,7 +72,7 @@ def test_plans_agree(name, plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedavg", "fedmask", "fedskel"])
+@pytest.mark.parametrize("name", ["fedavg", "fedmask", "fedskel", "mpfl"])
 def test_plans_agree_on_convolutions(name):
     assert_close(simulate(name, "cnn", "blocks:3,mesh:2")[0], simulate(name, "cnn")[0], 1e-5, 1e-3)
 

@@ -214,6 +214,13 @@ def test_nested_conditions_need_all_flags():
             assert bits(payload) == outer * (24 + inner * 64) == 8 * len(encode(payload))
 
 
+def test_nested_conditions_of_shapes_have_no_static_bits():
+    flag, values = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((4,), np.float32)
+    mask = jax.ShapeDtypeStruct((4,), bool)
+    nested = When(flag, When(flag, Masked(Masked(values, mask), mask)))
+    assert static_bits([nested, values]) == 4 * 32
+
+
 def test_traced_per_client_under_jit_and_vmap():
     rng = np.random.default_rng(1)
     mask = rng.random((6, 4, 5)) < 0.5

@@ -34,8 +34,8 @@ from fedjax_masks.algorithm import (
     Task,
     Tiers,
 )
-from fedjax_masks.masks import top_count
-from fedjax_masks.models import Kernel, Layer, Model
+from fedjax_masks.masks import filter_mask, top_count
+from fedjax_masks.models import Layer, Model, prunable_kernels
 from fedjax_masks.payload import Known, Masked, When
 from fedjax_masks.values import Count, PositiveShare
 
@@ -153,26 +153,21 @@ def fedskel(
     for ratio in ratios:
         if not 0 < ratio <= 1:
             raise ValueError(f"ratios={ratio}: accepted is above 0 and at most 1")
-    kinds = {"conv", "dense"} if prune_dense else {"conv"}
-    pruned = [k for k in model.kernels if k.kind in kinds and k is not model.kernels[-1]]
-    if not pruned:
-        raise ValueError(f"ratios: {model.name} has no convolution; accepted with prune_dense=true")
+    pruned = prunable_kernels(model, dense=prune_dense)
     keep = {k.name: [keep_count(k.outputs, ratio) for ratio in ratios] for k in pruned}
     fit = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "augment": augment}
 
     def moves(params: Params, skeleton: Skeleton) -> Any:
         """Pytree of bool like the parameters, with axes of size 1: what a skeleton lets train."""
-        mask = jax.tree.map(lambda a: jnp.ones((1,) * a.ndim, bool), params)
-        for kernel in pruned:
-            mask = _put(mask, kernel, lambda a, s=skeleton[kernel.name]: s.reshape(*a.shape[:-1], -1))
-        return mask
+        return filter_mask(pruned, params, skeleton, lambda k: filter(None, (k.path, k.bias)))
 
     def travels(params: Params, skeleton: Skeleton) -> Any:
         """The same, of what is exchanged."""
         mask = moves(params, skeleton)
         for kernel in model.kernels:
             if local_dense and kernel.kind == "dense":
-                mask = _put(mask, kernel, jnp.zeros_like)
+                for path in filter(None, (kernel.path, kernel.bias)):
+                    mask = trees.put(mask, path, jnp.zeros_like(trees.get(mask, path)))
         return mask
 
     def init(key: chex.PRNGKey, task: Task) -> State:
@@ -276,10 +271,3 @@ def fedskel(
         tiers=Tiers(len(ratios), lambda ids: ids % len(ratios)),
         cycle=updates + 1,
     )
-
-
-def _put(tree: Any, kernel: Kernel, change: Any) -> Any:
-    """Changes a layer's kernel and bias."""
-    for path in filter(None, (kernel.path, kernel.bias)):
-        tree = trees.put(tree, path, change(trees.get(tree, path)))
-    return tree

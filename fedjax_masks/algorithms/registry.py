@@ -18,6 +18,7 @@ from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
 from fedjax_masks.algorithms.fedprox import fedprox
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.mpfl import mpfl
 from fedjax_masks.algorithms.scaffold import scaffold
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.errors import UserError, unknown
@@ -51,6 +52,7 @@ REGISTRY: dict[str, Entry] = {
     "fedprox": Entry(fedprox, "sgd", 0.03),
     "fedskel": Entry(fedskel, "sgd", 0.03),
     "local": Entry(standalone, "sgd", 0.03),
+    "mpfl": Entry(mpfl, "adam", 0.01),
     "scaffold": Entry(scaffold, "sgd", 0.03),
 }
 

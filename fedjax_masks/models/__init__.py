@@ -7,7 +7,7 @@ from types import MappingProxyType
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.models.gated import Gate, gated
 from fedjax_masks.models.layers import Hook, Layer
-from fedjax_masks.models.model import Kernel, Model, Problem, make_model
+from fedjax_masks.models.model import Kernel, Model, Problem, make_model, prunable_kernels
 from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16
 from fedjax_masks.models.resnet import resnet18, resnet20, resnet32, resnet34
 
@@ -67,6 +67,7 @@ __all__ = [
     "lenet",
     "make_model",
     "mlp",
+    "prunable_kernels",
     "resnet18",
     "resnet20",
     "resnet32",

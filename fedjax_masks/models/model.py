@@ -134,6 +134,20 @@ def make_model(
     )
 
 
+def prunable_kernels(model: Model, *, dense: bool) -> tuple[Kernel, ...]:
+    """The layers whose outputs may be pruned: convolutions, and on request hidden dense layers.
+
+    Raises:
+      UserError: There is none.
+    """
+    kinds = ("conv", "dense") if dense else ("conv",)
+    found = tuple(kernel for kernel in model.kernels[:-1] if kernel.kind in kinds)
+    if not found:
+        wanted = "no hidden layer" if dense else "no convolution; accepted with prune_dense=true"
+        raise UserError(f"model={model.name!r}: has {wanted}")
+    return found
+
+
 def check_image(name: str, input_shape: Sequence[int]) -> None:
     """Raises UserError unless the inputs are images."""
     if len(input_shape) != 3:

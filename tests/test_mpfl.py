@@ -1,0 +1,435 @@
+"""MPFL against its paper: votes, schedules, rewinding, what travels, and the smaller model."""
+
+from types import SimpleNamespace
+from typing import get_args
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import payload, trees
+from fedjax_masks.algorithms.masked_fedavg import survivors
+from fedjax_masks.algorithms.mpfl import RuleName, filter_norms, keep_largest
+from fedjax_masks.compaction import compact
+from fedjax_masks.consensus import RULES
+from fedjax_masks.masks import prune
+from fedjax_masks.models import build_model, cnn, mlp, prunable_kernels, vgg11
+
+SGD = optax.sgd(0.05, momentum=0.9)
+N = 10
+
+
+def decide(rule, votes, required, *, voters=N, norms=None):
+    norms = np.ones(len(votes)) if norms is None else norms
+    arguments = (jnp.array(votes), jnp.array(voters), jnp.float32(required), jnp.array(norms, jnp.float32))
+    return np.asarray(RULES[rule](*arguments)).astype(int).tolist()
+
+
+def scan(votes, required, thresholds):
+    """The published loop over thresholds."""
+    share = np.array(votes) / N
+    for threshold in thresholds:
+        mask = share >= threshold - 1e-12
+        if 1 - mask.mean() >= required - 1e-12:
+            break
+    return mask.astype(int).tolist()
+
+
+VOTES = [10, 10, 9, 9, 5, 5, 4, 1, 0, 0]
+TRUTH = [
+    # Exactly what is required; between equal votes the higher index goes first.
+    ("topk", 0.0, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ("topk", 0.1, [1, 1, 1, 1, 1, 1, 1, 1, 1, 0]),
+    ("topk", 0.5, [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]),
+    # All ten keep two filters, eight are kept by someone: one or the other, nothing between.
+    ("dynamic", 0.2, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ("dynamic", 0.8, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ("dynamic", 0.9, [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]),
+    ("reverse", 0.2, [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]),
+    ("reverse", 0.3, [1, 1, 1, 1, 1, 1, 1, 0, 0, 0]),
+    ("reverse", 0.5, [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]),
+    ("reverse", 0.9, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ("majority", 0.9, [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]),
+    ("unanimity", 0.9, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+]
+
+
+def test_every_rule_can_be_chosen_by_name():
+    assert set(get_args(RuleName)) == set(RULES)
+
+
+@pytest.mark.parametrize(("rule", "required", "kept"), TRUTH)
+def test_truth_table(rule, required, kept):
+    assert decide(rule, VOTES, required) == kept
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("required", [0.0, 0.1, 0.3, 0.7, 0.95])
+def test_threshold_rules_are_the_published_scans(seed, required):
+    votes = np.append(np.random.default_rng(seed).binomial(N, 0.6, size=19), N)
+    down, up = [n / N for n in range(N, 0, -1)], [n / N for n in range(1, N + 1)]
+    assert decide("dynamic", votes, required) == scan(votes, required, down)
+    assert decide("reverse", votes, required) == scan(votes, required, up)
+    percentile = np.percentile(votes / N, 95)
+    assert decide("unanimity", votes, required) == (votes / N >= percentile).astype(int).tolist()
+
+
+def test_a_percentile_of_zero_restores_nothing():
+    """One filter of forty is kept: the 95th percentile of the votes is 0, which all would reach."""
+    votes = [10] + [0] * 39
+    assert np.percentile(votes, 95) == 0
+    assert decide("unanimity", votes, 0.9) == [1] + [0] * 39
+
+
+def test_equal_votes_are_decided_by_norm_then_index():
+    votes, norms = [5, 5, 5, 5, 9], [2.0, 1.0, 3.0, 1.0, 0.5]
+    assert decide("topk", votes, 0.2, norms=norms) == [1, 1, 1, 0, 1]
+    assert decide("topk", votes, 0.4, norms=norms) == [1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_rule_empties_a_layer(rule):
+    kept = decide(rule, [0, 1, 1, 0], 1.0, norms=[1.0, 1.0, 2.0, 3.0])
+    assert kept == ([0, 1, 1, 0] if rule == "unanimity" else [0, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("living", "share", "pruned"), [(5, 0.1, 0), (15, 0.1, 2), (25, 0.1, 2), (64, 0.1, 6), (1, 0.9, 0)]
+)
+def test_a_client_prunes_its_smallest_living_filters(living, share, pruned):
+    rng = np.random.default_rng(living)
+    norms, alive = rng.random(2 * living), rng.permutation(2 * living) < living
+    kept = np.asarray(keep_largest(jnp.array(norms, jnp.float32), jnp.array(alive), share))
+    smallest = [i for i in np.argsort(norms) if alive[i]][:pruned]
+    np.testing.assert_array_equal(kept, alive & ~np.isin(np.arange(2 * living), smallest))
+
+
+CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)  # VGG11
+
+
+def schedule(rule, disagreement, share=0.1, seed=0):
+    """Sparsity in per cent after each iteration, with noisy copies of one ranking for the clients."""
+    rng = np.random.default_rng(seed)
+    scores = [rng.normal(size=c) + disagreement * rng.normal(size=(N, c)) for c in CHANNELS]
+    masks, sparsity = [np.ones(c, bool) for c in CHANNELS], []
+    for t in range(10):
+        for layer, score in enumerate(scores):
+            alive = masks[layer]
+            number = 0 if t == 0 else round(share * alive.sum())
+            votes = np.zeros(alive.size, int)
+            for own in score:
+                votes += alive
+                votes[np.argsort(np.where(alive, own, np.inf), kind="stable")[:number]] -= 1
+            masks[layer] = np.array(decide(rule, votes, t * share, norms=alive), bool)
+        sparsity.append(100 * (1 - np.concatenate(masks).mean()))
+    return [sparsity[t] for t in (1, 2, 3, 5, 9)], next((t for t in range(10) if sparsity[t] > 90), None)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_schedule_of_identical_ranks(rule):
+    got, _ = schedule(rule, 0.0)
+    expected = [10, 20, 30, 50, 90] if rule == "topk" else [10, 19, 27, 41, 61]
+    np.testing.assert_allclose(got, expected, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected", "over_90"),
+    [
+        ("dynamic", [17, 35, 52, 77], (7, 8)),
+        ("majority", [9, 18, 24, 35, 50], (None,)),
+        ("topk", [10, 20, 30, 50, 90], (9,)),
+    ],
+)
+def test_schedule_of_moderately_different_ranks(rule, expected, over_90):
+    """Noise of a fifth of the spread of what the clients have in common."""
+    got, first = schedule(rule, 0.2)
+    np.testing.assert_allclose(got[: len(expected)], expected, atol=1.5)
+    assert first in over_90
+
+
+@pytest.fixture(scope="module")
+def task():
+    return cases.task()
+
+
+@pytest.fixture(scope="module")
+def model(task):
+    """Pruned by neurons, which is the same code as by filters and compiles sooner."""
+    return mlp(task, hidden=(10, 12), norm="batch")
+
+
+def some_filters(model, seed=0):
+    """Half of every layer that may be pruned."""
+    rng = np.random.default_rng(seed)
+    kernels = [k for k in prunable_kernels(model, dense=True) if k.kind == model.kernels[0].kind]
+    return {k.name: rng.permutation(k.outputs) < k.outputs // 2 for k in kernels}
+
+
+@pytest.fixture(scope="module")
+def filters(model):
+    return some_filters(model)
+
+
+def ballot_of(model, task, filters, *, iteration=1, optimizer=SGD, key=1, share=0.2, batch_size=4):
+    """Initial weights and ballot of a client that is sent a mask."""
+    algorithm = fm.mpfl_search(
+        model, optimizer, epochs=2, batch_size=batch_size, prune_share=share, prune_dense=True
+    )
+    state = algorithm.init(jax.random.key(0), task)
+    server = state.server._replace(filters=jax.tree.map(jnp.asarray, filters), iteration=jnp.int32(iteration))
+    message = payload.poison(algorithm.send(server, jnp.int32(3)))
+    data = cases.data_of(task, 3)
+    _, ballot, _ = jax.jit(algorithm.train)(jax.random.key(key), state.common, message, (), data)
+    return state.common, ballot
+
+
+def expected_ballot(model, params, filters):
+    norms = filter_norms(prunable_kernels(model, dense=True), params)
+    return {name: keep_largest(norms[name], jnp.asarray(mask), 0.2) for name, mask in filters.items()}
+
+
+def test_nothing_is_pruned_in_the_first_iteration(model, task, filters):
+    whole = jax.tree.map(np.ones_like, filters)
+    _, ballot = ballot_of(model, task, whole, iteration=0)
+    chex.assert_trees_all_equal(ballot, whole)
+
+
+def test_a_client_ranks_the_masked_initial_weights_after_its_own_training(model, task, filters):
+    """Rewinding: its training is that of a masked model that starts from the initial weights."""
+    common, ballot = ballot_of(model, task, filters, optimizer=optax.sgd(5.0))
+    training = fm.masked_fedavg(model, optax.sgd(5.0), filters=filters, epochs=2, batch_size=4)
+    state = training.init(jax.random.key(0), task)
+    chex.assert_trees_all_equal(
+        state.server.model.params, prune(common, survivors(model.kernels, common, filters, prune_bias=False))
+    )
+    message = training.send(state.server, jnp.int32(3))
+    client = jax.tree.map(lambda a: a[3], state.clients)
+    _, upload, _ = jax.jit(training.train)(jax.random.key(1), (), message, client, cases.data_of(task, 3))
+    trained = trees.add(state.server.model.params, upload.values)
+    chex.assert_trees_all_equal(ballot, expected_ballot(model, trained, filters))
+    assert any((ballot[name] != mask).any() for name, mask in expected_ballot(model, common, filters).items())
+
+
+def test_identical_clients_vote_identical_masks(model, task, filters):
+    """Whole batches, so that the order of examples does not tell clients with the same data apart."""
+    first, second = (ballot_of(model, task, filters, key=key, batch_size=20)[1] for key in (1, 2))
+    chex.assert_trees_all_equal(first, second)
+    for name, mask in first.items():
+        votes = 2 * np.asarray(mask, np.int32)
+        required = 1 - float(mask.mean())
+        for rule in RULES:
+            assert decide(rule, votes, required, voters=2, norms=filters[name]) == mask.astype(int).tolist()
+
+
+def test_the_search_never_changes_the_initial_weights(model, task):
+    algorithm = fm.mpfl_search(model, SGD, epochs=1, batch_size=4, prune_dense=True)
+    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=4)
+    before = jax.device_get(simulation.init())
+    state, _ = simulation.run(simulation.init(), 0, 4)
+    after = jax.device_get(state)
+    chex.assert_trees_all_equal(after.common, before.common)
+    assert [mask.sum() for mask in after.server.filters.values()] == [10 - 3, 12 - 4]
+    x = jnp.asarray(task.test_inputs[:8])
+    kept = survivors(model.kernels, after.common, after.server.filters, prune_bias=False)
+    expected = model.apply(prune(after.common, kept), x)
+    np.testing.assert_allclose(algorithm.predict_global(after.common, after.server, x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD, optax.adamw(0.01, weight_decay=0.1)], ids=["momentum", "weight decay"]
+)
+@pytest.mark.parametrize("prune_bias", [False, True])
+def test_pruned_weights_never_move(model, task, filters, optimizer, prune_bias):
+    # With biases of zero relu would be at its kink, and the pruned filters' biases would rest, too.
+    init = lambda key: jax.tree.map(lambda a: a + 0.1 * (a.ndim == 1), model.init(key))
+    algorithm = fm.masked_fedavg(
+        model._replace(init=init),
+        optimizer,
+        filters=filters,
+        prune_bias=prune_bias,
+        batch_size=4,
+        server_optimizer=optax.adamw(0.01, weight_decay=0.1, eps=1e-3),
+    )
+    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=2, poison=True)
+    before = jax.device_get(simulation.init()).server.model.params
+    state, _ = simulation.run(simulation.init(), 0, 2)
+    after = jax.device_get(state.server.model.params)
+    for kernel in model.kernels:
+        kept = filters.get(kernel.name, np.ones(kernel.outputs, bool))
+        old, new = trees.get(before, kernel.path), trees.get(after, kernel.path)
+        assert not new[..., ~kept].any()
+        assert (new != old).any(0)[kept].all()
+        for path in filter(None, (kernel.bias, *kernel.norm_paths)):
+            assert not (prune_bias and trees.get(after, path)[~kept].any())
+        if kernel.norm and not prune_bias:
+            shift = kernel.norm_paths[1]
+            assert (trees.get(after, shift) != trees.get(before, shift))[~kept].all()
+
+
+CIFAR = SimpleNamespace(input_shape=(32, 32, 3), num_classes=10)
+
+
+def shapes_of(name, **options):
+    model = build_model(name, CIFAR, **options)
+    return model, jax.eval_shape(model.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "strict", "by_tensor"),
+    [
+        ("vgg11", {"norm": None}, 2_752, 21_908),
+        ("resnet18", {}, 4_800, 24_020),
+        ("resnet34", {}, 8_512, 42_580),
+    ],
+)
+def test_bits_of_a_mask(name, options, strict, by_tensor):
+    """Strict: one bit per filter. By tensor: per output of every tensor that the authors' helper sees."""
+    model, params = shapes_of(name, **options)
+    algorithm = fm.mpfl_search(model, SGD)
+    state = jax.eval_shape(lambda key: algorithm.init(key, None), jax.random.key(0))
+    assert payload.static_bits(state.server.filters) == strict
+    outputs = sum(leaf.shape[-1] for leaf in jax.tree.leaves(params))
+    # Running means and variances, which our normalisation does not have.
+    statistics = 2 * sum(kernel.outputs for kernel in model.kernels if kernel.norm)
+    assert outputs + statistics == by_tensor
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "elsewhere", "megabytes"),
+    [
+        # torchvision's classifier reads 7 x 7 pixels where ours reads 2 x 2.
+        ("vgg11", {"norm": None}, (49 - 4) * 512 * 4096, 515.2),
+        # Its stem is 7 x 7 and not 3 x 3; and it keeps running statistics.
+        ("resnet18", {}, (49 - 9) * 3 * 64 + 2 * 4_800, 44.8),
+        ("resnet34", {}, (49 - 9) * 3 * 64 + 2 * 8_512, 85.2),
+    ],
+)
+def test_dense_models_are_as_large_as_published(name, options, elsewhere, megabytes):
+    _, params = shapes_of(name, **options)
+    assert round(4 * (trees.size(params) + elsewhere) / 1e6, 1) == megabytes
+
+
+@pytest.mark.parametrize("prune_bias", [False, True])
+def test_bytes_of_both_phases(model, task, prune_bias):
+    """The mask goes up in every iteration and down after it; then survivors alone, both ways."""
+    algorithm = fm.mpfl(
+        model,
+        SGD,
+        batch_size=4,
+        iterations=3,
+        prune_share=0.2,
+        search_epochs=1,
+        prune_dense=True,
+        prune_bias=prune_bias,
+    )
+    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=5)
+    state, metrics = simulation.run(simulation.init(), 0, 5)
+    filters = jax.device_get(state.server.second.filters)
+    assert [mask.sum() for mask in filters.values()] == [10 - 4, 12 - 5]
+    total = trees.size(state.common.first)
+    # Weights, and with prune_bias three numbers more for each filter.
+    lost = 4 * (6 + 3 * prune_bias) + 5 * (10 + 3 * prune_bias)
+    mask_bits, dense = 10 + 12, 32 * (total - lost)
+
+    def whole_bytes(*bits):
+        return np.tile(-(-np.array(bits)[:, None] // 8), (1, 9))
+
+    np.testing.assert_array_equal(metrics.bytes_up, whole_bytes(*[mask_bits] * 3, dense, dense))
+    np.testing.assert_array_equal(
+        metrics.bytes_down, whole_bytes(0, mask_bits, mask_bits, mask_bits + dense, dense)
+    )
+    assert simulation.setup_bytes == 4 * total
+
+
+def test_a_client_is_sent_the_mask_once(model, task, filters):
+    algorithm = fm.masked_fedavg(model, SGD, filters=filters, batch_size=4)
+    simulation = fm.make_simulation(algorithm, task, cohort=3, chunk=8)
+    _, metrics = simulation.run(simulation.init(), 0, 8)
+    seen = set()
+    for ids, sizes in zip(metrics.ids.tolist(), metrics.bytes_down):
+        extra = [0 if client in seen else 3 for client in ids]  # 22 bits
+        np.testing.assert_array_equal(sizes, metrics.bytes_up.min() + extra)
+        seen |= set(ids)
+    assert len(seen) > 3
+
+
+def test_the_search_ends_when_sparse_enough(model, task):
+    algorithm = fm.mpfl(
+        model,
+        SGD,
+        batch_size=4,
+        prune_share=0.3,
+        iterations=4,
+        max_sparsity=0.5,
+        search_epochs=1,
+        prune_dense=True,
+    )
+    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=4)
+    state, metrics = simulation.run(simulation.init(), 0, 4)
+    assert int(state.server.first.iteration) == 3
+    assert bool(state.server.later)
+    np.testing.assert_allclose(metrics.mean("density"), [1, 1, 1 - 7 / 22, 1 - 13 / 22], atol=1e-6)
+
+
+IMAGES = cases.task((8, 8, 1))
+NETS = {
+    "cnn": lambda: cnn(IMAGES, norm="batch"),
+    "vgg": lambda: vgg11(IMAGES, norm=None, channels=(6, 8, 8, 8, 8, 8, 8, 8), hidden=(12, 10)),
+}
+
+
+@pytest.mark.parametrize("kind", ["cnn", pytest.param("vgg", marks=pytest.mark.slow)])
+def test_the_compacted_model_trains_to_the_same_parameters(kind):
+    model = NETS[kind]()
+    filters = some_filters(model)
+    masked = fm.masked_fedavg(model, SGD, filters=filters, prune_bias=True, batch_size=4)
+    large = fm.make_simulation(masked, IMAGES, cohort=4, chunk=3)
+    start = jax.device_get(large.init()).server.model.params
+    smaller, small_start = compact(model, start)
+    assert [k.outputs for k in smaller.kernels if k.kind == "conv"] == [m.sum() for m in filters.values()]
+    plain = fm.fedavg(smaller._replace(init=lambda key: small_start), SGD, batch_size=4)
+    small = fm.make_simulation(plain, IMAGES, cohort=4, chunk=3)
+    large_state, _ = large.run(large.init(), 0, 3)
+    small_state, _ = small.run(small.init(), 0, 3)
+    _, extracted = compact(model, jax.device_get(large_state.server.model.params))
+    chex.assert_trees_all_close(small_state.server.params, extracted, rtol=1e-5, atol=1e-5)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), small_state.server.params, small_start)
+    assert np.median(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"consensus": "plurality"}, "consensus='plurality': unknown.* accepted are dynamic, majority, rev"),
+        ({"prune_share": 0.0}, "prune_share=0.0: accepted is above 0 and below 1"),
+        ({"prune_share": 1.0, "consensus": "majority"}, "prune_share=1.0"),
+        ({"iterations": 11}, "iterations=11: every layer would lose all .* up to 10"),
+        ({"prune_share": 0.3, "iterations": 5}, "iterations=5: .* up to 4"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        fm.mpfl(NETS["cnn"](), SGD, **options)
+
+
+def test_models_without_convolutions_are_refused(model):
+    with pytest.raises(ValueError, match="'mlp': has no convolution; accepted with prune_dense"):
+        fm.mpfl(model, SGD)
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"conv9": np.ones(10, bool)}, "'conv9': unknown"),
+        ({"dense1": np.ones(11, bool)}, r"bool\[11\]; accepted is bool\[10\]"),
+        ({"dense1": np.zeros(10, bool)}, "no filter would be left"),
+    ],
+)
+def test_bad_masks_are_named(model, filters, message):
+    with pytest.raises(ValueError, match=message):
+        fm.masked_fedavg(model, SGD, filters=filters)
