@@ -21,10 +21,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from common import append, interval, lines
+from common import append, lines
 
 import fedjax_masks as fm
 from fedjax_masks.algorithm import ClientIndex
+from fedjax_masks.analysis.intervals import interval
 from fedjax_masks.compaction import keep_outputs, parameter_count
 from fedjax_masks.gates import channel_activity, channels_in_use, inference_macs
 from fedjax_masks.models import gated

@@ -20,8 +20,9 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(os.cpu_count() or 1, 4)}")
 
 import jax
-from common import append, interval, lines
+from common import append, lines
 
+from fedjax_masks.analysis.intervals import interval
 from fedjax_masks.config import make_config
 from fedjax_masks.experiment import build
 from fedjax_masks.runner import simulate

@@ -26,7 +26,6 @@ Times a round of the masked form against one of the compacted form:
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -37,16 +36,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmask_search import interval, lines  # isort: skip
-
 import jax
 import numpy as np
 import optax
-from scipy.stats import t as student
+from common import append, lines
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.masked_fedavg import survivors
 from fedjax_masks.algorithms.mpfl import filter_norms, keep_largest
+from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
 from fedjax_masks.compaction import compact
 from fedjax_masks.data.tasks import index_of
@@ -200,8 +198,7 @@ def run_missing(args: argparse.Namespace) -> None:
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "jax": jax.__version__,
             }
-            with args.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append(args.out, line)
             print(f"seed {seed} {curve:20s} {line['sparsity']:.2f}: {line['accuracy']:.3f}", flush=True)
 
 
@@ -222,7 +219,7 @@ def print_table(args: argparse.Namespace) -> None:
     for iteration in (0, *ITERATIONS):
         groups = [curves[curve][iteration] for curve in CURVES]
         share = statistics.fmean(line["sparsity"] for group in groups for line in group)
-        cells = [interval([line["accuracy"] for line in group]) for group in groups]
+        cells = [interval([100 * line["accuracy"] for line in group]) for group in groups]
         print(f"| {100 * share:.0f} | " + " | ".join(cells) + " |")
 
 
@@ -238,19 +235,13 @@ def draw(args: argparse.Namespace) -> None:
             ordered = [groups[key] for key in sorted(groups)]
             x = [100 * statistics.fmean(line["sparsity"] for line in group) for group in ordered]
             y = np.array([100 * statistics.fmean(line["accuracy"] for line in group) for group in ordered])
-            half = np.array([_half_width([100 * line["accuracy"] for line in group]) for group in ordered])
+            half = np.array([half_width([100 * line["accuracy"] for line in group]) for group in ordered])
             dash = (0, (1.2, 1.4)) if curve.endswith("score") else "-"
             ax.plot(x, y, marker=marker, color=color, label=label, linestyle=dash)
             ax.fill_between(x, y - half, y + half, color=color, alpha=0.13, linewidth=0)
         ax.set(xlabel="convolution filters pruned (%)", ylabel="test accuracy (%)")
         figure.legend(loc="outside lower center", ncols=2)
         figure.savefig(args.out, dpi=150)
-
-
-def _half_width(values: list[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    return student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def print_timing(args: argparse.Namespace) -> None:

@@ -18,10 +18,12 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and 95 % confidence interval; the bare value of a single one.
+    """Mean and 95 % confidence interval; the bare value of a single one, and ``"n/a"`` of none.
 
     >>> interval([1.0, 2.0, 3.0])
     '2.0 ± 2.5'
     """
+    if not values:
+        return "n/a"
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {half_width(values):.{digits}f}"

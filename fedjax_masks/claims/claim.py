@@ -83,18 +83,20 @@ def from_results(
     """
     found = results(file)
     if found is None:
-        source = f"experiments/results/{file} is not here: it comes with the source tree"
+        source = f"there is no finished experiments/results/{file} here"
         return Claim(system, claim, paper, None, label, "not reproducible here", "", source)
     ours, met = judge(found.lines)
     return Claim(system, claim, paper, ours, label, "met" if met else "missed", found.command, found.source)
 
 
 def results(file: str) -> Results | None:
-    """A file under ``experiments/results``, or None where there is no source tree."""
-    path = _RESULTS / file
-    if not path.is_file():
+    """A finished file under ``experiments/results``, or None; there is none without the source tree."""
+    path, provenance = _RESULTS / file, _RESULTS / "provenance.json"
+    if not path.is_file() or not provenance.is_file():
         return None
-    made = json.loads((_RESULTS / "provenance.json").read_text("utf-8"))[file]
+    made = json.loads(provenance.read_text("utf-8")).get(file)
+    if made is None:
+        return None
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     source = f"experiments/results/{file}, commit {made['commit']}, {made['machine']}"
     return Results(lines, made["command"], source)
