@@ -1,68 +1,116 @@
 """Latency of models that masks have made smaller: masked and dense against compacted."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithm import Params
+from fedjax_masks.algorithm import FederatedAlgorithm, Params, State, Task
+from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.algorithms.masked_fedavg import survivors
+from fedjax_masks.algorithms.mpfl import mpfl_search
 from fedjax_masks.benchmarks import measure
-from fedjax_masks.compaction import compact, parameter_count
+from fedjax_masks.compaction import compact, keep_outputs, parameter_count
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.masks import mask_params
-from fedjax_masks.models import Model
+from fedjax_masks.gates import channel_activity, channels_in_use, inference_macs
+from fedjax_masks.masks import density, mask_params, prune
+from fedjax_masks.models import Model, gated
 from fedjax_masks.simulation import make_simulation
+from fedjax_masks.simulation.records import RoundMetrics
 
 _TURNS = 200
 
 
 class _Deployed(NamedTuple):
-    """A trained model as a device would get it.
+    """A trained model in the two forms in which a device may get it.
 
     Attributes:
-      model: The model.
-      params: Its parameters, zero where the mask is.
-      density: Share of the masked parameters that is left.
+      masked: The model and its parameters, zero where the mask is.
+      compacted: The smaller model, and its parameters.
       images: ``[32, *input_shape]``.
+      figures: What else there is to say.
     """
 
-    model: Model
-    params: Params
-    density: float
+    masked: tuple[Model, Params]
+    compacted: tuple[Model, Params]
     images: jax.Array
+    figures: dict[str, float]
 
 
-def _fedmask_lenet(rounds: int, plan: str) -> _Deployed:
+def _fedmask(rounds: int, plan: str) -> _Deployed:
     """One client's own LeNet."""
     task = synthetic_task((28, 28, 1), 10, [40] * 20, noise=0.5)
     model = models.lenet(task)
     algorithm = fedmask(model, optax.sgd(100.0), epochs=5, batch_size=10)
-    simulation = make_simulation(algorithm, task, cohort=20, chunk=rounds, plan=plan)
-    state, metrics = simulation.run(simulation.init(), 0, rounds)
+    state, metrics = _train(algorithm, task, rounds, plan)
     mask = jax.tree.map(lambda a: a[0], state.clients).value
     params = mask_params(model.kernels, state.common, mask)
-    return _Deployed(model, params, float(metrics.mean("density")[-1]), jnp.asarray(task.test_inputs[:32]))
+    figures = {"density": float(metrics.mean("density")[-1])}
+    return _Deployed((model, params), compact(model, params), jnp.asarray(task.test_inputs[:32]), figures)
 
 
-_SYSTEMS: Mapping[str, Callable[[int, str], _Deployed]] = {"fedmask": _fedmask_lenet}
+def _mpfl(rounds: int, plan: str) -> _Deployed:
+    """The initial weights of a VGG11 for which five iterations of votes have pruned half of the filters."""
+    del rounds
+    task = synthetic_task((32, 32, 3), 10, [20] * 4, noise=0.5)
+    model = models.vgg11(task, channels=(16, 32, 64, 64, 128, 128, 128, 128), hidden=(128, 128))
+    algorithm = mpfl_search(model, optax.sgd(0.03), epochs=1)
+    state, _ = _train(algorithm, task, 6, plan)
+    filters = state.server.filters
+    params = prune(state.common, survivors(model.kernels, state.common, filters, prune_bias=True))
+    figures = {"density": float(density(filters))}
+    return _Deployed((model, params), compact(model, params), jnp.asarray(task.test_inputs[:32]), figures)
+
+
+def _adp(rounds: int, plan: str) -> _Deployed:
+    """A gated net without the channels that are active in less than a tenth of one client's examples."""
+    task = synthetic_task((28, 28, 1), 10, [40] * 10, noise=0.5)
+    model = gated(models.cnn(task), ratio=0.5)
+    state, _ = _train(fedavg(model, optax.sgd(0.03)), task, rounds, plan)
+    params, mine = state.server.params, jnp.asarray(task.inputs[task.train.rows[:40]])
+    small = keep_outputs(model, params, channels_in_use(channel_activity(model, params, mine), 0.1))
+    images = mine[:32]
+    whole = sum(k.positions * math.prod(k.shape) for k in model.kernels)
+    macs = {
+        f"{name}_macs": float(np.mean(sum(inference_macs(m, _active(m, p, images)))) / whole)
+        for name, (m, p) in {"gated": (model, params), "compacted": small}.items()
+    }
+    return _Deployed((model, params), small, images, macs)
+
+
+def _train(algorithm: FederatedAlgorithm, task: Task, rounds: int, plan: str) -> tuple[State, RoundMetrics]:
+    """Some rounds with all clients."""
+    simulation = make_simulation(algorithm, task, cohort=task.num_clients, chunk=rounds, plan=plan)
+    return simulation.run(simulation.init(), 0, rounds)
+
+
+def _active(model: Model, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+    return {name: gate.active for name, gate in model.forward(params, images)[1].items()}
+
+
+_SYSTEMS: Mapping[str, Callable[[int, str], _Deployed]] = {"fedmask": _fedmask, "mpfl": _mpfl, "adp": _adp}
 
 
 def bench_inference(*, rounds: int, plan: str = "auto", systems: tuple[str, ...] = ()) -> dict[str, Any]:
     """Trains small models, removes what their masks have emptied, and times both forms in turn.
 
     Args:
-      rounds: Rounds of training.
+      rounds: Rounds of training, where there is any.
       plan: The execution plan of the training.
       systems: Names of algorithms; all by default.
 
     Returns:
       ``latency_speedup`` by algorithm and batch size, the median over pairs; under each algorithm's
-      name what was compared.
+      name what was compared. Logits are equal up to rounding but for ADP, whose compacted net does
+      without channels that are rarely active; its MACs are counted, per example and relative to the
+      net without gates.
     """
     compared = {name: _compare(_SYSTEMS[name](rounds, plan)) for name in systems or _SYSTEMS}
     return {
@@ -73,8 +121,7 @@ def bench_inference(*, rounds: int, plan: str = "auto", systems: tuple[str, ...]
 
 
 def _compare(deployed: _Deployed) -> dict[str, Any]:
-    model, params, density, images = deployed
-    small, small_params = compact(model, params)
+    (model, params), (small, small_params), images, figures = deployed
     latency, speedup, difference = {}, {}, 0.0
     for batch in (1, 32):
         x = images[:batch]
@@ -86,8 +133,8 @@ def _compare(deployed: _Deployed) -> dict[str, Any]:
         speedup[str(batch)] = measure.speedup(taken["masked"], taken["compacted"])
     return {
         "model": model.name,
-        "density": round(density, 4),
-        "parameters_dense": parameter_count(params),
+        **{name: round(value, 4) for name, value in figures.items()},
+        "parameters_masked": parameter_count(params),
         "parameters_compacted": parameter_count(small_params),
         "max_logit_difference": difference,
         "latency": latency,
