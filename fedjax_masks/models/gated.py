@@ -40,8 +40,9 @@ def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None,
     channel, or its sigmoid. The layer emits ``relu(norm(conv(x)) * g)`` with all but the
     ``round(ratio * outputs)`` largest of ``g`` set to zero (a half is rounded to even, ties go to the
     lower index), in training and evaluation alike. The selection has no gradient; gates that survive
-    learn through the product. A suppressed pair of example and channel contributes nothing to any gradient of that channel, save
-    through the statistics of a normalisation that it shares with active ones.
+    learn through the product. A suppressed pair of example and channel contributes nothing to any
+    gradient of that channel, save through the statistics of a normalisation that it shares with active
+    ones.
 
     Args:
       model: The net.
