@@ -55,7 +55,7 @@ def adp(
     epochs: int = 1,
     batch_size: int = 10,
     ratio: PositiveShare = 0.7,
-    saliency: Literal["mean", "sigmoid"] = "mean",
+    saliency: Literal["mean", "sigmoid"] | None = None,
     gate_bias: float = 1.0,
     l1: Decay = 0.0,
     federation: Federation = "fedavg",
@@ -71,8 +71,8 @@ def adp(
       epochs: Local epochs per round; 10 as published.
       batch_size: Examples per local step; 64 as published.
       ratio: Share of channels that are active in an example, in (0, 1].
-      saliency: What a gate sees of an input channel: its ``mean`` (the published ResNet), or the
-        ``sigmoid`` of that (the published VGG).
+      saliency: What a gate sees of an input channel: its ``mean``, or the ``sigmoid`` of that; by
+        default, and as published, the mean in residual networks and the sigmoid in others.
       gate_bias: Where the gates' biases start. The published ResNet starts from 0, against its own
         gate's 1.
       l1: Factor of the sum of all gates of an example in the loss; 1e-8 to 1e-5 in the gates'

@@ -33,20 +33,23 @@ class Gate(NamedTuple):
     active: jax.Array
 
 
-def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency = "mean", bias: float = 1.0) -> Model:
+def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None, bias: float = 1.0) -> Model:
     """Puts a gate on every convolution but a residual network's stem and its shortcuts.
 
     Of an example's input ``x`` to a layer, ``g = relu(s(x) A + b)``, where ``s`` is the mean of each
-    channel. The layer emits ``relu(norm(conv(x)) * g)`` with all but the ``round(ratio * outputs)``
-    largest of ``g`` set to zero (a half is rounded to even, ties go to the lower index), in training
-    and evaluation alike. The selection has no gradient; gates that survive learn through the product.
-    A suppressed pair of example and channel contributes nothing to any gradient of that channel, save
-    through the statistics of a normalisation that it shares with active ones.
+    channel, or its sigmoid. The layer emits ``relu(norm(conv(x)) * g)`` with all but the
+    ``round(ratio * outputs)`` largest of ``g`` set to zero (a half is rounded to even, ties go to the
+    lower index), in training and evaluation alike. The selection has no gradient; gates that survive
+    learn through the product. A suppressed pair of example and channel contributes nothing to any
+    gradient of that channel, save through the statistics of a normalisation that it shares with active
+    ones.
 
     Args:
       model: The net.
       ratio: Share of channels that are active, in (0, 1].
-      saliency: ``s`` is the ``mean``, or its ``sigmoid``.
+      saliency: ``s`` is the ``mean``, or its ``sigmoid``; by default the mean in residual networks
+        and the sigmoid in others. Unbounded gates multiply activations by activations, layer upon
+        layer: without normalisation, training then overflows at rates that suit the plain net.
       bias: Where ``b`` starts; ``A`` is drawn from He et al.'s normal distribution.
 
     Returns:
@@ -78,6 +81,8 @@ def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency = "mean", bias
         if not keep[kernel.name]:
             least = 0.5 / kernel.outputs
             raise ValueError(f"ratio={ratio}: no channel of {kernel.name} is kept; accepted is above {least}")
+    if saliency is None:
+        saliency = "mean" if any(kernel.role == "stem" for kernel in model.kernels) else "sigmoid"
     return _with_gates(model, keep, saliency, bias)
 
 
