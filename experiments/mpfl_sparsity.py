@@ -203,10 +203,11 @@ def run_missing(args: argparse.Namespace) -> None:
 
 
 def grouped(path: Path) -> dict[str, dict[int, list[dict]]]:
-    """By curve and iteration the lines of all seeds; every curve starts from the dense model."""
+    """By curve and iteration the lines of all seeds; federated curves start from the dense model."""
     found: dict[str, dict[int, list[dict]]] = {curve: defaultdict(list) for curve in CURVES}
+    federated = [curve for curve in CURVES if not curve.endswith("score")]
     for line in lines(path):
-        for curve in CURVES if line["curve"] == "dense" else [line["curve"]]:
+        for curve in federated if line["curve"] == "dense" else [line["curve"]]:
             found[curve][line["iteration"]].append(line)
     return found
 
