@@ -1,8 +1,11 @@
 from types import SimpleNamespace
 
+import cases
 import jax
+import numpy as np
 import pytest
 
+from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 
@@ -50,3 +53,24 @@ def test_what_does_not_fit_gets_smaller_blocks_and_then_fewer_devices():
     assert (plan.block, plan.devices, need) == (1, 1, 10)
     with pytest.raises(MemoryError, match="one at a time"):
         fit_plan(compile_for, Plan(1), available=5)
+
+
+def test_cohorts_are_distinct_clients_drawn_by_seed_and_round():
+    draws = {(seed, index): draw_cohort(seed, index, 50, 20) for seed in (0, 1) for index in range(4)}
+    assert all(len(set(ids.tolist())) == 20 for ids in draws.values())
+    assert len({tuple(ids) for ids in draws.values()}) == len(draws)
+    np.testing.assert_array_equal(draws[0, 3], draw_cohort(0, 3, 50, 20))
+
+
+def test_every_client_is_drawn_equally_often():
+    counts = np.bincount(np.concatenate([draw_cohort(0, index, 20, 5) for index in range(2000)]))
+    # 500 expected; a standard deviation is 19.4.
+    assert np.abs(counts - 500).max() < 5 * 19.4
+
+
+def test_a_cohort_stays_for_a_cycle():
+    algorithm, task = cases.algorithm("fedavg")._replace(cycle=3), cases.task()
+    ids = lay_out_rounds(range(6), 0, 5, task, algorithm, Plan(1)).ids
+    assert (ids[:3] == ids[0]).all()
+    assert (ids[3:] == ids[3]).all()
+    assert (ids[0] != ids[3]).any()
