@@ -2,12 +2,20 @@
 
     python experiments/collect.py runs/fashion_mnist/* > experiments/results/fashion_mnist.jsonl
 
-Bytes are exact; accuracies are of one run; seconds depend on the machine.
+Bytes are exact; accuracies are of one run; seconds depend on the machine. Of runs that are named like
+``fedavg-0``, with the seed behind the last dash, it also prints a table, mean and 95 % confidence
+interval over the seeds:
+
+    python experiments/collect.py --table experiments/results/fedskel_digits.jsonl
 """
 
 import json
 import sys
 from pathlib import Path
+
+from common import lines
+
+from fedjax_masks.analysis.intervals import interval
 
 _RESULTS = (
     *("round", "last_global_accuracy", "last_personal_accuracy_mean", "personal_accuracy_p10"),
@@ -30,6 +38,7 @@ def line(directory: Path) -> dict:
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir")}
     chosen = ("algorithm", "data", "model", "training", "rounds", "cohort", "seed", "chosen_plan", "versions")
     return {
+        "run": directory.name,
         **{key: config[key] for key in chosen},
         "device": f"{config['platform']['devices']} x {config['platform']['device']}",
         "cpus": config["platform"]["cpus"],
@@ -38,6 +47,31 @@ def line(directory: Path) -> dict:
     }
 
 
+def print_table(file: Path) -> None:
+    """Prints a Markdown table of a file of lines."""
+    groups: dict[str, list[dict]] = {}
+    for found in lines(file):
+        groups.setdefault(found["run"].rpartition("-")[0], []).append(found)
+    print("| | global accuracy, % | personal accuracy, % | bytes ÷ FedAvg's | seeds |")
+    print("|---|---|---|---|---|")
+    dense = groups["fedavg"][0]
+    for name, group in groups.items():
+        columns = (
+            [100 * run[f"last_{key}"] for run in group if run[f"last_{key}"] is not None]
+            for key in ("global_accuracy", "personal_accuracy_mean")
+        )
+        share = [_bytes(run) / _bytes(dense) for run in group]
+        cells = (name, *map(interval, columns), interval(share, digits=4), str(len(group)))
+        print("| " + " | ".join(cells) + " |")
+
+
+def _bytes(run: dict) -> int:
+    return run["bytes_up_total"] + run["bytes_down_total"]
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        print(json.dumps(line(Path(argument))))
+    if sys.argv[1] == "--table":
+        print_table(Path(sys.argv[2]))
+    else:
+        for argument in sys.argv[1:]:
+            print(json.dumps(line(Path(argument))))

@@ -1,0 +1,30 @@
+# FedSkel beside FedAvg and local training; three seeds. Usage: fedskel_accuracy.sh OUT [--data-dir DIR]
+set -euo pipefail
+out=$1
+shift
+options=(--partition shards:2 --cohort 10 --epochs 1 --batch-size 10 --rounds 100 --eval-every 50)
+options+=(--set algorithm.lr=0.05 --set algorithm.momentum=0.5 --quiet)
+
+run() { # NAME, then what else
+    local directory=$out/$1
+    shift
+    [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" "$@"
+}
+
+for seed in 0 1 2; do
+    seeds=(--seed $seed --set data.seed=$seed)
+    for data in "cifar10 cifar-cnn" "fashion_mnist lenet"; do
+        read -r dataset model <<<"$data"
+        for algorithm in fedskel fedavg local; do
+            run "$dataset/$algorithm-$seed" --algorithm $algorithm --dataset $dataset --model $model --clients 100 \
+                --set data.examples_per_client=100 --set data.test_per_client=200 "${seeds[@]}" "$@"
+        done
+    done
+    # What costs accuracy: a cohort that stays for a cycle, the skeleton, and how long it is in use.
+    on_digits=(--dataset digits --clients 50 "${seeds[@]}")
+    run digits/fedavg-$seed --algorithm fedavg "${on_digits[@]}"
+    run digits/all-filters-$seed --algorithm fedskel --set algorithm.ratios=1.0 "${on_digits[@]}"
+    run digits/a-fifth-$seed --algorithm fedskel "${on_digits[@]}"
+    run digits/a-fifth-every-other-round-$seed --algorithm fedskel --set algorithm.updates=1 "${on_digits[@]}"
+    run digits/a-fifth-dense-too-$seed --algorithm fedskel --set algorithm.prune_dense=true "${on_digits[@]}"
+done
