@@ -173,34 +173,11 @@ def masked_updates() -> optax.GradientTransformationExtraArgs:
 
 
 def train(
-    key: chex.PRNGKey,
-    params: Params,
-    data: ClientData,
-    *,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    epochs: int,
-    batch_size: int,
-    augment: Augment | None = None,
-    after_epoch: Callable[[Params], Params] | None = None,
-    proximal: float = 0.0,
-    update_mask: Any = None,
-    correction: Any = None,
+    key: chex.PRNGKey, params: Params, data: ClientData, *, loss: Loss, **options: Any
 ) -> tuple[Params, LocalMetrics]:
-    """Trains one client with a fresh optimiser: :func:`train_with_sums` without sums."""
+    """Trains one client with a fresh optimiser: :func:`train_with_sums`, with its options, without sums."""
     params, metrics, _ = train_with_sums(
-        key,
-        params,
-        data,
-        loss=lambda params, batch: (loss(params, batch), ()),
-        optimizer=optimizer,
-        epochs=epochs,
-        batch_size=batch_size,
-        augment=augment,
-        after_epoch=after_epoch,
-        proximal=proximal,
-        update_mask=update_mask,
-        correction=correction,
+        key, params, data, loss=lambda params, batch: (loss(params, batch), ()), **options
     )
     return params, metrics
 
