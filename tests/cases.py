@@ -31,9 +31,9 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         model, optax.sgd(0.1), batch_size=4, ratios=(0.3, 1.0), updates=1, prune_dense=True
     ),
     "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
-    "adp": lambda model: fm.adp(model, optax.sgd(0.05), batch_size=4, federation="scaffold", l1=1e-3),
+    "adp": lambda model: fm.adp(model, optax.sgd(0.02), batch_size=4, federation="scaffold", l1=1e-3),
     "adp-salient": lambda model: fm.adp(
-        model, optax.sgd(0.05), batch_size=4, upload_share=0.5, threshold=1e-3
+        model, optax.sgd(0.02), batch_size=4, upload_share=0.5, threshold=1e-3
     ),
     "fedmask": lambda model: _fedmask(model, epochs=2),
     "fedmask-own": lambda model: _fedmask(
