@@ -164,7 +164,8 @@ def print_tables(args: argparse.Namespace) -> None:
     groups: dict[tuple[str, bool], list[dict]] = {}
     for line in lines(args.file):
         groups.setdefault((line["federation"], line["gates"]), []).append(line)
-    named = {f"{name}, gates {'on' if on else 'off'}": group for (name, on), group in groups.items()}
+    order = sorted(groups, key=lambda group: (list(FEDERATIONS).index(group[0]), group[1]))
+    named = {f"{name}, gates {'on' if on else 'off'}": groups[name, on] for name, on in order}
     targets = [f"{target:.0%}" for target in TARGETS]
     _table("rounds to", targets, {n: [_reached(g, t, _rounds) for t in TARGETS] for n, g in named.items()})
     _table("MB to", targets, {n: [_reached(g, t, _megabytes) for t in TARGETS] for n, g in named.items()})
