@@ -27,3 +27,12 @@ def interval(values: Sequence[float], digits: int = 1) -> str:
         return "n/a"
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {half_width(values):.{digits}f}"
+
+
+def surely_above(values: Sequence[float], bound: float) -> bool:
+    """Whether the whole 95 % confidence interval of the mean lies above a bound.
+
+    >>> surely_above([1.0, 2.0, 3.0], 0.0), surely_above([4.0, 5.0, 6.0], 0.0)
+    (False, True)
+    """
+    return statistics.fmean(values) - half_width(values) > bound

@@ -1,6 +1,5 @@
 """FedMask: Li et al., SenSys 2021, doi 10.1145/3485730.3485929."""
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import optax
 
 from fedjax_masks import models, payload, trees
 from fedjax_masks.algorithms.fedmask import fedmask
-from fedjax_masks.analysis.intervals import interval
+from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims.claim import Claim, counted, from_results
 from fedjax_masks.data import synthetic_task
 
@@ -72,7 +71,7 @@ def _orders() -> list[Claim]:
                 for which in ("default", other)
             )
             gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-            return f"{interval(gaps)} points over {name}", statistics.fmean(gaps) > 0
+            return f"{interval(gaps)} points over {name}", surely_above(gaps, 0)
 
         return of
 

@@ -1,7 +1,6 @@
 """MPFL: Gez and Cohen, 2023, arXiv 2312.03889."""
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import optax
 
 from fedjax_masks import models, payload
 from fedjax_masks.algorithms.mpfl import mpfl_search
-from fedjax_masks.analysis.intervals import interval
+from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims.claim import Claim, counted, from_results
 from fedjax_masks.data import synthetic_task
 
@@ -48,7 +47,7 @@ def _accuracies() -> list[Claim]:
                 for curve in ("mpfl", "fedavg-then-prune")
             )
             gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-            return f"{interval(gaps)} points", fmean(gaps) > 0
+            return f"{interval(gaps)} points", surely_above(gaps, 0)
 
         return of
 
