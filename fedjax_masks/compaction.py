@@ -115,8 +115,10 @@ def _keep(kernels: Sequence[Kernel], layers: Layers, index: int, kept: np.ndarra
     layers[index] = jax.tree.map(lambda a: a[..., kept], layers[index])
     layer = layers[reader] | {"kernel": _take_inputs(layers[reader]["kernel"], kept)}
     if kernels[reader].gate is not None:
-        gate = layer["gate"]
-        layer |= {"gate": gate | {"kernel": _take_inputs(gate["kernel"], kept)}}
+        weights, bias = layer["gate"]["kernel"], layer["gate"]["bias"]
+        # The sigmoid of a silent channel is not zero: what it gave to the gate goes on in the bias.
+        bias = bias + kernels[reader].silence * weights[~kept].sum(0)
+        layer |= {"gate": {"kernel": weights[kept], "bias": bias}}
     layers[reader] = layer
 
 

@@ -49,7 +49,7 @@ def images(num=6, seed=1):
 def case(request):
     """Net, gated net, its parameters, and the gates of a batch."""
     net = MODELS[request.param]()
-    model = gated(net, ratio=0.6)
+    model = gated(net, ratio=0.6, saliency="mean")  # of which more varies between examples
     params = random_params(model)
     logits, gates = jax.jit(model.forward)(params, images())
     return net, model, params, logits, jax.device_get(gates)
@@ -301,6 +301,16 @@ def test_removing_what_a_client_never_uses_changes_nothing(case):
     for name, gate in few.items():
         kept = keep[name] if name in removed else np.ones(gate.active.shape[-1], bool)
         np.testing.assert_array_equal(gate.active, gates[name].active[:, kept])
+
+
+def test_removing_silent_channels_changes_no_sigmoid_gate():
+    model = gated(MODELS["cnn"](), ratio=0.6, saliency="sigmoid")
+    params = random_params(model)
+    logits, gates = jax.jit(model.forward)(params, images())
+    keep = channels_in_use({name: gate.active.mean(0) for name, gate in gates.items()}, 1e-9)
+    smaller, small_params = keep_outputs(model, params, keep)
+    assert trees.size(small_params) < trees.size(params)
+    np.testing.assert_allclose(smaller.apply(small_params, images()), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_client_keeps_at_least_the_most_active_channel():

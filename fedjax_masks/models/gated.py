@@ -88,6 +88,7 @@ def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None,
 
 def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: float) -> Model:
     gates = {k.name: (*k.path[:-1], "gate") for k in net.kernels if k.name in keep}
+    silence = 0.5 if saliency == "sigmoid" else 0.0
 
     def init(key: jax.Array) -> Params:
         params = net.init(key)
@@ -129,7 +130,7 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
         init=init,
         apply=lambda params, x: forward(params, x)[0],
         forward=forward,
-        kernels=tuple(k._replace(gate=gates.get(k.name)) for k in net.kernels),
+        kernels=tuple(k._replace(gate=gates.get(k.name), silence=silence) for k in net.kernels),
         rebuild=rebuild,
     )
 

@@ -33,6 +33,7 @@ class Kernel(NamedTuple):
         of pixels that were flattened. Output ``c`` feeds rows ``p * outputs + c``.
       gate: Path of the parameters of a gate on the outputs, or None; see
         :func:`fedjax_masks.models.gated`.
+      silence: What the gate sees of an input channel that is zero everywhere.
     """
 
     path: tuple[str, ...]
@@ -47,6 +48,7 @@ class Kernel(NamedTuple):
     successor: int | None = None
     repeats: int = 1
     gate: tuple[str, ...] | None = None
+    silence: float = 0.0
 
     @property
     def name(self) -> str:
