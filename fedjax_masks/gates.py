@@ -115,7 +115,7 @@ def inference_macs(model: Model, active: Mapping[str, Any]) -> Macs:
       >>> from fedjax_masks.models import cnn, gated
       >>> model = gated(cnn(SimpleNamespace(input_shape=(8, 8, 1), num_classes=2)))
       >>> inference_macs(model, {"conv1": np.arange(32)[None] < 22, "conv2": np.arange(64)[None] < 45})
-      Macs(conv=array([155232]), dense=array([92416]), gates=array([4512]))
+      Macs(conv=array([155232]), dense=array([23296]), gates=array([4512]))
     """
     counts = {name: np.asarray(mask).sum(-1, dtype=np.int64) for name, mask in active.items()}
     macs = Macs(*[np.zeros_like(next(iter(counts.values())))] * len(Macs._fields))._asdict()
