@@ -27,8 +27,8 @@ from fedjax_masks.algorithms.fedavg import Server, averaging
 from fedjax_masks.algorithms.fednova import normalized
 from fedjax_masks.algorithms.scaffold import controlled
 from fedjax_masks.gates import Activity, count_active
-from fedjax_masks.masks import top_count
-from fedjax_masks.models import Gate, Model, gated
+from fedjax_masks.masks import filter_mask, top_count
+from fedjax_masks.models import Gate, Kernel, Model, gated
 from fedjax_masks.payload import Masked
 from fedjax_masks.values import Decay, PositiveShare
 
@@ -159,16 +159,10 @@ def salient(net: Model, fit: Any, share: float) -> FederatedAlgorithm:
     layers = {kernel.name: kernel for kernel in net.kernels if kernel.gate is not None}
     count = {name: max(1, round(share * kernel.outputs)) for name, kernel in layers.items()}
 
-    def rows(params: Params, channels: dict[str, jax.Array]) -> Any:
-        """Pytree of bool like the parameters, with axes of size 1: what is uploaded."""
-        mask = jax.tree.map(lambda a: jnp.ones((1,) * a.ndim, bool), params)
-        for name, kernel in layers.items():
-            layer = jax.tree.map(
-                lambda a, chosen=channels[name]: chosen.reshape(*(1,) * (a.ndim - 1), -1),
-                trees.get(params, kernel.path[:-1]),
-            )
-            mask = trees.put(mask, kernel.path[:-1], layer)
-        return mask
+    def parts(kernel: Kernel) -> list[tuple[str, ...]]:
+        gate = kernel.gate or ()
+        paths = (kernel.path, kernel.bias, *kernel.norm_paths, (*gate, "kernel"), (*gate, "bias"))
+        return [path for path in paths if path]
 
     def train(
         key: chex.PRNGKey, common: Any, message: Params, client: Any, data: ClientData
@@ -177,7 +171,7 @@ def salient(net: Model, fit: Any, share: float) -> FederatedAlgorithm:
         params, metrics, activity = fit(key, message, data)
         channels = {name: top_count(activity[name], count[name]) for name in layers}
         # The server derives the mask from the channels, which the upload carries.
-        update = Masked(trees.sub(params, message), rows(params, channels))
+        update = Masked(trees.sub(params, message), filter_mask(net.kernels, params, channels, parts))
         return client, Upload(update, channels), metrics._asdict()
 
     def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: Upload, cohort: Cohort) -> Server:

@@ -100,3 +100,19 @@ def results(file: str) -> Results | None:
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     source = f"experiments/results/{file}, commit {made['commit']}, {made['machine']}"
     return Results(lines, made["command"], source)
+
+
+def gaps(
+    lines: Sequence[dict[str, Any]],
+    value: Callable[[dict[str, Any]], float],
+    ours: Callable[[dict[str, Any]], bool],
+    theirs: Callable[[dict[str, Any]], bool],
+) -> list[float]:
+    """By how much one group of lines exceeds another, seed by seed.
+
+    >>> lines = [{"seed": 0, "who": who, "x": x} for who, x in (("a", 3.0), ("b", 1.0))]
+    >>> gaps(lines, lambda n: n["x"], lambda n: n["who"] == "a", lambda n: n["who"] == "b")
+    [2.0]
+    """
+    mine, other = ({n["seed"]: value(n) for n in lines if chosen(n)} for chosen in (ours, theirs))
+    return [mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys())]

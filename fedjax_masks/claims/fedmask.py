@@ -10,7 +10,7 @@ import optax
 from fedjax_masks import models, payload, trees
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.analysis.intervals import interval, surely_above
-from fedjax_masks.claims.claim import Claim, counted, from_results
+from fedjax_masks.claims.claim import Claim, counted, from_results, gaps
 from fedjax_masks.data import synthetic_task
 
 _NAME = "fedmask"
@@ -66,12 +66,13 @@ def _latencies() -> list[Claim]:
 def _orders() -> list[Claim]:
     def judge(other: str, name: str) -> Any:
         def of(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-            ours, theirs = (
-                {line["seed"]: 100 * line["after_local"] for line in lines if line["name"] == which}
-                for which in ("default", other)
+            found = gaps(
+                lines,
+                lambda line: 100 * line["after_local"],
+                lambda line: line["name"] == "default",
+                lambda line: line["name"] == other,
             )
-            gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-            return f"{interval(gaps)} points over {name}", surely_above(gaps, 0)
+            return f"{interval(found)} points over {name}", surely_above(found, 0)
 
         return of
 

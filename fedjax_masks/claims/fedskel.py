@@ -12,7 +12,7 @@ import optax
 from fedjax_masks import models, payload, trees
 from fedjax_masks.algorithms.fedskel import fedskel, keep_count
 from fedjax_masks.analysis.intervals import interval
-from fedjax_masks.claims.claim import LIVE, Claim, counted, from_results
+from fedjax_masks.claims.claim import LIVE, Claim, counted, from_results, gaps
 from fedjax_masks.data import synthetic_task
 
 _NAME = "fedskel"
@@ -79,15 +79,13 @@ def _speedups() -> list[Claim]:
 
 def _accuracies() -> list[Claim]:
     def judge(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-        ours, theirs = (
-            {line["seed"]: 100 * line["last_global_accuracy"] for line in lines if name(line) == which}
-            for which in (_NAME, "fedavg")
+        found = gaps(
+            lines,
+            lambda line: 100 * line["last_global_accuracy"],
+            lambda line: line["algorithm"]["name"] == _NAME,
+            lambda line: line["algorithm"]["name"] == "fedavg",
         )
-        gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-        return f"{interval(gaps)} points against FedAvg", statistics.fmean(gaps) >= -1
-
-    def name(line: dict[str, Any]) -> str:
-        return line["algorithm"]["name"]
+        return f"{interval(found)} points against FedAvg", statistics.fmean(found) >= -1
 
     return [
         from_results(

@@ -9,7 +9,7 @@ import optax
 from fedjax_masks import models, payload
 from fedjax_masks.algorithms.mpfl import mpfl_search
 from fedjax_masks.analysis.intervals import interval, surely_above
-from fedjax_masks.claims.claim import Claim, counted, from_results
+from fedjax_masks.claims.claim import Claim, counted, from_results, gaps
 from fedjax_masks.data import synthetic_task
 
 _NAME = "mpfl"
@@ -38,16 +38,13 @@ def _mask_bits(name: str, options: dict[str, Any]) -> int:
 def _accuracies() -> list[Claim]:
     def judge(iteration: int) -> Any:
         def of(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-            ours, theirs = (
-                {
-                    line["seed"]: 100 * line["accuracy"]
-                    for line in lines
-                    if (line["curve"], line["iteration"]) == (curve, iteration)
-                }
-                for curve in ("mpfl", "fedavg-then-prune")
+            found = gaps(
+                [line for line in lines if line["iteration"] == iteration],
+                lambda line: 100 * line["accuracy"],
+                lambda line: line["curve"] == "mpfl",
+                lambda line: line["curve"] == "fedavg-then-prune",
             )
-            gaps = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-            return f"{interval(gaps)} points", surely_above(gaps, 0)
+            return f"{interval(found)} points", surely_above(found, 0)
 
         return of
 
