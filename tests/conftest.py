@@ -10,6 +10,7 @@ import tempfile
 
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_use_fusion_emitters=false",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 )

@@ -43,7 +43,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def model(task):
-    return fm.models.cnn(task)
+    return cases.KINDS["small-cnn"][1](task)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,8 @@ def test_skeleton_is_what_was_most_active(model, task):
 
 def test_stale_mean_differs_in_updates_only(model, task):
     def states(stale_mean):
-        algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3,), updates=1, stale_mean=stale_mean)
+        sgd = optax.sgd(0.1, momentum=0.5)
+        algorithm = fm.fedskel(model, sgd, batch_size=4, ratios=(0.3,), updates=1, stale_mean=stale_mean)
         simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=1)
         first, _ = simulation.run(simulation.init(), 0, 1)
         first_params = jax.device_get(first.server.params)
