@@ -124,7 +124,7 @@ def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str,
 def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     """What the runner adds to the bare loop of rounds: records, progress and checkpoints.
 
-    Both run the same rounds of ``femnist-cnn`` in turn, seven times; evaluation, whose cost is
+    Both run the same rounds of ``femnist-cnn`` in turn, fifteen times; evaluation, whose cost is
     the user's choice, is left out of both.
     """
     algorithm, task, cohort = _femnist_cnn()
@@ -148,7 +148,7 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
             hooks = (*writers(Path(out), config), show)
             run_rounds(simulation, simulation.init(), rounds=rounds, eval_every=chunk, on_chunk=hooks)
 
-    taken = measure.in_turns({"bare": bare, "runner": whole}, 7)
+    taken = measure.in_turns({"bare": bare, "runner": whole}, 15)
     return {
         "plan": str(simulation.plan),
         "device": measure.device(),
