@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # FedSkel beside FedAvg and local training; three seeds. Usage: fedskel_accuracy.sh OUT [--data-dir DIR]
 set -euo pipefail
 out=$1

@@ -18,7 +18,7 @@ from fedjax_masks.simulation.layout import Block, Rows
 _fedmask = partial(fm.fedmask, optimizer=optax.adam(0.1), score_scale=0.3, batch_size=4)
 
 
-def _every_other(model: Model) -> dict[str, np.ndarray]:
+def every_other(model: Model) -> dict[str, np.ndarray]:
     first = model.kernels[0]
     return {first.name: np.arange(first.outputs) % 2 == 0}
 
@@ -37,7 +37,7 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         model, optax.sgd(0.1), batch_size=4, ratios=(0.3, 1.0), updates=1, prune_dense=True
     ),
     "masked-fedavg": lambda model: fm.masked_fedavg(
-        model, optax.sgd(0.1), batch_size=4, filters=_every_other(model), prune_bias=True
+        model, optax.sgd(0.1), batch_size=4, filters=every_other(model), prune_bias=True
     ),
     "mpfl": lambda model: fm.mpfl(
         model, optax.sgd(0.1), batch_size=4, iterations=2, search_epochs=2, prune_dense=True

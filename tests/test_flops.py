@@ -1,9 +1,17 @@
+from types import SimpleNamespace
+
+import cases
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
+import fedjax_masks as fm
+from fedjax_masks.data import synthetic_task
 from fedjax_masks.flops import count_flops
-from fedjax_masks.ops import conv2d
+from fedjax_masks.models import cnn, mlp
+from fedjax_masks.ops import conv, conv2d
 
 X, FIRST, SECOND = jnp.ones((2, 9, 8, 3)), jnp.ones((3, 3, 3, 16)), jnp.ones((3, 3, 16, 5))
 
@@ -25,3 +33,38 @@ def test_gradients_count_once_each_and_only_where_used(lowering):
 
     first, second = 2 * (2 * 9 * 8) * FIRST.size, 2 * (2 * 9 * 8) * SECOND.size
     assert count_flops(jax.grad(loss), (FIRST, SECOND)) == 2 * first + 3 * second
+
+
+IMAGES = SimpleNamespace(input_shape=(16, 16, 3), num_classes=10)
+SGD = optax.sgd(0.1)
+STEPS = {
+    "dense layers": lambda: fm.fedavg(mlp(IMAGES, hidden=(200, 100)), SGD, batch_size=20),
+    "convolutions": lambda: fm.fedavg(cnn(IMAGES), SGD, batch_size=20),
+    "every other filter": lambda: fm.masked_fedavg(
+        cnn(IMAGES), SGD, batch_size=20, filters=cases.every_other(cnn(IMAGES))
+    ),
+    "gates": lambda: fm.adp(cnn(IMAGES), SGD, batch_size=20),
+    "skeleton": lambda: fm.fedskel(cnn(IMAGES), SGD, batch_size=20, ratios=(0.3,)),
+    "skeleton, whole round": lambda: fm.fedskel(cnn(IMAGES), SGD, batch_size=20, ratios=(0.3,)),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_client_counts_what_xla_counts_in_its_compiled_step(name, monkeypatch):
+    # Winograd's products are fewer than the definition's; the others' are the definition's.
+    monkeypatch.setattr(conv, "_choose", lambda *args: ("canonical", "canonical"))
+    algorithm = STEPS[name]()
+    task = synthetic_task(IMAGES.input_shape, IMAGES.num_classes, [40] * 2)
+    state = algorithm.init(jax.random.key(0), task)
+    server = state.server
+    if name == "skeleton":
+        server = server._replace(round=jnp.int32(1))
+    message = algorithm.send(server, jnp.int32(1))  # a constant: of a branch only what runs is compiled
+    client = jax.tree.map(lambda leaf: leaf[1], state.clients)
+    train = jax.jit(lambda client, data: algorithm.train(jax.random.key(0), (), message, client, data))
+    data = cases.data_of(task, 1)
+    metrics = train(client, data)[2]
+    assert metrics["steps"] == 2
+    # XLA counts the loop's body once, elementwise operations, and no products with the padding's zeros.
+    counted = train.lower(client, data).compile().cost_analysis()["flops"]
+    np.testing.assert_allclose(metrics["flops"] / metrics["steps"], counted, rtol=0.1)

@@ -60,17 +60,13 @@ def input_gradient(
     form: Form, kernel: jax.Array, strides: Sequence[int], pads: Pads, in_size: Sequence[int]
 ) -> jax.Array:
     """``[batch, *in_size, in]``, from what :func:`output_gradient` gave."""
-    phases = list(_phases(kernel.shape[:2], strides, pads, in_size))
     parts = []
+    phases = _phases(kernel.shape[:2], strides, pads, in_size)
     for (rows, columns), patch in zip(phases, form[1], strict=True):
         taps = _taps(kernel, strides, rows, columns)
-        parts.append(patch @ taps.swapaxes(2, 3).reshape(-1, kernel.shape[2]))
-    if tuple(strides) == (1, 1):
-        return parts[0]
-    dx = jnp.zeros((len(parts[0]), *in_size, kernel.shape[2]), kernel.dtype)
-    for (rows, columns), part in zip(phases, parts):
-        dx = dx.at[:, rows.offset :: strides[0], columns.offset :: strides[1]].set(part)
-    return dx
+        part = patch @ taps.swapaxes(2, 3).reshape(-1, kernel.shape[2])
+        parts.append(_spread(part, 1, (rows.offset, columns.offset), strides, in_size))
+    return sum(parts[1:], start=parts[0])
 
 
 def kernel_gradient(
@@ -81,14 +77,24 @@ def kernel_gradient(
     if kernel.shape[2] < kernel.shape[3]:
         patches = _input_patches(x, kernel.shape[:2], strides, pads)
         return _transposed_product(dy, patches).T.reshape(kernel.shape)
-    dk = jnp.zeros_like(kernel)
-    for (rows, columns), patch in zip(
-        _phases(kernel.shape[:2], strides, pads, x.shape[1:3]), dy_patches, strict=True
-    ):
+    parts = []
+    phases = _phases(kernel.shape[:2], strides, pads, x.shape[1:3])
+    for (rows, columns), patch in zip(phases, dy_patches, strict=True):
         seen = x[:, rows.offset :: strides[0], columns.offset :: strides[1]]
         product = _transposed_product(seen, patch).reshape(-1, rows.taps, columns.taps, kernel.shape[3])
-        dk = dk.at[rows.tap :: strides[0], columns.tap :: strides[1]].set(jnp.moveaxis(product, 0, 2))
-    return dk
+        part = jnp.moveaxis(product, 0, 2)
+        parts.append(_spread(part, 0, (rows.tap, columns.tap), strides, kernel.shape[:2]))
+    return sum(parts, start=jnp.zeros_like(kernel))
+
+
+def _spread(
+    part: jax.Array, axis: int, offsets: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
+) -> jax.Array:
+    """A phase at its places along two axes, zero elsewhere: sums of these are fused, scatters are not."""
+    config = [(0, 0, 0)] * part.ndim
+    for i, (offset, stride, size) in enumerate(zip(offsets, strides, sizes), axis):
+        config[i] = (offset, size - offset - (part.shape[i] - 1) * stride - 1, stride - 1)
+    return lax.pad(part, jnp.zeros((), part.dtype), config)
 
 
 def _transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:

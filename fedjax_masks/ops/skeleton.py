@@ -17,9 +17,13 @@ def gather(array: jax.Array, skeleton: jax.Array) -> jax.Array:
 
 
 def scatter(few: jax.Array, skeleton: jax.Array, size: int) -> jax.Array:
-    """The skeleton's part back at its place in ``[..., size]``, zero elsewhere."""
-    zeros = jnp.zeros((*few.shape[:-1], size), few.dtype)
-    return zeros.at[..., skeleton].set(few, unique_indices=True, indices_are_sorted=True)
+    """The skeleton's part back at its place in ``[..., size]``, zero elsewhere.
+
+    Every output looks up its place in the skeleton, which takes one pass; XLA's scatter first writes
+    zeros, then a copy of them.
+    """
+    places = jnp.full(size, len(skeleton)).at[skeleton].set(jnp.arange(len(skeleton)), unique_indices=True)
+    return few.at[..., places].get(mode="fill", fill_value=0)
 
 
 def dense(x: jax.Array, kernel: jax.Array, *, skeleton: jax.Array | None = None) -> jax.Array:
