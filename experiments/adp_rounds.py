@@ -33,7 +33,7 @@ from fedjax_masks.models import gated
 FEDERATIONS = {"FedAvg": fm.fedavg, "FedProx": fm.fedprox, "FedNova": fm.fednova, "SCAFFOLD": fm.scaffold}
 WIDTHS = (8, 16, 32, 10)  # of the `cnn`
 TRAINING = {"epochs": 2, "batch_size": 20}
-OPTIMIZER = {"learning_rate": 0.01, "momentum": 0.9}
+MOMENTUM = 0.9
 RATIO, WEIGHT_DECAY = 0.7, 1e-5
 EVERY_NTH, TEST_IMAGES = 40, 2000
 SHARES = (0.01, 0.1, 0.5)
@@ -66,7 +66,9 @@ def train(federation: str, gates: bool, seed: int, args: argparse.Namespace):
     task = task_of(seed, args.data_dir)
     net = fm.models.cnn(task).rebuild(WIDTHS)
     model = gated(net, ratio=RATIO) if gates else net
-    optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(**OPTIMIZER))
+    optimizer = optax.chain(
+        optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(args.learning_rate, momentum=MOMENTUM)
+    )
     algorithm = FEDERATIONS[federation](model, optimizer, **TRAINING)
     run = fm.simulate(algorithm, task, rounds=args.rounds, cohort=10, seed=seed, eval_every=1)
     return model, algorithm, task, run
@@ -80,7 +82,8 @@ def settings(seed: int, args: argparse.Namespace) -> dict:
         "ratio": RATIO,
         "weight_decay": WEIGHT_DECAY,
         **TRAINING,
-        **OPTIMIZER,
+        "learning_rate": args.learning_rate,
+        "momentum": MOMENTUM,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
@@ -150,7 +153,7 @@ def run_missing(args: argparse.Namespace) -> None:
     """Runs what is not in the file yet, one seed after the other."""
     done = {(line["federation"], line["gates"], line["seed"]) for line in lines(args.out)}
     for seed in args.seeds:
-        for federation in FEDERATIONS:
+        for federation in args.federations:
             for gates in (False, True):
                 if (federation, gates, seed) not in done:
                     line = result(federation, gates, seed, args)
@@ -239,7 +242,10 @@ def main() -> None:
         run.add_argument("--data-dir")
         run.add_argument("--rounds", type=int, default=30)
         run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        run.add_argument("--learning-rate", type=float, default=0.01)
         run.add_argument("--out", type=Path, required=True)
+        if command is run_missing:
+            run.add_argument("--federations", nargs="+", choices=FEDERATIONS, default=list(FEDERATIONS))
     for name, command in {"table": print_tables, "compact-table": print_compactions}.items():
         table = commands.add_parser(name, help=command.__doc__)
         table.set_defaults(command=command)
