@@ -30,6 +30,12 @@ _RESULTS = (
     ),
 )
 
+_ACCURACIES = {
+    "global accuracy, %": "last_global_accuracy",
+    "personal accuracy, %": "last_personal_accuracy_mean",
+    "after write-back, %": "personal_accuracy_writeback",
+}
+
 
 def line(directory: Path) -> dict:
     """The line of one finished run."""
@@ -52,14 +58,14 @@ def print_table(file: Path) -> None:
     groups: dict[str, list[dict]] = {}
     for found in lines(file):
         groups.setdefault(found["run"].rpartition("-")[0], []).append(found)
-    print("| | global accuracy, % | personal accuracy, % | bytes ÷ FedAvg's | seeds |")
-    print("|---|---|---|---|---|")
+    wanted = {
+        title: key for title, key in _ACCURACIES.items() if any(r[key] for g in groups.values() for r in g)
+    }
+    print("| | " + " | ".join([*wanted, "bytes ÷ FedAvg's", "seeds"]) + " |")
+    print("|---" * (len(wanted) + 3) + "|")
     dense = groups["fedavg"][0]
     for name, group in groups.items():
-        columns = (
-            [100 * run[f"last_{key}"] for run in group if run[f"last_{key}"] is not None]
-            for key in ("global_accuracy", "personal_accuracy_mean")
-        )
+        columns = ([100 * run[key] for run in group if run[key] is not None] for key in wanted.values())
         share = [_bytes(run) / _bytes(dense) for run in group]
         cells = (name, *map(interval, columns), interval(share, digits=4), str(len(group)))
         print("| " + " | ".join(cells) + " |")

@@ -27,5 +27,6 @@ for seed in 0 1 2; do
     run digits/all-filters-$seed --algorithm fedskel --set algorithm.ratios=1.0 "${on_digits[@]}"
     run digits/a-fifth-$seed --algorithm fedskel "${on_digits[@]}"
     run digits/a-fifth-every-other-round-$seed --algorithm fedskel --set algorithm.updates=1 "${on_digits[@]}"
+    run digits/a-fifth-after-a-whole-round-$seed --algorithm fedskel --rounds 101 "${on_digits[@]}"
     run digits/a-fifth-dense-too-$seed --algorithm fedskel --set algorithm.prune_dense=true "${on_digits[@]}"
 done

@@ -122,12 +122,13 @@ def bench_inference(*, rounds: int, plan: str = "auto", systems: tuple[str, ...]
 
 def _compare(deployed: _Deployed) -> dict[str, Any]:
     (model, params), (small, small_params), images, figures = deployed
-    latency, speedup, difference = {}, {}, 0.0
+    latency, speedup, difference, largest = {}, {}, 0.0, 0.0
     for batch in (1, 32):
         x = images[:batch]
         masked = partial(jax.jit(model.apply), params, x)
         compacted = partial(jax.jit(small.apply), small_params, x)
         difference = max(difference, float(jnp.max(jnp.abs(masked() - compacted()))))
+        largest = max(largest, float(jnp.max(jnp.abs(masked()))))
         taken = measure.in_turns({"masked": masked, "compacted": compacted}, _TURNS)
         latency[str(batch)] = {f"{form}_ms": measure.median_ms(s) for form, s in taken.items()}
         speedup[str(batch)] = measure.speedup(taken["masked"], taken["compacted"])
@@ -136,6 +137,7 @@ def _compare(deployed: _Deployed) -> dict[str, Any]:
         **{name: round(value, 4) for name, value in figures.items()},
         "parameters_masked": parameter_count(params),
         "parameters_compacted": parameter_count(small_params),
+        "max_logit": largest,
         "max_logit_difference": difference,
         "latency": latency,
         "speedup": speedup,
