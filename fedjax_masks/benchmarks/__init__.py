@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from fedjax_masks.benchmarks import rounds as simulations
 from fedjax_masks.benchmarks.inference import bench_inference
 from fedjax_masks.benchmarks.rounds import bench_rounds, bench_runner
 from fedjax_masks.benchmarks.skeleton import bench_skeleton
@@ -25,21 +26,22 @@ class Workload(NamedTuple):
 WORKLOADS: Mapping[str, Workload] = {
     "femnist-cnn": Workload(
         "FedAvg, two convolutions on 28 x 28, 100 clients of 100, cohort 10",
-        partial(bench_rounds, "femnist-cnn"),
+        partial(bench_rounds, simulations.femnist_cnn),
     ),
     "femnist-cnn-ragged": Workload(
-        "the same, clients of 20 to 180 examples", partial(bench_rounds, "femnist-cnn-ragged")
+        "the same, clients of 20 to 180 examples", partial(bench_rounds, simulations.femnist_cnn_ragged)
     ),
     "mlp-1000": Workload(
-        "FedAvg, dense 200-200-62, 1000 clients of 50, cohort 100", partial(bench_rounds, "mlp-1000")
+        "FedAvg, dense 200-200-62, 1000 clients of 50, cohort 100",
+        partial(bench_rounds, simulations.mlp_1000),
     ),
     "pfl-cifar10": Workload(
         "FedAvg, two convolutions on 32 x 32 x 3, 1000 clients of 50, cohort 50",
-        partial(bench_rounds, "pfl-cifar10"),
+        partial(bench_rounds, simulations.pfl_cifar10),
     ),
     "fedmask-lenet": Workload(
         "FedMask, LeNet on 28 x 28, 100 clients of 40, cohort 20, 5 epochs",
-        partial(bench_rounds, "fedmask-lenet"),
+        partial(bench_rounds, simulations.fedmask_lenet),
     ),
     "runner-overhead": Workload(
         "what records, progress and checkpoints add to the rounds of femnist-cnn", bench_runner

@@ -8,7 +8,7 @@ something on a noisy machine.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from fedjax_masks.simulation import make_simulation
 from fedjax_masks.telemetry import progress
 
 Setup = tuple[FederatedAlgorithm, Task, int]
+"""Algorithm, data, and clients per round."""
 
 
 def _task(shape: tuple[int, ...], num_classes: int, sizes: np.ndarray) -> Task:
@@ -44,43 +45,39 @@ def _femnist(sizes: np.ndarray) -> Setup:
     return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=1, batch_size=20), task, 10
 
 
-def _femnist_cnn() -> Setup:
+def femnist_cnn() -> Setup:
+    """FedAvg on clients of one size."""
     return _femnist(np.full(100, 100))
 
 
-def _femnist_cnn_ragged() -> Setup:
+def femnist_cnn_ragged() -> Setup:
+    """FedAvg on clients of many sizes."""
     return _femnist(np.random.default_rng(0).permutation(np.linspace(20, 180, 100).round().astype(int)))
 
 
-def _mlp_1000() -> Setup:
+def mlp_1000() -> Setup:
+    """FedAvg on many clients with a perceptron."""
     task = _task((28, 28, 1), 62, np.full(1000, 50))
     return fedavg(models.mlp(task, hidden=(200, 200)), optax.sgd(0.1), epochs=1, batch_size=10), task, 100
 
 
-def _pfl_cifar10() -> Setup:
+def pfl_cifar10() -> Setup:
+    """FedAvg on many clients with colour images."""
     task = _task((32, 32, 3), 10, np.full(1000, 50))
     return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=1, batch_size=10), task, 50
 
 
-def _fedmask_lenet() -> Setup:
+def fedmask_lenet() -> Setup:
+    """FedMask."""
     task = _task((28, 28, 1), 10, np.full(100, 40))
     return fedmask(models.lenet(task), optax.sgd(100.0), epochs=5, batch_size=10), task, 20
 
 
-SETUPS: Mapping[str, Callable[[], Setup]] = {
-    "femnist-cnn": _femnist_cnn,
-    "femnist-cnn-ragged": _femnist_cnn_ragged,
-    "mlp-1000": _mlp_1000,
-    "pfl-cifar10": _pfl_cifar10,
-    "fedmask-lenet": _fedmask_lenet,
-}
-
-
-def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str, Any]:
+def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto") -> dict[str, Any]:
     """Measures rounds per second of one workload.
 
     Args:
-      workload: The name of a workload of rounds.
+      setup: Makes the simulation.
       rounds: Rounds to measure, after as many as one chunk for warming up.
       plan: An execution plan.
 
@@ -89,7 +86,7 @@ def bench_rounds(workload: str, *, rounds: int, plan: str = "auto") -> dict[str,
       FLOPs of matrix products and convolutions over the cohort, ``achieved_gflops`` their rate.
     """
     began = time.perf_counter()
-    algorithm, task, cohort = SETUPS[workload]()
+    algorithm, task, cohort = setup()
     prepared = time.perf_counter()
     chunk = max(1, min(5, rounds))
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
@@ -127,7 +124,7 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     Both run the same rounds of ``femnist-cnn`` in turn, fifteen times; evaluation, whose cost is
     the user's choice, is left out of both.
     """
-    algorithm, task, cohort = _femnist_cnn()
+    algorithm, task, cohort = femnist_cnn()
     chunk = chunk_length(rounds)
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
     state, _ = simulation.run(simulation.init(), 0, 1)
