@@ -68,9 +68,9 @@ def _orders() -> list[Claim]:
         def of(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
             found = gaps(
                 lines,
-                lambda line: 100 * line["last_personal_accuracy_mean"],
-                lambda line: line["algorithm"]["name"] == _NAME,
-                lambda line: line["algorithm"]["name"] == other,
+                lambda line: 100 * line["after_local"],
+                lambda line: line["name"] == "default",
+                lambda line: line["name"] == other,
             )
             return f"{interval(found)} points over {name}", surely_above(found, 0)
 
@@ -86,7 +86,7 @@ def _orders() -> list[Claim]:
             f"personal accuracy against {name}'s on {dataset} (figure 10)",
             published[dataset][other],
             "trend",
-            f"fedmask_{dataset}.jsonl",
+            f"fedmask_search_{dataset}.jsonl",
             judge(other, name),
         )
         for dataset in published
