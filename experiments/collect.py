@@ -1,6 +1,6 @@
 """Prints one JSON line per run directory: what was run, where, and what came out.
 
-    python experiments/collect.py runs/fashion_mnist/* > experiments/results/fashion_mnist.jsonl
+    python experiments/collect.py runs/fashion_mnist/* > experiments/results/fedmask_fashion_mnist.jsonl
 
 Bytes are exact; accuracies are of one run; seconds depend on the machine. Of runs that are named like
 ``fedavg-0``, with the seed behind the last dash, it also prints a table, mean and 95 % confidence

@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
-# FedMask beside FedAvg and local training; three seeds. Usage: fedmask_accuracy.sh OUT [--data-dir DIR]
+# FedMask, as published and with scores kept, beside FedAvg and local training; three seeds.
+# Usage: fedmask_accuracy.sh OUT [--data-dir DIR]
 set -euo pipefail
 out=$1
 shift
+data_dir=("$@")
 options=(--partition lotteryfl:2:1.0 --clients 100 --cohort 20 --epochs 5 --rounds 50 --eval-every 25 --quiet)
+
+# run NAME DATASET MODEL SEED OPTIONS: one run, unless it is there already
+run() {
+    local directory=$out/$2/$1-$4
+    [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" \
+        --dataset "$2" --model "$3" --seed "$4" --set data.seed="$4" "${data_dir[@]}" "${@:5}"
+}
 
 for seed in 0 1 2; do
     for data in "fashion_mnist lenet" "cifar10 cifar-cnn"; do
         read -r dataset model <<<"$data"
         for algorithm in fedavg local fedmask; do
-            directory=$out/$dataset/$algorithm-$seed
-            [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" \
-                --algorithm $algorithm --dataset $dataset --model $model \
-                --seed $seed --set data.seed=$seed "$@"
+            run $algorithm "$dataset" "$model" $seed --algorithm $algorithm
         done
+        run fedmask-keep-scores "$dataset" "$model" $seed --algorithm fedmask --set algorithm.keep_scores=true
     done
 done

@@ -152,6 +152,11 @@ def mask_params(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.A
     return params
 
 
+def all_filters(kernels: Iterable[Any]) -> dict[str, jax.Array]:
+    """By layer: ``bool[outputs]``, all True: the mask that keeps every filter of ``kernels``."""
+    return {kernel.name: jnp.ones(kernel.outputs, bool) for kernel in kernels}
+
+
 def filter_mask(
     kernels: Iterable[Any],
     params: Params,

@@ -34,7 +34,7 @@ from fedjax_masks.algorithm import (
     Task,
     Tiers,
 )
-from fedjax_masks.masks import filter_mask, top_count
+from fedjax_masks.masks import all_filters, filter_mask, top_count
 from fedjax_masks.models import Layer, Model, prunable_kernels
 from fedjax_masks.payload import Known, Masked, When
 from fedjax_masks.values import Count, PositiveShare
@@ -172,8 +172,7 @@ def fedskel(
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         params = model.init(key)
-        skeleton = {k.name: jnp.ones(k.outputs, bool) for k in pruned}
-        clients = trees.replicate(Client(params, skeleton), task.num_clients)
+        clients = trees.replicate(Client(params, all_filters(pruned)), task.num_clients)
         return State((), Server(params, clients.skeleton, jnp.zeros((), jnp.int32)), clients)
 
     def send(server: Server, client_id: jax.Array) -> Message:

@@ -34,7 +34,7 @@ from fedjax_masks.algorithms import masked_fedavg as masked
 from fedjax_masks.algorithms.sequence import then
 from fedjax_masks.consensus import RULES
 from fedjax_masks.errors import unknown
-from fedjax_masks.masks import density, prune, top_count
+from fedjax_masks.masks import all_filters, density, prune, top_count
 from fedjax_masks.models import Kernel, Model, prunable_kernels
 from fedjax_masks.payload import When
 from fedjax_masks.values import Count, PositiveShare
@@ -105,8 +105,7 @@ def mpfl_search(
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         del task
-        whole = {kernel.name: jnp.ones(kernel.outputs, bool) for kernel in pruned}
-        return State(model.init(key), Server(whole, jnp.zeros((), jnp.int32)), ())
+        return State(model.init(key), Server(all_filters(pruned), jnp.zeros((), jnp.int32)), ())
 
     def send(server: Server, client_id: jax.Array) -> When:
         del client_id
@@ -211,9 +210,7 @@ def mpfl(
         prune_dense=prune_dense,
         **shared,
     )
-    whole = {
-        kernel.name: jnp.ones(kernel.outputs, bool) for kernel in prunable_kernels(model, dense=prune_dense)
-    }
+    whole = all_filters(prunable_kernels(model, dense=prune_dense))
     training = masked.masked_fedavg(
         model, optimizer, filters=whole, epochs=epochs, server_optimizer=server_optimizer, **shared
     )
