@@ -52,7 +52,7 @@ STEPS = {
 @pytest.mark.parametrize("name", STEPS)
 def test_a_client_counts_what_xla_counts_in_its_compiled_step(name, monkeypatch):
     # Winograd's products are fewer than the definition's; the others' are the definition's.
-    monkeypatch.setattr(conv, "_choose", lambda *args: ("canonical", "canonical"))
+    monkeypatch.setattr(conv, "_choose", lambda *args: conv.Lowerings("canonical", "canonical", "canonical"))
     algorithm = STEPS[name]()
     task = synthetic_task(IMAGES.input_shape, IMAGES.num_classes, [40] * 2)
     state = algorithm.init(jax.random.key(0), task)

@@ -9,7 +9,7 @@ gradients in forms that need no rewriting.
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -79,9 +79,9 @@ def conv2d(
         products for the kernel's gradient. ``"im2col"``: patches and one matrix product each way, which
         ``vmap`` over kernels turns into strided-batched products. ``"winograd"``: minimal filtering,
         for square kernels of 2 to 5 with stride 1. ``"lax"``: ``lax``'s own rules. By default
-        ``"im2col"``, but on CPU only for images of few channels or, under a stride, few pixels, else
-        ``"winograd"`` where it halves the products, else ``"canonical"``; the gradients of few outputs
-        or of small images by ``"im2col"``.
+        ``"im2col"``, but on CPU only for images of few channels, kernels of one pixel or, under a
+        stride, few pixels, else ``"winograd"`` where it halves the products, else ``"canonical"``;
+        there the gradients of few outputs or of small images by ``"im2col"``.
       skeleton: ``int32[k]``: outputs, ascending. Only these have gradients, computed for these only:
         see :mod:`fedjax_masks.ops.skeleton`. None is all.
 
@@ -109,27 +109,41 @@ def conv2d(
             "strides (1, 1) and square kernels of 2 to 5"
         )
     if lowering is not None:
-        return _conv(x, kernel, skeleton, strides, pads, (lowering, lowering))
+        return _conv(x, kernel, skeleton, strides, pads, Lowerings(lowering, lowering, lowering))
     outputs = kernel.shape[3] if skeleton is None else len(skeleton)
     lowerings = _choose(x.shape, (*kernel.shape[:3], outputs), strides, pads)
     return _conv(x, kernel, skeleton, strides, pads, lowerings)
 
 
-def _choose(x_shape, kernel_shape, strides, pads) -> tuple[Lowering, Lowering]:
-    """The fastest lowerings there and back as measured inside a client's loop, on CPUs with AVX2."""
+class Lowerings(NamedTuple):
+    """Of the three products of a convolution."""
+
+    forward: Lowering
+    input_gradient: Lowering
+    kernel_gradient: Lowering
+
+
+def _choose(x_shape, kernel_shape, strides, pads) -> Lowerings:
+    """The fastest lowerings as measured inside a client's loop, on CPUs with AVX2."""
     inputs, outputs = kernel_shape[2:]
-    if jax.default_backend() != "cpu" or inputs <= 4:
-        return "im2col", "im2col"
     size = kernel_shape[:2]
+    if jax.default_backend() != "cpu" or inputs <= 4 or size == (1, 1):
+        return Lowerings("im2col", "im2col", "im2col")
     out_size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(x_shape[1:3], pads, size, strides)]
     pixels = out_size[0] * out_size[1]
+    few = 8 * outputs <= inputs
     if winograd.serves(size, strides) and winograd.saves(out_size, size):
-        return "winograd", "im2col" if pixels <= 16 or 8 * outputs <= inputs else "winograd"
+        return Lowerings(
+            "winograd",
+            "im2col" if few or pixels <= 16 else "winograd",
+            "im2col" if pixels <= (256 if few else 16) else "winograd",
+        )
     if tuple(strides) == (1, 1):
-        return "canonical", "canonical"
+        return Lowerings("canonical", "canonical", "canonical")
     if pixels <= 64:
-        return "im2col", "im2col"
-    return "canonical", "im2col" if outputs <= inputs else "canonical"
+        return Lowerings("im2col", "im2col", "im2col")
+    back: Lowering = "im2col" if outputs <= inputs else "canonical"
+    return Lowerings("canonical", back, back)
 
 
 # Each lowering is a module of four functions, of which forward and backward below are made.
@@ -139,25 +153,29 @@ _MODULES = {"canonical": canonical, "im2col": im2col, "winograd": winograd, "lax
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _conv(x, kernel, skeleton, strides, pads, lowerings):
     del skeleton
-    return conv2d_forward(x, kernel, strides, pads, lowerings[0])[0]
+    return conv2d_forward(x, kernel, strides, pads, lowerings.forward)[0]
 
 
 def _conv_fwd(x, kernel, skeleton, strides, pads, lowerings):
-    there, back = lowerings
-    y, kept = conv2d_forward(x, kernel, strides, pads, there)
-    kept = kept if there == back else x  # all but winograd keep the input as it is
+    y, kept = conv2d_forward(x, kernel, strides, pads, lowerings.forward)
+    if lowerings.kernel_gradient != lowerings.forward:
+        kept = x  # which is what all but winograd keep
     # What is kept of the input need not have its shape; an array without elements remembers it.
     return y, (kept, kernel, skeleton, jnp.zeros((*x.shape[1:3], 0)))
 
 
 def _conv_bwd(strides, pads, lowerings, residuals, dy):
     kept, whole, skeleton, like = residuals
-    kernel, in_size, lowering = whole, like.shape[:2], lowerings[1]
+    kernel, in_size = whole, like.shape[:2]
     if skeleton is not None:
         kernel, dy = gather(whole, skeleton), gather(dy, skeleton)
-    form = _MODULES[lowering].output_gradient(dy, kernel.shape[:2], strides, pads, in_size)
-    dx = conv2d_input_gradient(dy, kernel, form, strides, pads, in_size, lowering)
-    dk = conv2d_kernel_gradient(dy, kernel, kept, form, strides, pads, lowering)
+    _, to_input, to_kernel = lowerings
+    forms = {
+        lowering: _MODULES[lowering].output_gradient(dy, kernel.shape[:2], strides, pads, in_size)
+        for lowering in dict.fromkeys((to_input, to_kernel))
+    }
+    dx = conv2d_input_gradient(dy, kernel, forms[to_input], strides, pads, in_size, to_input)
+    dk = conv2d_kernel_gradient(dy, kernel, kept, forms[to_kernel], strides, pads, to_kernel)
     return dx, dk if skeleton is None else scatter(dk, skeleton, whole.shape[3]), None
 
 

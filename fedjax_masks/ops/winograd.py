@@ -85,8 +85,8 @@ def forward(
     data, _, output = _transforms(kernel.shape[0])
     out_size = [n - kernel.shape[0] + 1 for n in x.shape[1:3]]
     seen = _evaluate(x, data, output.shape[1], out_size)
-    products = jnp.einsum("abntuc,abcf->abntuf", seen, _evaluate_kernel(kernel))
-    return _assemble(products, output, output.shape[1], out_size), seen
+    products = seen @ _evaluate_kernel(kernel)
+    return _assemble(products, output, output.shape[1], out_size, out_size), seen
 
 
 def output_gradient(
@@ -104,9 +104,10 @@ def input_gradient(
     """``[batch, *in_size, in]``, from what :func:`output_gradient` gave."""
     del strides
     data, _, output = _transforms(kernel.shape[0])
-    products = jnp.einsum("abntuf,abcf->abntuc", grads, _evaluate_kernel(kernel))
+    products = grads @ _evaluate_kernel(kernel).swapaxes(1, 2)
     padded = [n + sum(p) for n, p in zip(in_size, pads)]
-    dx = _assemble(products, data, output.shape[1], padded)
+    out_size = [n - kernel.shape[0] + 1 for n in padded]
+    dx = _assemble(products, data, output.shape[1], out_size, padded)
     rows, columns = (slice(low, low + n) for (low, _), n in zip(pads, in_size))
     return dx[:, rows, columns]
 
@@ -117,7 +118,6 @@ def kernel_gradient(
     """Shaped like the kernel, from what :func:`forward` and :func:`output_gradient` gave."""
     del strides, pads
     matrix = jnp.asarray(_transforms(kernel.shape[0]).kernel.T, grads.dtype)
-    seen, grads = (a.reshape(TILE**2, -1, a.shape[-1]) for a in (seen, grads))
     products = (seen.swapaxes(1, 2) @ grads).reshape(TILE, -1)
     # One axis after the other: both at once, as for the kernel, would round more.
     half_done = (matrix @ products).reshape(len(matrix), TILE, -1)
@@ -125,10 +125,10 @@ def kernel_gradient(
 
 
 def _evaluate_kernel(kernel):
-    """``[6, 6, in, out]``: along both axes in one product, which leaves the others in their place."""
+    """``[36, in, out]``: along both axes in one product, which leaves the others in their place."""
     along_one = _transforms(kernel.shape[0]).kernel
     matrix = jnp.asarray(np.kron(along_one, along_one), kernel.dtype)
-    return (matrix @ kernel.reshape(matrix.shape[1], -1)).reshape(TILE, TILE, *kernel.shape[2:])
+    return (matrix @ kernel.reshape(matrix.shape[1], -1)).reshape(-1, *kernel.shape[2:])
 
 
 def _combine(coefficients, arrays):
@@ -137,20 +137,28 @@ def _combine(coefficients, arrays):
     return functools.reduce(jnp.add, terms)
 
 
+def _tiles(out_size, stride):
+    return [-(-n // stride) for n in out_size]
+
+
 def _evaluate(x, matrix, stride, out_size):
-    """Tiles of both axes at all points: ``[6, 6, batch, tile rows, tile columns, channels]``."""
-    tiles = [-(-n // stride) for n in out_size]
+    """Tiles of both axes at all points: ``[36, batch * tile rows * tile columns, channels]``.
+
+    Flat, as both products that read it take it: XLA would compute it once for each shape.
+    """
+    tiles = _tiles(out_size, stride)
     reach = [t * stride - stride + matrix.shape[1] - n for t, n in zip(tiles, x.shape[1:3])]
     x = jnp.pad(x, [(0, 0), *((0, max(r, 0)) for r in reach), (0, 0)])
     for count in reversed(tiles):  # width, then height, which the stacked axis has moved to its place
         last = (count - 1) * stride + 1
         parts = [lax.slice_in_dim(x, i, i + last, stride, axis=2) for i in range(matrix.shape[1])]
         x = jnp.stack([_combine(row, parts) for row in matrix])
-    return x
+    return x.reshape(TILE**2, -1, x.shape[-1])
 
 
-def _assemble(y, matrix, stride, size):
+def _assemble(y, matrix, stride, out_size, size):
     """The transpose of :func:`_evaluate`: adds overlapping tiles up to ``[batch, *size, channels]``."""
+    y = y.reshape(TILE, TILE, -1, *_tiles(out_size, stride), y.shape[-1])
     overlap = -(-matrix.shape[1] // stride) - 1
     for length in size:
         parts = [_combine(column, y) for column in matrix.T]
