@@ -11,6 +11,7 @@ from fedjax_masks.algorithm import (
     Tiers,
 )
 from fedjax_masks.algorithms.adp import adp
+from fedjax_masks.algorithms.ecofed import ecofed
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
@@ -35,6 +36,7 @@ __all__ = [
     "Task",
     "Tiers",
     "adp",
+    "ecofed",
     "fedavg",
     "fedmask",
     "fednova",

@@ -171,6 +171,8 @@ class FederatedAlgorithm(NamedTuple):
         like it and reported under ``extra``.
       tiers: Which clients run the same program; all, by default.
       cycle: A drawn cohort serves this many rounds in a row.
+      report: ``(server) -> metrics`` after a round, where the server itself trains: a flat mapping
+        of scalars; ``loss`` is the mean training loss, ``flops`` what the round took.
     """
 
     init: Callable[[chex.PRNGKey, Task], State]
@@ -183,3 +185,4 @@ class FederatedAlgorithm(NamedTuple):
     probes: Mapping[str, Predict] = MappingProxyType({})
     tiers: Tiers = ONE_TIER
     cycle: int = 1
+    report: Callable[[PyTree], Metrics] | None = None

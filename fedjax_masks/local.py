@@ -19,6 +19,7 @@ from fedjax_masks import flops, trees
 from fedjax_masks.algorithm import ClientData, Params
 
 Augment = Callable[[chex.PRNGKey, jax.Array], jax.Array]
+Order = Callable[[chex.PRNGKey, ClientData, int], jax.Array]
 
 
 class Batch(NamedTuple):
@@ -114,6 +115,7 @@ def for_each_batch(
     *,
     epochs: int,
     batch_size: int,
+    order: Order = shuffled_rows,
     augment: Augment | None = None,
     after_epoch: Callable[[Any], Any] | None = None,
 ) -> Any:
@@ -126,6 +128,7 @@ def for_each_batch(
       carry: A pytree; a batch of padding alone leaves it as it is.
       epochs: Passes over the data.
       batch_size: Examples per batch; the last batch of an epoch may be smaller.
+      order: ``(key, data, batch_size) -> rows``: an epoch's rows, as :func:`shuffled_rows` gives them.
       augment: ``(key, inputs) -> inputs``, applied to every batch.
       after_epoch: ``carry -> carry``, behind the last batch of every epoch.
 
@@ -135,7 +138,7 @@ def for_each_batch(
 
     def one_epoch(epoch: jax.Array, carry: Any) -> Any:
         # Even numbers order, odd ones augment: where nothing does, no key is computed for it.
-        rows = shuffled_rows(jax.random.fold_in(key, 2 * epoch), data, batch_size)
+        rows = order(jax.random.fold_in(key, 2 * epoch), data, batch_size)
 
         def one_batch(index: jax.Array, carry: Any) -> Any:
             start = index * batch_size
@@ -191,6 +194,7 @@ def train_with_sums(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int,
+    order: Order = shuffled_rows,
     augment: Augment | None = None,
     after_epoch: Callable[[Params], Params] | None = None,
     proximal: float = 0.0,
@@ -208,6 +212,7 @@ def train_with_sums(
       optimizer: Any optax optimiser.
       epochs: Local epochs.
       batch_size: Examples per step.
+      order: See :func:`for_each_batch`.
       augment: ``(key, inputs) -> inputs``.
       after_epoch: ``params -> params``, applied at the end of every epoch.
       proximal: The factor mu of FedProx's term ``mu / 2 * ||w - w_start||^2``
@@ -250,6 +255,7 @@ def train_with_sums(
         carry,
         epochs=epochs,
         batch_size=batch_size,
+        order=order,
         augment=augment,
         after_epoch=end_epoch,
     )

@@ -205,12 +205,13 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -
       Plain Python values; None where a key does not apply.
     """
     last = jax.tree.map(lambda a: a[-1:], metrics)
+    own = {name: _number(values[0]) for name, values in last.server.items()}
     means = {name: None if last.dropped.all() else _number(last.mean(name)[0]) for name in last.train}
     personal = evaluation.personal[np.isfinite(evaluation.personal)]
-    extra = {name: value for name, value in means.items() if name not in _NOT_EXTRA}
+    extra = {name: value for name, value in (means | own).items() if name not in _NOT_EXTRA}
     return {
         "round": totals.round,
-        "train_loss": means.get("loss"),
+        "train_loss": means.get("loss", own.get("loss")),
         "global_accuracy": _number(evaluation.global_accuracy),
         "personal_accuracy_mean": _mean(personal),
         "personal_accuracy_p10": _number(np.percentile(personal, 10)) if personal.size else None,
@@ -220,7 +221,7 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -
         "bytes_up_total": totals.bytes_up,
         "bytes_down_total": totals.bytes_down,
         "client_flops": _mean(last.train.get("flops", np.empty(0))),
-        "server_flops": None,
+        "server_flops": own.get("flops"),
         "sim_seconds": None,
         "energy_joules": None,
         "density": means.get("density"),

@@ -195,6 +195,7 @@ def test_masks_that_never_flip_are_reported_once(flips, first, reported):
         bytes_up=np.zeros(shape, np.int64),
         bytes_down=np.zeros(shape, np.int64),
         train={"flip_fraction": np.full(shape, flips, np.float32)},
+        server={},
     )
     assert any("no bit of any mask flipped" in note for note in notes(metrics, first)) == reported
 

@@ -13,6 +13,7 @@ import optax
 
 from fedjax_masks.algorithm import FederatedAlgorithm
 from fedjax_masks.algorithms.adp import adp
+from fedjax_masks.algorithms.ecofed import ecofed
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
@@ -46,6 +47,7 @@ class Entry:
 
 REGISTRY: dict[str, Entry] = {
     "adp": Entry(adp, "sgd", 0.03),
+    "ecofed": Entry(ecofed, "sgd", 0.03),
     "fedavg": Entry(fedavg, "sgd", 0.03),
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "fednova": Entry(fednova, "sgd", 0.03),

@@ -24,7 +24,7 @@ from fedjax_masks.simulation.layout import Block, Rows, device_mesh, lay_out, pa
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
-from fedjax_masks.simulation.round import ClientReport, Setting, run_chunk
+from fedjax_masks.simulation.round import RoundReport, Setting, run_chunk
 
 _EVAL_BATCH = 100
 
@@ -179,17 +179,18 @@ def _placement(plan: Plan) -> Any:
 
 
 def _round_metrics(
-    cohorts: Rows, report: ClientReport, cohort: int, shapes: _Shapes, static_bits: list[int]
+    cohorts: Rows, report: RoundReport, cohort: int, shapes: _Shapes, static_bits: list[int]
 ) -> RoundMetrics:
     """Puts clients in the order of their ids, without padding, whose id is larger than any client's."""
     order = np.argsort(cohorts.ids, axis=1)[:, :cohort]
+    clients = report.clients
 
     def pick(values: np.ndarray) -> np.ndarray:
         return np.take_along_axis(values, order, 1)
 
-    dropped, *values = (pick(column) for column in np.moveaxis(np.asarray(report.values), -1, 0))
+    dropped, *values = (pick(column) for column in np.moveaxis(np.asarray(clients.values), -1, 0))
     # Bits of large payloads are beyond the range of the device's 32 bits.
-    bits = [pick(traced).astype(np.int64) for traced in np.moveaxis(np.asarray(report.bits), -1, 0)]
+    bits = [pick(traced).astype(np.int64) for traced in np.moveaxis(np.asarray(clients.bits), -1, 0)]
     bytes_up, bytes_down = ((static + traced + 7) // 8 for static, traced in zip(static_bits, bits))
     return RoundMetrics(
         ids=pick(cohorts.ids),
@@ -198,6 +199,7 @@ def _round_metrics(
         bytes_up=bytes_up,
         bytes_down=bytes_down,
         train=dict(zip(shapes.metrics, values)),
+        server={name: np.asarray(values) for name, values in report.server.items()},
     )
 
 

@@ -15,6 +15,7 @@ class RoundMetrics(NamedTuple):
       bytes_up: int64: bytes of the upload, rounded up to whole bytes.
       bytes_down: int64: bytes of the message.
       train: The algorithm's own metrics, float32.
+      server: The server's own, float32, ``[rounds]``.
     """
 
     ids: np.ndarray
@@ -23,6 +24,7 @@ class RoundMetrics(NamedTuple):
     bytes_up: np.ndarray
     bytes_down: np.ndarray
     train: dict[str, np.ndarray]
+    server: dict[str, np.ndarray]
 
     def mean(self, name: str) -> np.ndarray:
         """A metric's mean over each round's cohort without the dropped: ``float64[rounds]``."""

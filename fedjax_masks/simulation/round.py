@@ -29,6 +29,18 @@ class ClientReport(NamedTuple):
     values: jax.Array
 
 
+class RoundReport(NamedTuple):
+    """What is known of a round once it is over.
+
+    Attributes:
+      clients: One report per row.
+      server: The server's own metrics, ``float32[]`` each.
+    """
+
+    clients: ClientReport
+    server: dict[str, jax.Array]
+
+
 _SERVER = 2**32 - 1
 """Stands for the server where clients are told apart by their ids."""
 
@@ -80,7 +92,7 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: 
 
 def round_step(
     setting: Setting, state: State, examples: Examples, rows: Rows, key: chex.PRNGKey
-) -> tuple[State, ClientReport]:
+) -> tuple[State, RoundReport]:
     """One round.
 
     Args:
@@ -91,7 +103,7 @@ def round_step(
       key: The round's key.
 
     Returns:
-      The new state, and one report per row.
+      The new state, and the round's report.
     """
     before = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
     shared = (key, state.common, state.server, examples)
@@ -108,7 +120,9 @@ def round_step(
     clients = jax.tree.map(
         lambda a, rows_of_a: a.at[rows.ids].set(rows_of_a, mode="drop"), state.clients, after
     )
-    return State(state.common, server, clients), report
+    own = {} if setting.algorithm.report is None else setting.algorithm.report(server)
+    own = {name: jnp.asarray(value, jnp.float32) for name, value in own.items()}
+    return State(state.common, server, clients), RoundReport(report, own)
 
 
 def run_chunk(
@@ -119,7 +133,7 @@ def run_chunk(
     first: jax.Array,
     num_rounds: jax.Array,
     cohorts: Rows,
-) -> tuple[State, ClientReport]:
+) -> tuple[State, RoundReport]:
     """Runs ``num_rounds`` rounds from round ``first`` on.
 
     The number of rounds is traced, so that one program serves every number.
@@ -134,12 +148,12 @@ def run_chunk(
       cohorts: ``int32[chunk, rows]`` each: the rounds' cohorts.
 
     Returns:
-      The state, and reports ``[chunk, rows]`` of which the first ``num_rounds`` hold.
+      The state, and reports ``[chunk, ...]`` of which the first ``num_rounds`` hold.
     """
     (chunk, _) = cohorts.ids.shape
 
     @jax.jit  # traced once, for the shapes as for the loop
-    def one_round(state: State, step: jax.Array) -> tuple[State, ClientReport]:
+    def one_round(state: State, step: jax.Array) -> tuple[State, RoundReport]:
         rows = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, step, keepdims=False), cohorts)
         return round_step(setting, state, examples, rows, round_key(key, first + step))
 

@@ -1,0 +1,173 @@
+from functools import partial
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import local, trees
+from fedjax_masks.algorithms.ecofed import draw, quantize
+from fedjax_masks.algorithms.fedavg import averaging
+from fedjax_masks.data import synthetic_task
+from fedjax_masks.errors import UserError
+from fedjax_masks.simulation import make_simulation
+
+SGD = optax.sgd(0.1)
+COHORT = 3
+
+
+@pytest.fixture(scope="module")
+def task():
+    return synthetic_task((8, 8, 1), 3, [12] * 8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model(task):
+    return fm.models.cnn(task).rebuild((4, 6, 8, 3))
+
+
+def simulate(algorithm, task, rounds, *, cohort=COHORT):
+    """The states before and after every round, and all metrics."""
+    simulation = make_simulation(algorithm, task, cohort=cohort, chunk=1, plan="scan")
+    states, history = [jax.device_get(simulation.init())], []
+    for number in range(rounds):
+        state, metrics = simulation.run(jax.device_put(states[-1]), number, 1)
+        states.append(jax.device_get(state))
+        history.append(metrics)
+    return states, history
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).standard_normal((5, 4, 3)),
+        np.abs(np.random.default_rng(1).standard_normal((5, 7))) * 1e-20,
+        np.zeros((2, 3)),
+        np.full((3, 2), -2.5),
+        [[0.5, 1.5, 2.5, 127.0]],
+    ],
+)
+def test_no_value_is_off_by_more_than_half_a_step(values):
+    values = jnp.asarray(values, jnp.float32)
+    codes, scale = quantize(values, jnp.ones(len(values), bool))
+    assert codes.dtype == jnp.int8
+    back = np.asarray(codes, np.float64) * float(scale)
+    assert np.abs(back - np.asarray(values, np.float64)).max() <= float(scale) / 2 * (1 + 1e-6)
+
+
+def test_halves_are_rounded_to_even():
+    codes, _ = quantize(jnp.array([[0.5, 1.5, 2.5, -0.5, 127.0]]), jnp.ones(1, bool))
+    assert codes.tolist() == [[0, 2, 2, 0, 127]]
+
+
+def test_a_nan_is_not_hidden_by_quantisation():
+    assert jnp.isnan(quantize(jnp.array([[1.0, jnp.nan]]), jnp.ones(1, bool))[1])
+
+
+def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(task, model):
+    ours = fm.ecofed(model, SGD, batch_size=5, split="conv2", period=1, quantized=False)
+    moves = jax.tree.map(
+        lambda a: jnp.ones((1,) * a.ndim, bool), jax.eval_shape(model.init, jax.random.key(0))
+    )
+    moves = {name: trees.zeros_like(m) if name in ("conv1", "conv2") else m for name, m in moves.items()}
+    fit = local.supervised(model.apply, SGD, epochs=1, batch_size=5, augment=None)
+    frozen = averaging(model, partial(fit, update_mask=moves))
+    split, whole = (simulate(algorithm, task, 3)[0][-1] for algorithm in (ours, frozen))
+    both = {**split.common, **split.server.params}
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), both, whole.server.params)
+
+
+def test_devices_send_every_other_round_and_never_change(task, model):
+    states, history = simulate(fm.ecofed(model, SGD, batch_size=5, split="conv1"), task, 5)
+    sends = [metrics.bytes_up.sum() > 0 for metrics in history]
+    assert sends == [True, False, True, False, True]
+    assert not sum(metrics.bytes_down.sum() for metrics in history)
+    for before, after, metrics, sent in zip(states, states[1:], history, sends):
+        chex.assert_trees_all_equal(after.common, before.common)
+        changed = np.any(after.server.cached.values != before.server.cached.values, axis=(1, 2, 3, 4, 5))
+        assert set(np.flatnonzero(changed)) <= set(metrics.ids[0] if sent else [])
+        known = set(np.flatnonzero(before.server.sizes)) | set(metrics.ids[0] if sent else [])
+        assert set(np.flatnonzero(after.server.sizes)) == known
+        with np.testing.assert_raises(AssertionError):
+            chex.assert_trees_all_equal(after.server.params, before.server.params)
+
+
+def test_the_first_replay_is_of_the_first_cohort(task, model):
+    """Whatever else the cache holds is not looked at."""
+    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
+    simulation = make_simulation(algorithm, task, cohort=COHORT, chunk=1, plan="scan")
+    state, metrics = simulation.run(simulation.init(), 0, 1)
+    state = jax.device_get(state)
+    others = ~np.isin(np.arange(task.num_clients), metrics.ids)
+    values = np.where(others.reshape(-1, *(1,) * 5), np.nan, state.server.cached.values)
+    ruined = state._replace(server=state.server._replace(cached=state.server.cached._replace(values=values)))
+    (clean, _), (replayed, _) = (simulation.run(jax.device_put(s), 1, 1) for s in (state, ruined))
+    chex.assert_trees_all_equal(replayed.server.params, clean.server.params)
+    assert not np.array_equal(
+        clean.server.params["dense1"]["kernel"], state.server.params["dense1"]["kernel"]
+    )
+
+
+def test_replays_are_drawn_without_repetition_and_evenly_from_those_cached():
+    among = jnp.array([True, False, True, True, False, True])
+    drawn = np.array([draw(jax.random.key(i), among, 2) for i in range(600)])
+    assert all(len(set(pair)) == 2 for pair in drawn.tolist())
+    counts = np.bincount(drawn.ravel(), minlength=6)
+    assert not counts[[1, 4]].any()
+    # Each of four is in half of the draws: five standard deviations of a binomial are 61.
+    assert np.abs(counts[[0, 2, 3, 5]] - 300).max() < 61
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_an_upload_has_the_bytes_of_the_formula(quantized):
+    task = cases.task((8, 8, 1))  # ragged clients
+    model = fm.models.cnn(task).rebuild((4, 6, 8, 3))
+    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv2", quantized=quantized)
+    _, (metrics,) = simulate(algorithm, task, 1, cohort=task.num_clients)
+    examples, activations = task.train.sizes[metrics.ids[0]], 2 * 2 * 6
+    formula = examples * activations * (1 if quantized else 4) + 4 * -(-examples // 5) + 8 * examples
+    np.testing.assert_array_equal(metrics.bytes_up[0], formula)
+
+
+@pytest.mark.parametrize(
+    ("split", "device", "activations"),
+    [("conv1", 1_920, 16_384), ("conv2", 76_032, 8_192), ("conv4", 962_304, 4_096)],
+)
+def test_vgg11_is_cut_into_the_published_sizes(split, device, activations):
+    """Wu et al. 2024, arXiv 2304.05495, table 4; 500 images per client in batches of 10."""
+    task = synthetic_task((32, 32, 3), 10, [500], test_per_client=1)
+    model = fm.models.vgg11(task, norm="batch")
+    algorithm = fm.ecofed(model, SGD, batch_size=10, split=split)
+    state = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0))
+    count = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
+    assert count(state.common) == device
+    assert count(state.common) + count(state.server.params) == 34_440_970
+    assert state.server.cached.values.shape[:3] == (1, 50, 10)
+    assert count(state.server.cached.values) == 500 * activations
+
+
+@pytest.mark.parametrize("split", ["dense9", "dense2", ""])
+def test_a_model_is_cut_only_where_it_can_be(split, model):
+    with pytest.raises(UserError, match=r"split='.*': unknown; .*accepted are conv1, conv2, dense1"):
+        fm.ecofed(model, SGD, split=split)
+
+
+def test_a_model_of_one_layer_cannot_be_cut():
+    with pytest.raises(UserError, match=r"model='mlp'"):
+        fm.ecofed(fm.models.mlp(cases.task(), hidden=()), SGD)
+
+
+def test_it_starts_from_pretrained_parameters(task, model):
+    given = jax.tree.map(lambda a: a + 1, model.init(jax.random.key(7)))
+    part = {name: given[name] for name in ("conv1", "conv2")}
+    for pretrained in (part, given):
+        algorithm = fm.ecofed(model, SGD, split="conv2", pretrained=pretrained)
+        state = algorithm.init(jax.random.key(0), task)
+        chex.assert_trees_all_equal(state.common, part)
+        assert np.array_equal(state.server.params["dense1"]["bias"], given["dense1"]["bias"]) == (
+            pretrained is given
+        )
