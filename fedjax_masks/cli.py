@@ -25,6 +25,7 @@ _FLAGS = {
     "rounds": ("rounds", "R", "rounds (default: 50)"),
     "epochs": ("training.epochs", "E", "local epochs (default: by algorithm)"),
     "batch-size": ("training.batch_size", "B", "examples per local step (default: 10)"),
+    "devices": ("devices", "SPEC", "devices and links, as in rpi4@wifi or rpi3+rpi4@4g,deadline=60"),
     "seed": ("seed", "S", "decides everything random but the partition (default: 0)"),
     "eval-every": ("eval_every", "R", "rounds between two evaluations (default: R/20)"),
 }
@@ -226,6 +227,14 @@ def _partitions() -> dict[str, str]:
     return {entry.usage: entry.help for entry in [*PARTITIONS.values(), *MODIFIERS.values()]}
 
 
+def _devices() -> dict[str, str]:
+    from fedjax_masks.devices import DEVICES, LINKS
+
+    devices = {name: f"{d.flops / 1e9:g} GFLOP/s, {d.memory / 1e9:g} GB/s" for name, d in DEVICES.items()}
+    links = {f"@{name}": f"{link.up / 1e6:g} Mbit/s, {link.latency:g} s" for name, link in LINKS.items()}
+    return devices | links
+
+
 def _workloads() -> dict[str, str]:
     from fedjax_masks.benchmarks import WORKLOADS
 
@@ -237,6 +246,7 @@ _KINDS = {
     "models": _models,
     "datasets": _datasets,
     "partitions": _partitions,
+    "devices": _devices,
     "workloads": _workloads,
 }
 

@@ -87,6 +87,8 @@ class Config:
       seed: Of the initial state, the cohorts and the order of examples.
       eval_every: Rounds between two evaluations; by default a twentieth of all rounds.
       plan: The execution plan; never changes results.
+      devices: The clients' devices and links, see :func:`fedjax_masks.devices.make_population`; by
+        default no time is simulated.
       keep_checkpoints: How many checkpoints stay.
       checkpoint_share: The share of the time that checkpoints may take; 1 saves at every
         chunk's end.
@@ -102,6 +104,7 @@ class Config:
     seed: Seed = 0
     eval_every: Count = 1
     plan: str = "auto"
+    devices: str | None = None
     keep_checkpoints: Count = 3
     checkpoint_share: Share = 0.02
 

@@ -26,6 +26,7 @@ from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.algorithms import registry
 from fedjax_masks.config import Config, ServerOptimizerConfig, as_dict, flat
 from fedjax_masks.data import crop_flip, load_task
+from fedjax_masks.devices import Population, make_population
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.models import build_model
 from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_length, run_rounds
@@ -58,6 +59,12 @@ def build(config: Config) -> tuple[FederatedAlgorithm, Task]:
         server_optimizer=_server_optimizer(config.server_optimizer),
     )
     return algorithm, task
+
+
+def _population(config: Config, task: Task) -> Population | None:
+    if config.devices is None:
+        return None
+    return make_population(config.devices, task.num_clients, seed=config.seed)
 
 
 def _server_optimizer(config: ServerOptimizerConfig) -> optax.GradientTransformation | None:
@@ -94,6 +101,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
             seed=config.seed,
             chunk=chunk_length(config.eval_every),
             plan=stored.get("chosen_plan", config.plan),
+            population=_population(config, task),
         )
     if not quiet:
         print(f"plan: {simulation.plan} ({simulation.plan.reason})", file=sys.stderr)

@@ -1,7 +1,9 @@
 """Counting the FLOPs of a program from its jaxpr.
 
 Counted are matrix products and convolutions on which a result depends, a multiply-add as two
-FLOPs; what goes by element is left out, as in the literature.
+FLOPs; what goes by element is left out, as in the literature. Their traffic is counted beside them: what
+they write, once written and once read, which for the layers of a network is its activations, their
+gradients, and those of the parameters.
 """
 
 import math
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core
 
 
@@ -33,11 +36,13 @@ class Traced(NamedTuple):
       call: The function, from what its trace has recorded.
       out: The shapes of its result, as ``jax.ShapeDtypeStruct``.
       flops: FLOPs of one call, as :func:`count_flops` counts.
+      traffic: Bytes that go through memory.
     """
 
     call: Callable[..., Any]
     out: Any
     flops: float
+    traffic: float
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Traced:
@@ -54,11 +59,12 @@ def trace(function: Callable[..., Any], *args: Any) -> Traced:
         leaves = core.jaxpr_as_fun(program)(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(out), leaves)
 
-    return Traced(call, out, _jaxpr_flops(program.jaxpr))
+    return Traced(call, out, *map(float, _jaxpr_cost(program.jaxpr)))
 
 
-def _jaxpr_flops(jaxpr: core.Jaxpr) -> float:
-    return float(sum(_equation_flops(equation) for equation in _live(jaxpr)))
+def _jaxpr_cost(jaxpr: core.Jaxpr) -> np.ndarray:
+    """``[2]``: FLOPs and traffic."""
+    return sum((_equation_cost(equation) for equation in _live(jaxpr)), start=np.zeros(2))
 
 
 def _live(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
@@ -70,19 +76,24 @@ def _live(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
             yield equation
 
 
-def _equation_flops(equation: core.JaxprEqn) -> float:
+def _equation_cost(equation: core.JaxprEqn) -> np.ndarray:
     name = equation.primitive.name
     if name == "jit" and equation.params["name"] in _CONVOLUTIONS:
         output, kernel = _CONVOLUTIONS[equation.params["name"]](equation)
-        return 2.0 * math.prod(_shape(output)) * math.prod(_shape(kernel)[-4:-1])
+        return _product(equation, 2.0 * math.prod(_shape(output)) * math.prod(_shape(kernel)[-4:-1]))
     if name == "dot_general":
-        return _dot_flops(equation)
+        return _product(equation, _dot_flops(equation))
     if name == "conv_general_dilated":
-        return _conv_flops(equation)
-    inner = [_jaxpr_flops(jaxpr) for jaxpr in _subjaxprs(equation)]
+        return _product(equation, _conv_flops(equation))
+    inner = [_jaxpr_cost(jaxpr) for jaxpr in _subjaxprs(equation)]
     if name == "cond":
-        return max(inner)
-    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+        return np.max(inner, axis=0)
+    return sum(inner, start=np.zeros(2)) * (equation.params["length"] if name == "scan" else 1)
+
+
+def _product(equation: core.JaxprEqn, flops: float) -> np.ndarray:
+    output: Any = equation.outvars[0].aval
+    return np.array([flops, 2.0 * math.prod(output.shape) * output.dtype.itemsize])
 
 
 # Convolutions of ``ops.conv``: output and kernel. Their FLOPs are those of the definition.

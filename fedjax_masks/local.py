@@ -46,6 +46,7 @@ class LocalMetrics(NamedTuple):
       slots: ``float32[]``: places for examples in the batches that were computed; what
         exceeds ``examples`` was padding.
       flops: ``float32[]``: FLOPs of the steps taken; see :mod:`fedjax_masks.flops`.
+      traffic: ``float32[]``: bytes that these move through memory.
     """
 
     loss: jax.Array
@@ -53,6 +54,7 @@ class LocalMetrics(NamedTuple):
     examples: jax.Array
     slots: jax.Array
     flops: jax.Array
+    traffic: jax.Array
 
 
 def nothing_done() -> LocalMetrics:
@@ -262,7 +264,7 @@ def train_with_sums(
     steps, examples = epochs * -(-data.size // batch_size), epochs * data.size
     slots = epochs * -(-data.longest // batch_size) * batch_size
     mean_loss = loss_sum / jnp.maximum(examples, 1)
-    counts = (steps, examples, slots, steps * traced_step.flops)
+    counts = (steps, examples, slots, steps * traced_step.flops, steps * traced_step.traffic)
     return params, LocalMetrics(mean_loss, *(count.astype(jnp.float32) for count in counts)), sums
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.devices import Population
 from fedjax_masks.simulation import Evaluation, RoundMetrics, Simulation, make_simulation
 
 Record = dict[str, Any]
@@ -22,7 +23,7 @@ Record = dict[str, Any]
 _LOGGER = logging.getLogger("fedjax_masks")
 _LONGEST_CHUNK = 10
 # Metrics of training that have a place of their own in a record, or serve the engine.
-_NOT_EXTRA = ("loss", "steps", "examples", "slots", "flops", "density")
+_NOT_EXTRA = ("loss", "steps", "examples", "slots", "flops", "traffic", "density", "seconds", "joules")
 _ACCURACIES = ("global_accuracy", "personal_accuracy_mean")
 
 
@@ -34,12 +35,16 @@ class Totals(NamedTuple):
       bytes_up: Bytes that all clients sent.
       bytes_down: Bytes that all clients received.
       wall_seconds: Seconds since the first round began, evaluations included.
+      sim_seconds: What the rounds took by the simulation's clock; 0 without one.
+      energy_joules: What all clients spent; 0 without a clock.
     """
 
     round: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
     wall_seconds: float = 0.0
+    sim_seconds: float = 0.0
+    energy_joules: float = 0.0
 
 
 _NOTHING = Totals()
@@ -105,6 +110,7 @@ def simulate(
     seed: int = 0,
     eval_every: int | None = None,
     plan: str = "auto",
+    population: Population | None = None,
     on_chunk: Sequence[OnChunk] = (),
 ) -> Run:
     """Simulates an algorithm on a task, in memory.
@@ -118,6 +124,7 @@ def simulate(
       eval_every: Rounds between two evaluations; by default a twentieth of all rounds. The last
         round is always evaluated.
       plan: An execution plan; never changes results.
+      population: The clients' devices and links, see :func:`fedjax_masks.devices.make_population`.
       on_chunk: Called at the end of every chunk of rounds.
 
     Raises:
@@ -128,7 +135,13 @@ def simulate(
         if value < 1:
             raise ValueError(f"{name}={value}: at least 1 is accepted")
     simulation = make_simulation(
-        algorithm, task, cohort=cohort, seed=seed, chunk=chunk_length(eval_every), plan=plan
+        algorithm,
+        task,
+        cohort=cohort,
+        seed=seed,
+        chunk=chunk_length(eval_every),
+        plan=plan,
+        population=population,
     )
     return run_rounds(simulation, simulation.init(), rounds=rounds, eval_every=eval_every, on_chunk=on_chunk)
 
@@ -190,6 +203,8 @@ def _add(totals: Totals, metrics: RoundMetrics, wall_seconds: float) -> Totals:
         totals.bytes_up + int(metrics.bytes_up.sum()),
         totals.bytes_down + int(metrics.bytes_down.sum()),
         wall_seconds,
+        totals.sim_seconds + float(np.sum(metrics.server.get("seconds", 0.0))),
+        totals.energy_joules + float(np.sum(metrics.server.get("joules", 0.0))),
     )
 
 
@@ -222,8 +237,8 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -
         "bytes_down_total": totals.bytes_down,
         "client_flops": _mean(last.train.get("flops", np.empty(0))),
         "server_flops": own.get("flops"),
-        "sim_seconds": None,
-        "energy_joules": None,
+        "sim_seconds": totals.sim_seconds if "seconds" in own else None,
+        "energy_joules": totals.energy_joules if "joules" in own else None,
         "density": means.get("density"),
         "cohort_size": last.ids.size,
         "clients_dropped": int(last.dropped.sum()),
@@ -276,10 +291,12 @@ def _mean(values: np.ndarray) -> float | None:
 
 def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
     """What a person should be told of a chunk that starts after round ``first``."""
+    nobody = np.zeros_like(metrics.dropped)
+    late, lost = (metrics.train.get(name, nobody) > 0 for name in ("late", "lost"))
     lines = [
         f"round {first + row + 1}: client {metrics.ids[row, column]} was left out of the merge: "
         "its update is not finite"
-        for row, column in np.argwhere(metrics.dropped)
+        for row, column in np.argwhere(metrics.dropped & ~late & ~lost)
     ]
     if first == 0 and "flip_fraction" in metrics.train and metrics.mean("flip_fraction")[0] == 0:
         lines.append(

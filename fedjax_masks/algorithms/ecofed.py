@@ -171,6 +171,7 @@ def ecofed(
             "examples": jnp.where(fresh, data.size, 0).astype(jnp.float32),
             "slots": jnp.where(fresh, rows.size, 0).astype(jnp.float32),
             "flops": jnp.where(fresh, batches * counted.flops, 0).astype(jnp.float32),
+            "traffic": jnp.where(fresh, batches * counted.traffic, 0).astype(jnp.float32),
         }
         # The server knows how many examples each client has: it weighs clients by them.
         return client, When(fresh, Masked(sent, mask)), metrics

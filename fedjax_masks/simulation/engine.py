@@ -17,7 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_masks import flops, payload, trees
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
-from fedjax_masks.simulation import arrays
+from fedjax_masks.devices import Population
+from fedjax_masks.simulation import arrays, clock
 from fedjax_masks.simulation.cohorts import lay_out_rounds
 from fedjax_masks.simulation.evaluate import global_correct, personal_correct
 from fedjax_masks.simulation.layout import Block, Rows, device_mesh, lay_out, padded_length
@@ -88,6 +89,7 @@ def make_simulation(
     seed: int = 0,
     chunk: int = 10,
     plan: str = "auto",
+    population: Population | None = None,
     poison: bool = False,
 ) -> Simulation:
     """Prepares a simulation.
@@ -99,6 +101,7 @@ def make_simulation(
       seed: Decides everything random: initial state, cohorts, order of examples.
       chunk: The largest number of rounds that one call of ``run`` may ask for.
       plan: An execution plan, see :func:`parse_plan`. Never changes results.
+      population: The clients' devices and links; None leaves time out of it.
       poison: Destroys, on its way, every value that was not sent. For tests: an algorithm
         that reads what it never received gives other results, or NaN.
 
@@ -116,11 +119,14 @@ def make_simulation(
     algorithm, shapes = _trace_client(algorithm, task, init_key, train)
     asked = parse_plan(plan, cohort=cohort)
 
+    static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
+    timer = None if population is None else clock.Clock(population, static_bits)
+    fleet = () if population is None else jax.tree.map(jnp.asarray, population.fleet)
     tried: list[Plan] = []
 
     def compile_chunk(plan: Plan) -> Any:
         tried.append(plan)
-        setting = Setting(algorithm, plan, arrays.capacity(task), poison)
+        setting = Setting(algorithm, plan, arrays.capacity(task), poison, timer)
         place = _placement(plan)
         program = jax.jit(
             partial(run_chunk, setting),
@@ -131,14 +137,13 @@ def make_simulation(
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         rows = jax.ShapeDtypeStruct((chunk, padded_length(cohort, plan, algorithm.tiers.number)), jnp.int32)
         cohorts = Rows(*[rows] * len(Rows._fields))
-        return program.lower(shapes.state, train, rounds_key, scalar, scalar, cohorts).compile()
+        return program.lower(shapes.state, train, rounds_key, scalar, scalar, cohorts, fleet).compile()
 
     began = time.perf_counter()
     program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
     compile_seconds = time.perf_counter() - began
     place = _placement(fitted)
-    train, rounds_key = jax.device_put((train, rounds_key), place)
-    static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
+    train, rounds_key, fleet = jax.device_put((train, rounds_key, fleet), place)
     padding = {"examples": 0.0, "slots": 0.0}
     initial = jax.jit(lambda key: algorithm.init(key, task))
 
@@ -149,9 +154,9 @@ def make_simulation(
         cohorts = lay_out_rounds(rounds, seed, cohort, task, algorithm, fitted)
         padded = jax.tree.map(lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), cohorts)
         arguments = jax.device_put((np.int32(first_round), np.int32(num_rounds), padded), place)
-        state, report = program(state, train, rounds_key, *arguments)
+        state, report = program(state, train, rounds_key, *arguments, fleet)
         report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
-        metrics = _round_metrics(cohorts, report, cohort, shapes, static_bits)
+        metrics = _round_metrics(cohorts, report, cohort, shapes, static_bits, timer)
         for name in padding:
             padding[name] += float(np.sum(metrics.train.get(name, 0.0)))
         return state, metrics
@@ -179,7 +184,12 @@ def _placement(plan: Plan) -> Any:
 
 
 def _round_metrics(
-    cohorts: Rows, report: RoundReport, cohort: int, shapes: _Shapes, static_bits: list[int]
+    cohorts: Rows,
+    report: RoundReport,
+    cohort: int,
+    shapes: _Shapes,
+    static_bits: list[int],
+    timer: clock.Clock | None,
 ) -> RoundMetrics:
     """Puts clients in the order of their ids, without padding, whose id is larger than any client's."""
     order = np.argsort(cohorts.ids, axis=1)[:, :cohort]
@@ -192,14 +202,20 @@ def _round_metrics(
     # Bits of large payloads are beyond the range of the device's 32 bits.
     bits = [pick(traced).astype(np.int64) for traced in np.moveaxis(np.asarray(clients.bits), -1, 0)]
     bytes_up, bytes_down = ((static + traced + 7) // 8 for static, traced in zip(static_bits, bits))
+    names = shapes.metrics if timer is None else sorted((*shapes.metrics, *clock.READINGS))
+    train = dict(zip(names, values, strict=True))
+    server = {name: np.asarray(values) for name, values in report.server.items()}
+    if timer is not None:
+        bytes_up = np.where(train["lost"] > 0, 0, bytes_up)
+        server |= clock.sum_up(timer, train, server.get("flops", 0.0))
     return RoundMetrics(
         ids=pick(cohorts.ids),
         weight=np.where(dropped > 0, 0, pick(cohorts.sizes)).astype(np.float32),
         dropped=dropped > 0,
         bytes_up=bytes_up,
         bytes_down=bytes_down,
-        train=dict(zip(shapes.metrics, values)),
-        server={name: np.asarray(values) for name, values in report.server.items()},
+        train=train,
+        server=server,
     )
 
 

@@ -11,11 +11,14 @@ class RoundMetrics(NamedTuple):
     Attributes:
       ids: int32: client ids.
       weight: float32: number of training examples; 0 for a dropped client.
-      dropped: bool: True where the client's update was not finite and left out.
-      bytes_up: int64: bytes of the upload, rounded up to whole bytes.
+      dropped: bool: True where the client's update was left out: it was not finite, came too late,
+        or never came.
+      bytes_up: int64: bytes of the upload, rounded up to whole bytes; 0 for one that never came.
       bytes_down: int64: bytes of the message.
-      train: The algorithm's own metrics, float32.
-      server: The server's own, float32, ``[rounds]``.
+      train: The algorithm's own metrics, float32, and with a population those of
+        :mod:`fedjax_masks.simulation.clock`.
+      server: The server's own, float32, ``[rounds]``; with a population ``seconds`` and ``joules``
+        of the rounds, float64.
     """
 
     ids: np.ndarray

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_masks import payload, trees
 from fedjax_masks.algorithm import Cohort, FederatedAlgorithm, State
 from fedjax_masks.simulation.arrays import Examples, client_data
+from fedjax_masks.simulation.clock import Clock, read_clock
 from fedjax_masks.simulation.layout import Block, Rows, map_clients
 from fedjax_masks.simulation.plan import Plan
 
@@ -21,8 +22,8 @@ class ClientReport(NamedTuple):
 
     Attributes:
       bits: uint32[2]: the parts of the upload's and of the message's bits that depend on data.
-      values: float32[1 + number of metrics]: 1 if the client was dropped because its update was
-        not finite; then the algorithm's metrics, by name in alphabetical order.
+      values: float32[1 + number of metrics]: 1 if the client was dropped: its update was not finite,
+        came too late, or never came; then its metrics, by name in alphabetical order.
     """
 
     bits: jax.Array
@@ -62,36 +63,40 @@ class Setting(NamedTuple):
     plan: Plan
     capacity: int
     poison: bool = False
+    clock: Clock | None = None
 
 
 def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: Any) -> Any:
     """Message, training and upload of one client; see :func:`map_clients`."""
     algorithm = setting.algorithm
     as_received = payload.poison if setting.poison else lambda tree: tree
-    key, common, server, examples = shared
+    key, common, server, examples, fleet = shared
 
     message = algorithm.send(server, row.ids)
     data = client_data(examples, row, block, setting.capacity)
     key = client_key(key, row.ids)
     new_state, upload, metrics = algorithm.train(key, common, as_received(message), state, data)
 
+    bits = jnp.stack([payload.traced_bits(upload), payload.traced_bits(message)])
+    late = lost = jnp.asarray(False)
+    if setting.clock is not None:
+        readings = read_clock(setting.clock, fleet, row.ids, key, bits, metrics)
+        late, lost, metrics = readings["late"], readings["lost"], {**metrics, **readings}
     metrics = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = trees.all_finite((upload, metrics))
-    weight = jnp.where(finite, row.sizes, 0).astype(jnp.float32)
-    report = ClientReport(
-        jnp.stack([payload.traced_bits(upload), payload.traced_bits(message)]),
-        jnp.append(~finite, metrics),
-    )
+    arrives = finite & ~late & ~lost
+    weight = jnp.where(arrives, row.sizes, 0).astype(jnp.float32)
     # A weight of 0 does not silence a NaN: what is left out must not be there at all.
-    upload = as_received(trees.where(finite, upload, trees.zeros_like(upload)))
-    new_state = trees.where(finite, new_state, state)
+    upload = as_received(trees.where(arrives, upload, trees.zeros_like(upload)))
+    new_state = trees.where(finite & ~lost, new_state, state)
+    report = ClientReport(bits, jnp.append(~arrives, metrics))
     if algorithm.reduce is None:
         return (), (new_state, report, upload)
     return algorithm.reduce(upload, weight), (new_state, report, ())
 
 
 def round_step(
-    setting: Setting, state: State, examples: Examples, rows: Rows, key: chex.PRNGKey
+    setting: Setting, state: State, examples: Examples, rows: Rows, key: chex.PRNGKey, fleet: Any = ()
 ) -> tuple[State, RoundReport]:
     """One round.
 
@@ -101,12 +106,13 @@ def round_step(
       examples: The training data.
       rows: The cohort, distinct clients laid out under the plan.
       key: The round's key.
+      fleet: What the setting's clock runs by.
 
     Returns:
       The new state, and the round's report.
     """
     before = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
-    shared = (key, state.common, state.server, examples)
+    shared = (key, state.common, state.server, examples, fleet)
 
     def function(*args: Any) -> Any:
         return _client_step(setting, *args)
@@ -133,6 +139,7 @@ def run_chunk(
     first: jax.Array,
     num_rounds: jax.Array,
     cohorts: Rows,
+    fleet: Any = (),
 ) -> tuple[State, RoundReport]:
     """Runs ``num_rounds`` rounds from round ``first`` on.
 
@@ -146,6 +153,7 @@ def run_chunk(
       first: ``int32[]``: the number of the first round.
       num_rounds: ``int32[]``: at most ``chunk``.
       cohorts: ``int32[chunk, rows]`` each: the rounds' cohorts.
+      fleet: What the setting's clock runs by.
 
     Returns:
       The state, and reports ``[chunk, ...]`` of which the first ``num_rounds`` hold.
@@ -155,7 +163,7 @@ def run_chunk(
     @jax.jit  # traced once, for the shapes as for the loop
     def one_round(state: State, step: jax.Array) -> tuple[State, RoundReport]:
         rows = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, step, keepdims=False), cohorts)
-        return round_step(setting, state, examples, rows, round_key(key, first + step))
+        return round_step(setting, state, examples, rows, round_key(key, first + step), fleet)
 
     _, report = jax.eval_shape(one_round, state, first)
     shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape), a.dtype), report)

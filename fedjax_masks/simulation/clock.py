@@ -1,0 +1,67 @@
+"""What a client's round takes on its device, and whether its update arrives at all."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_masks.algorithm import Metrics
+from fedjax_masks.devices import Population, round_seconds, spent
+
+READINGS = ("client_joules", "client_seconds", "late", "lost")
+_FATE = 2**32 - 2
+"""Tells the key that decides whether a client vanishes from those that it trains with."""
+
+
+class Clock(NamedTuple):
+    """Static choices.
+
+    Attributes:
+      population: Who takes part.
+      static_bits: Bits of every upload and of every message that do not depend on data.
+    """
+
+    population: Population
+    static_bits: Sequence[int]
+
+
+def read_clock(
+    clock: Clock, fleet: Any, client_id: jax.Array, key: chex.PRNGKey, bits: jax.Array, metrics: Metrics
+) -> dict[str, jax.Array]:
+    """Reads the clock for one client.
+
+    Args:
+      clock: Static choices.
+      fleet: Of the whole population, as arrays on the device.
+      client_id: ``int32[]``.
+      key: The client's key of the round.
+      bits: ``uint32[2]``: the parts of the upload's and of the message's bits that depend on data.
+      metrics: Of its training: ``flops`` and ``traffic`` count, where the algorithm has them.
+
+    Returns:
+      :data:`READINGS`. A client that is lost spends what it takes to receive its message; one that is late
+      has done everything in vain.
+    """
+    client = jax.tree.map(lambda a: a.at[client_id].get(mode="clip"), fleet)
+    lost = jax.random.uniform(jax.random.fold_in(key, _FATE)) < clock.population.dropout
+    up, down = (jnp.float32(static) + traced for static, traced in zip(clock.static_bits, bits))
+    up = jnp.where(lost, 0, up)
+    work = {name: jnp.where(lost, 0, metrics.get(name, 0.0)) for name in ("flops", "traffic")}
+    messages = jnp.float32(up > 0) + jnp.float32(down > 0)
+    took = spent(client, up, down, messages=messages, **work)
+    late = ~lost & (took.seconds > clock.population.deadline)
+    return {"client_joules": took.joules, "client_seconds": took.seconds, "late": late, "lost": lost}
+
+
+def sum_up(
+    clock: Clock, readings: dict[str, np.ndarray], server_flops: np.ndarray | float
+) -> dict[str, np.ndarray]:
+    """Seconds and joules of whole rounds, from those of their clients, ``[rounds, cohort]``."""
+    seconds, lost = readings["client_seconds"], readings["lost"] > 0
+    return {
+        "seconds": round_seconds(clock.population, seconds, lost, np.asarray(server_flops)),
+        "joules": readings["client_joules"].sum(1, dtype=np.float64),
+    }

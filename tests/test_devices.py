@@ -1,0 +1,253 @@
+import math
+from dataclasses import replace
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks.devices import (
+    DEVICES,
+    LINKS,
+    Fleet,
+    Population,
+    make_population,
+    read_trace,
+    round_seconds,
+    spent,
+)
+from fedjax_masks.errors import UserError
+from fedjax_masks.simulation import make_simulation
+
+SGD = optax.sgd(0.1)
+HEADER = ",".join(Fleet._fields)
+
+
+@pytest.fixture(scope="module")
+def algorithm():
+    return fm.fedavg(fm.models.mlp(cases.task(), hidden=(8,)), SGD, batch_size=4)
+
+
+def fleet(**rates):
+    """Nine like clients, but for what is given."""
+    base = Fleet(*[np.ones(9)] * 6, np.zeros(9))._replace(**rates)
+    return Fleet(*(np.broadcast_to(np.float32(values), 9) for values in base))
+
+
+def simulate(algorithm, population, rounds=3, plan="scan", cohort=9):
+    simulation = make_simulation(
+        algorithm, cases.task(), cohort=cohort, chunk=rounds, plan=plan, population=population
+    )
+    state, metrics = simulation.run(simulation.init(), 0, rounds)
+    return jax.device_get(state), metrics
+
+
+def test_time_and_energy_of_a_round_against_the_formula():
+    client = Fleet(2e9, 4e9, 5.0, 2.0, 8e6, 16e6, 0.1)
+    took = spent(client, 8e6, 32e6, flops=6e9, traffic=2e9, messages=4)
+    assert took.seconds == pytest.approx(6 / 2 + 2 / 4 + 1 + 2 + 4 * 0.1 / 2)
+    assert took.joules == pytest.approx(3.5 * 5 + 3 * 2)
+
+
+def test_the_clock_counts_the_bytes_and_flops_of_the_metrics(algorithm):
+    """In units in which a byte, a FLOP and a round trip are told apart by their size."""
+    population = Population(fleet(flops=1e6, memory=1e30, up=8e3, down=8e4, latency=np.full(9, 1e-3)))
+    _, metrics = simulate(algorithm, population)
+    train = metrics.train
+    want = train["flops"] / 1e6 + metrics.bytes_up / 1e3 + metrics.bytes_down / 1e4 + 1e-3
+    np.testing.assert_allclose(train["client_seconds"], want, rtol=1e-5)
+    np.testing.assert_allclose(metrics.server["seconds"], want.max(1), rtol=1e-5)
+    np.testing.assert_allclose(metrics.server["joules"], (want - 1e-3).sum(1), rtol=1e-5)
+
+
+def test_traffic_is_what_products_write_and_what_is_read_of_it(algorithm):
+    """Two layers on batches of 4: 8 and 3 outputs; backwards their kernels, and the 8 hidden values."""
+    population = Population(fleet(flops=1e30, memory=1.0, up=1e30, down=1e30))
+    _, metrics = simulate(algorithm, population, rounds=1)
+    per_step = 2 * 4 * (4 * (8 + 3) + 6 * 8 + 8 * 3 + 4 * 8)
+    np.testing.assert_allclose(metrics.train["client_seconds"], metrics.train["steps"] * per_step, rtol=1e-6)
+
+
+def test_time_alone_changes_nothing(algorithm):
+    with_clock, timed = simulate(algorithm, make_population("rpi3+rpi4@4g", 9))
+    without, plain = simulate(algorithm, None)
+    chex.assert_trees_all_equal(with_clock, without)
+    np.testing.assert_array_equal(timed.bytes_up, plain.bytes_up)
+    assert not {"client_seconds", "seconds"} & {*plain.train, *plain.server}
+
+
+@pytest.mark.parametrize("plan", ["vmap", "blocks:3", "scan,mesh:8"])
+def test_no_plan_changes_who_is_late_or_lost(algorithm, plan):
+    population = make_population("rpi3+rpi4@3g,spread=1,deadline=0.0505,dropout=0.2", 9)
+    (state, metrics), (again, other) = (simulate(algorithm, population, plan=p) for p in ("scan", plan))
+    for name in ("late", "lost"):
+        assert 0 < metrics.train[name].sum() < metrics.train[name].size
+        np.testing.assert_array_equal(metrics.train[name], other.train[name])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, again)
+
+
+def test_a_straggler_is_left_out_of_the_merge_and_its_bytes_are_counted(algorithm):
+    slow = 4
+    rates = np.where(np.arange(9) == slow, 1.0, 1e9)
+    population = Population(fleet(up=rates, down=1e9, flops=1e12, memory=1e12), deadline=1.0)
+    state, metrics = simulate(algorithm, population, rounds=1)
+    np.testing.assert_array_equal(metrics.ids[0][metrics.dropped[0]], [slow])
+    np.testing.assert_array_equal(metrics.train["late"][0] > 0, metrics.ids[0] == slow)
+    assert metrics.bytes_up.min() > 0
+    assert metrics.server["seconds"] == [1.0]
+    # As if it had never been asked, up to the order of a sum.
+    broken = cases.task().inputs.copy()
+    rows = cases.task().train
+    broken[rows.rows[rows.offsets[slow] : rows.offsets[slow] + rows.sizes[slow]]] = np.nan
+    simulation = make_simulation(
+        algorithm, replace(cases.task(), inputs=broken), cohort=9, chunk=1, plan="scan"
+    )
+    want, _ = simulation.run(simulation.init(), 0, 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, jax.device_get(want))
+
+
+def test_a_client_that_vanishes_has_received_and_sent_nothing_and_learned_nothing():
+    task = cases.task()
+    model = fm.models.mlp(task, hidden=(8,))
+    local = fm.standalone(model, SGD, batch_size=4)
+    population = Population(fleet(up=1e6, down=1e6, flops=1e9, memory=1e9), dropout=0.5)
+    start = jax.device_get(make_simulation(local, task, cohort=9).init())
+    state, metrics = simulate(local, population, rounds=1)
+    lost = metrics.ids[0][metrics.train["lost"][0] > 0]
+    assert 0 < len(lost) < 9
+    changed = np.any(
+        [
+            np.any(a != b, axis=tuple(range(1, a.ndim)))
+            for a, b in zip(*map(jax.tree.leaves, (state.clients, start.clients)))
+        ],
+        axis=0,
+    )
+    np.testing.assert_array_equal(np.flatnonzero(~changed), lost)
+    _, metrics = simulate(fm.fedavg(model, SGD, batch_size=4), population, rounds=1)
+    np.testing.assert_array_equal(metrics.bytes_up[0] == 0, metrics.train["lost"][0] > 0)
+    assert metrics.bytes_down.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("deadline", "lost", "want"),
+    [
+        (math.inf, [0, 0, 0], 5),
+        (math.inf, [0, 0, 1], 3),
+        (4.0, [0, 0, 0], 4),
+        (9.0, [0, 0, 0], 5),
+        (9.0, [1, 0, 0], 9),
+    ],
+)
+def test_a_round_lasts_as_long_as_its_slowest_or_until_the_deadline(deadline, lost, want):
+    server = DEVICES["server"]._replace(flops=10.0)
+    population = Population(fleet(), server=server, deadline=deadline)
+    seconds = np.array([[2.0, 3.0, 5.0]])
+    assert round_seconds(population, seconds, np.array([lost], bool), np.array([20.0])) == [want + 2]
+
+
+def test_a_mix_is_dealt_out_in_proportion_and_by_seed():
+    fleets = [make_population("rpi3:1+rpi4:3@3g+wifi", 8, seed=seed).fleet for seed in (0, 0, 1)]
+    for found in fleets:
+        assert sorted(found.flops.tolist()) == [np.float32(DEVICES["rpi3"].flops)] * 2 + [2.5e9] * 6
+        assert sorted(found.up.tolist()) == [5e6] * 4 + [60e6] * 4
+    np.testing.assert_array_equal(fleets[0], fleets[1])
+    assert not np.array_equal(fleets[0], fleets[2])
+
+
+def test_spread_is_log_normal_and_leaves_powers_and_latency_alone():
+    found = make_population("rpi4@wifi,spread=0.5", 4000).fleet
+    logs = np.log(found.flops / DEVICES["rpi4"].flops)
+    assert abs(logs.std() - 0.5) < 0.03
+    assert abs(logs.mean()) < 0.03
+    assert set(found.latency.tolist()) == {np.float32(LINKS["wifi"].latency)}
+
+
+def write_trace(path, rows, header=HEADER):
+    path.write_text("\n".join([header, *rows]) + "\n", "utf-8")
+    return f"trace:{path}"
+
+
+def test_a_trace_is_read_row_by_row(tmp_path):
+    spec = write_trace(tmp_path / "t.csv", ["1e9,2e9,3,1,5e6,6e6,0", "2e9,2e9,3,1,5e6,6e6,0.1"])
+    population = make_population(f"{spec},deadline=7", 2)
+    assert population.fleet.flops.tolist() == [1e9, 2e9]
+    assert population.fleet.latency.tolist() == [0, np.float32(0.1)]
+    assert population.deadline == 7
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("rpi9@wifi", r"devices='rpi9': unknown; did you mean 'rpi"),
+        ("rpi4", r"devices='': unknown"),
+        ("rpi4@5g", r"devices='5g': unknown; accepted are 3g, 4g, wifi"),
+        ("rpi4:0@wifi", r"rpi4:0; accepted is a number above 0"),
+        ("rpi4@wifi,deadline=0", r"deadline=0; accepted is above 0"),
+        ("rpi4@wifi,deadline=soon", r"deadline=soon; accepted is a number"),
+        ("rpi4@wifi,dropout=1.5", r"dropout=1.5; accepted is a number at least 0 and at most 1"),
+        ("rpi4@wifi,colour=3", r"devices='colour': unknown"),
+        ("trace:/nowhere.csv", r"devices=trace:/nowhere.csv: .*; accepted is a CSV file"),
+    ],
+)
+def test_a_bad_population_is_refused_in_one_line(spec, message):
+    with pytest.raises(UserError, match=message) as error:
+        make_population(spec, 4)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        (["1,1,1,1,0,1,0"], HEADER, r"up of row 1; accepted is a number above 0"),
+        (["1,1,1,1,1,1,nan"], HEADER, r"latency of row 1; accepted is a number at least 0"),
+        (["1,1,1,1,1,1"], HEADER, r"latency of row 1"),
+        (["1,1"], "flops,memory", r"no column 'compute_watts'"),
+        ([], HEADER, r"0 rows; accepted are 1"),
+    ],
+)
+def test_a_malformed_trace_is_refused_in_one_line(tmp_path, rows, header, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_trace(write_trace(tmp_path / "t.csv", rows, header).removeprefix("trace:"), 1)
+    assert "\n" not in str(error.value)
+
+
+def test_records_add_up_seconds_and_joules(algorithm):
+    population = Population(fleet(flops=1e9, memory=1e9, up=1e6, down=1e6))
+    seen = []
+    run = fm.simulate(
+        algorithm,
+        cases.task(),
+        rounds=4,
+        cohort=5,
+        eval_every=2,
+        population=population,
+        on_chunk=[lambda chunk: seen.append(chunk.metrics.server)],
+    )
+    for key, name in (("sim_seconds", "seconds"), ("energy_joules", "joules")):
+        sums = np.cumsum([float(np.sum(server[name])) for server in seen])
+        np.testing.assert_allclose([record[key] for record in run.records], sums)
+    plain = fm.simulate(algorithm, cases.task(), rounds=1, cohort=5)
+    assert plain.records[0]["sim_seconds"] is None
+
+
+def test_servers_that_train_take_time():
+    task = cases.task()
+    algorithm = fm.ecofed(fm.models.mlp(task, hidden=(8,)), SGD, batch_size=4)
+    simulation = make_simulation(
+        algorithm,
+        task,
+        cohort=9,
+        chunk=2,
+        population=Population(fleet(), DEVICES["server"]._replace(flops=100.0)),
+    )
+    _, metrics = simulation.run(simulation.init(), 0, 2)
+    steps = -(-task.train.sizes // 4)
+    np.testing.assert_allclose(metrics.server["flops"][0], steps.sum() * 2 * 4 * 8 * 3 * 2)
+    # In a round of replays nobody sends anything, and only the server works.
+    np.testing.assert_allclose(metrics.server["seconds"][1], metrics.server["flops"][1] / 100, rtol=1e-6)
+    assert metrics.server["seconds"][0] > metrics.server["flops"][0] / 100
+    assert jnp.isfinite(metrics.server["joules"]).all()
