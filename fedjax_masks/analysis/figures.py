@@ -29,6 +29,28 @@ _PERSONAL, _GLOBAL = "personal_accuracy_mean", "global_accuracy"
 _YLABEL = {_PERSONAL: "personal accuracy (%)", _GLOBAL: "global accuracy (%)"}
 
 
+class _Along(NamedTuple):
+    """What accuracy is drawn against.
+
+    Attributes:
+      slug: For file names.
+      label: Of the axis.
+      values: At each evaluation of a run: ``float64[evaluations]``.
+      log: Whether the axis is logarithmic; a run that is 0 throughout is then a level line.
+    """
+
+    slug: str
+    label: str
+    values: Callable[[RunRecord], np.ndarray]
+    log: bool = True
+
+
+_ROUNDS = _Along("rounds", "round", lambda run: column(run, "round"), log=False)
+_BYTES = _Along("bytes", "MB sent in total, log scale", lambda run: total_bytes(run) / MEGABYTE)
+_SECONDS = _Along("seconds", "simulated seconds, log scale", lambda run: column(run, "sim_seconds"))
+_JOULES = _Along("joules", "joules of all clients, log scale", lambda run: column(run, "energy_joules"))
+
+
 class Drawn(NamedTuple):
     """A figure with what the page says about it.
 
@@ -60,7 +82,7 @@ def plot_run(*runs: Any) -> "Figure":
         series = group([_as_record(run) for run in runs])
         figure = _figure(8.4, 3.0)
         axes = figure.subplots(1, 2, sharey=True)
-        for ax, x in zip(axes, ("rounds", "bytes")):
+        for ax, x in zip(axes, (_ROUNDS, _BYTES)):
             _draw_accuracy(ax, series, _PERSONAL, x)
             _draw_accuracy(ax, series, _GLOBAL, x, linestyle=":", marker="")
         axes[0].set_ylabel("accuracy (%)")
@@ -92,7 +114,7 @@ def accuracy_by_rounds(series: Sequence[Series]) -> Drawn | None:
         "Mean over clients of each client's own model on its own test data, and the global model on the "
         "global test set, each where it exists. Bands: 10th to 90th percentile of the clients."
     )
-    return _accuracy(series, "rounds", "Accuracy against rounds", caption)
+    return _accuracy(series, _ROUNDS, "Accuracy against rounds", caption)
 
 
 def accuracy_by_bytes(series: Sequence[Series]) -> Drawn | None:
@@ -101,7 +123,24 @@ def accuracy_by_bytes(series: Sequence[Series]) -> Drawn | None:
         "The same against all that was sent, up and down, by all clients so far (1 MB = 1e6 bytes); "
         "further left is cheaper. A run that sends nothing is a level line."
     )
-    return _accuracy(series, "bytes", "Accuracy against communication", caption)
+    return _accuracy(series, _BYTES, "Accuracy against communication", caption)
+
+
+def accuracy_by_seconds(series: Sequence[Series]) -> Drawn | None:
+    """Personal and global accuracy against simulated time, on a log scale."""
+    caption = (
+        "The same against the simulated time of all rounds so far: a round lasts until its slowest client "
+        "has answered, or until the deadline."
+    )
+    return _accuracy(series, _SECONDS, "Accuracy against simulated time", caption)
+
+
+def accuracy_by_joules(series: Sequence[Series]) -> Drawn | None:
+    """Personal and global accuracy against the clients' energy, on a log scale."""
+    caption = (
+        "The same against the energy that all clients have spent so far, computing, sending and receiving."
+    )
+    return _accuracy(series, _JOULES, "Accuracy against energy", caption)
 
 
 def client_spread(series: Sequence[Series]) -> Drawn | None:
@@ -186,16 +225,19 @@ def traffic(series: Sequence[Series]) -> Drawn | None:
 _FIGURES: tuple[Callable[[Sequence[Series]], Drawn | None], ...] = (
     accuracy_by_rounds,
     accuracy_by_bytes,
+    accuracy_by_seconds,
+    accuracy_by_joules,
     client_spread,
     traffic,
     mask_density,
 )
 
 
-def _accuracy(series: Sequence[Series], x: str, title: str, caption: str) -> Drawn | None:
+def _accuracy(series: Sequence[Series], x: _Along, title: str, caption: str) -> Drawn | None:
     """One panel for each kind of accuracy that some run has."""
     keys = [key for key in _YLABEL if _have(series, key)]
-    if not keys:
+    known = any(np.isfinite(x.values(run)).any() for member in series for run in member.runs)
+    if not keys or not known:
         return None
     figure = _figure(_WIDTH, 0.7 + 2.3 * len(keys))
     axes = figure.subplots(len(keys), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -204,32 +246,32 @@ def _accuracy(series: Sequence[Series], x: str, title: str, caption: str) -> Dra
         ax.set_ylabel(_YLABEL[key])
         ax.label_outer()
     _legend(figure, [_key(member) for member in series])
-    return Drawn(f"accuracy-{x}", title, caption, figure)
+    return Drawn(f"accuracy-{x.slug}", title, caption, figure)
 
 
-def _draw_accuracy(ax: "Axes", series: Sequence[Series], key: str, x: str, **style: Any) -> None:
-    """One kind of accuracy of all series, against ``"rounds"`` or ``"bytes"``."""
+def _draw_accuracy(ax: "Axes", series: Sequence[Series], key: str, x: _Along, **style: Any) -> None:
+    """One kind of accuracy of all series."""
     few = sum(len(member.runs) for member in series) <= _BANDS_UP_TO
     for member in series:
         look = {"color": member.color, "linestyle": member.dash, "marker": member.marker} | style
         for index, run in enumerate(member.runs):
             repeated = {"linewidth": 0.9, "marker": ""} if index else {}
             _curve(ax, run, key, x, look | repeated, band=few and key == _PERSONAL)
-    if x == "bytes":
+    if x.log:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         ax.minorticks_off()
-    ax.set_xlabel("round" if x == "rounds" else "MB sent in total, log scale")
+    ax.set_xlabel(x.label)
 
 
-def _curve(ax: "Axes", run: RunRecord, key: str, x: str, look: dict[str, Any], *, band: bool) -> None:
+def _curve(ax: "Axes", run: RunRecord, key: str, x: _Along, look: dict[str, Any], *, band: bool) -> None:
     """One run's accuracy, with the range of its clients where that is wanted."""
     values = 100 * column(run, key)
-    along = column(run, "round") if x == "rounds" else total_bytes(run) / MEGABYTE
-    if x == "bytes" and not (along > 0).any():
+    along = x.values(run)
+    if x.log and not (along > 0).any():
         _level(ax, values, look)
         return
-    seen = np.isfinite(values) & np.isfinite(along) & ((along > 0) | (x == "rounds"))
+    seen = np.isfinite(values) & np.isfinite(along) & ((along > 0) | (not x.log))
     ax.plot(along[seen], values[seen], markevery=(0.0, 0.15) if seen.sum() > 8 else None, **look)
     if band:
         low, high = (100 * column(run, f"personal_accuracy_{end}")[seen] for end in ("p10", "p90"))
@@ -237,7 +279,7 @@ def _curve(ax: "Axes", run: RunRecord, key: str, x: str, look: dict[str, Any], *
 
 
 def _level(ax: "Axes", values: np.ndarray, look: dict[str, Any]) -> None:
-    """The last accuracy of a run that sent nothing: it has no place on a log axis of bytes."""
+    """The last accuracy of a run that sent nothing: it has no place on a log axis."""
     values = values[np.isfinite(values)]
     if values.size:
         ax.axhline(values[-1], color=look["color"], linestyle=look["linestyle"], linewidth=1.2)

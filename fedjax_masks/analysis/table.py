@@ -56,7 +56,8 @@ def comparison_table(runs: Sequence[RunRecord]) -> list[Row]:
       ``mb_total``: MB of all clients over all rounds, both directions; ``mb_setup``: MB that
       each device got once; ``ratio``: bytes per client and round over those of the FedAvg runs
       on the same data, if possible with the same model; ``client_gflops``: mean 1e9 FLOPs
-      per client and round; ``rounds_per_second``. None where a figure does not apply.
+      per client and round; ``sim_seconds`` and ``energy_joules``: of all rounds, of all clients;
+      ``rounds_per_second``. None where a figure does not apply.
     """
     rows = [_row(run) for run in runs]
     for row in rows:
@@ -148,6 +149,8 @@ def _row(run: RunRecord) -> Row:
         "mb_total": _scaled(_finite(totals[-1]) if totals.size else None, MEGABYTE),
         "mb_setup": _scaled(_finite(number(run.summary.get("setup_bytes"))) or None, MEGABYTE),
         "client_gflops": _scaled(_mean(run, "client_flops"), 1e9),
+        "sim_seconds": last(run, "sim_seconds"),
+        "energy_joules": last(run, "energy_joules"),
         "rounds_per_second": _finite(number(run.summary.get("rounds_per_second"))),
     }
 
@@ -207,6 +210,8 @@ _COLUMNS = (
     Column("bytes ÷ FedAvg's", lambda row: quantity(row["ratio"]), "ratio", min),
     Column("MB setup / device", lambda row: quantity(row["mb_setup"]), "mb_setup"),
     Column("GFLOP / client·round", lambda row: quantity(row["client_gflops"]), "client_gflops", min),
+    Column("simulated seconds", lambda row: quantity(row["sim_seconds"]), "sim_seconds", min),
+    Column("joules of all clients", lambda row: quantity(row["energy_joules"]), "energy_joules", min),
     Column("rounds", _rounds, "rounds"),
     Column("rounds/s", lambda row: quantity(row["rounds_per_second"]), "rounds_per_second"),
     Column("model", lambda row: row["model"] or NOT_APPLICABLE, "model"),
