@@ -1,10 +1,9 @@
 """Devices, links, and the clock that runs by them.
 
 A client's time in a round is that of its own computation and its own exact bytes and messages: FLOPs
-at the rate that its device reaches, the arrays of its matrix products through its memory (without
-which early layers come out several times too fast; Wu et al. 2024, arXiv 2304.05495, section 5),
-bits over its link, and half a round trip per message. The profiles are round figures, our choice, for
-orders of magnitude; ``trace:FILE.csv`` takes measured ones.
+at the rate that its device reaches, what its matrix products write through its memory (FLOPs alone
+underestimate early layers), bits over its link, and half a round trip per message. The profiles are
+round figures, our choice, for orders of magnitude; ``trace:FILE.csv`` takes measured ones.
 """
 
 import csv

@@ -138,7 +138,7 @@ def test_an_upload_has_the_bytes_of_the_formula(quantized):
     [("conv1", 1_920, 16_384), ("conv2", 76_032, 8_192), ("conv4", 962_304, 4_096)],
 )
 def test_vgg11_is_cut_into_the_published_sizes(split, device, activations):
-    """Wu et al. 2024, arXiv 2304.05495, table 4; 500 images per client in batches of 10."""
+    """Wu et al. 2024, arXiv 2304.05495; 500 images per client in batches of 10."""
     task = synthetic_task((32, 32, 3), 10, [500], test_per_client=1)
     model = fm.models.vgg11(task, norm="batch")
     algorithm = fm.ecofed(model, SGD, batch_size=10, split=split)

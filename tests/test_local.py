@@ -101,4 +101,8 @@ def test_something_is_done_to_the_parameters_after_every_epoch(params, data):
 def test_metrics_count_what_was_seen_and_what_was_padded(params, data):
     _, metrics = train(params, data)
     forward = backward = 2 * 3 * DIM * CLASSES  # nobody needs the input's gradient
-    assert [float(v) for v in metrics[1:]] == [2 * 3, 2 * SIZE, 2 * 3 * 3, 2 * 3 * (forward + backward)]
+    written = 4 * (3 * CLASSES + DIM * CLASSES)  # logits, and the kernel's gradient
+    assert [float(v) for v in metrics[1:]] == [
+        *(2 * 3, 2 * SIZE, 2 * 3 * 3, 2 * 3 * (forward + backward)),
+        2 * 3 * 2 * written,
+    ]

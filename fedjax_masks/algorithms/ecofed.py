@@ -1,6 +1,6 @@
 """EcoFed: devices run the first layers, frozen; a server trains the rest on what it has cached.
 
-Wu et al. 2024, arXiv 2304.05495, section 4. The device's part is pre-trained and never moves, so no
+Wu et al. 2024, arXiv 2304.05495. The device's part is pre-trained and never moves, so no
 gradient comes down and no weights travel. Every ``period``-th round the cohort sends the activations
 of all its examples, 8 bits each; the server keeps them, by client, and in the rounds between it
 replays clients that it has kept. It trains a private copy of its part on each client's activations

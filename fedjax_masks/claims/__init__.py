@@ -1,10 +1,10 @@
 """Published figures beside ours: ``fedjax-masks claims``."""
 
-from fedjax_masks.claims import adp, fedmask, fedskel, mpfl
+from fedjax_masks.claims import adp, ecofed, fedmask, fedskel, mpfl
 from fedjax_masks.claims.claim import Claim
 from fedjax_masks.claims.table import print_claims
 
-_SYSTEMS = (fedmask, fedskel, mpfl, adp)
+_SYSTEMS = (fedmask, fedskel, mpfl, adp, ecofed)
 
 
 def all_claims() -> list[Claim]:
