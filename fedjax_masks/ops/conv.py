@@ -79,9 +79,9 @@ def conv2d(
         products for the kernel's gradient. ``"im2col"``: patches and one matrix product each way, which
         ``vmap`` over kernels turns into strided-batched products. ``"winograd"``: minimal filtering,
         for square kernels of 2 to 5 with stride 1. ``"lax"``: ``lax``'s own rules. By default
-        ``"im2col"``, but on CPU only for images of few channels, kernels of one pixel or, under a
-        stride, few pixels, else ``"winograd"`` where it halves the products, else ``"canonical"``;
-        there the gradients of few outputs or of small images by ``"im2col"``.
+        ``"im2col"``, but on CPU ``"winograd"`` where it halves the products, save for the gradients
+        of few outputs, and ``"canonical"`` for other kernels with stride 1 and, under a stride, for
+        the gradients of many outputs.
       skeleton: ``int32[k]``: outputs, ascending. Only these have gradients, computed for these only:
         see :mod:`fedjax_masks.ops.skeleton`. None is all.
 
@@ -135,15 +135,13 @@ def _choose(x_shape, kernel_shape, strides, pads) -> Lowerings:
     if winograd.serves(size, strides) and winograd.saves(out_size, size):
         return Lowerings(
             "winograd",
-            "im2col" if few or pixels <= 16 else "winograd",
-            "im2col" if pixels <= (256 if few else 16) else "winograd",
+            "im2col" if few else "winograd",
+            "im2col" if few and pixels <= 256 else "winograd",
         )
     if tuple(strides) == (1, 1):
         return Lowerings("canonical", "canonical", "canonical")
-    if pixels <= 64:
-        return Lowerings("im2col", "im2col", "im2col")
-    back: Lowering = "im2col" if outputs <= inputs else "canonical"
-    return Lowerings("canonical", back, back)
+    back: Lowering = "im2col" if outputs <= inputs or pixels <= 64 else "canonical"
+    return Lowerings("im2col", back, back)
 
 
 # Each lowering is a module of four functions, of which forward and backward below are made.

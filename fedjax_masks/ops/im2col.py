@@ -1,8 +1,8 @@
 """Convolution by patches: one matrix product in each direction.
 
-The output is the input's patches times the kernel. Backwards, one set of patches of the output's
-gradient serves both gradients: times the flipped kernel it is the input's gradient, and the input
-times it is the kernel's. So both cost in proportion to the number of outputs, which makes the
+The output is the input's patches times the kernel. Backwards, patches of the output's gradient
+serve both gradients: times the flipped kernel they are the input's gradient, and their transpose
+times the input is the kernel's. So both cost in proportion to the number of outputs, which makes the
 gradient of a few filters cheap. (Where there are fewer inputs than outputs, as in a first layer, the
 input's patches are the smaller ones.) ``vmap`` over kernels turns the products into strided-batched
 ones.
@@ -49,7 +49,7 @@ def forward(
 def output_gradient(
     dy: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads, in_size: Sequence[int]
 ) -> Form:
-    """The output's gradient, and its patches for every phase that meets any tap."""
+    """The output's gradient, and its patches for every phase that meets any tap: ``[..., taps * out]``."""
     return dy, [
         _backward_windows(_backward_windows(dy, 2, columns), 1, rows)
         for rows, columns in _phases(kernel_size, strides, pads, in_size)
@@ -73,16 +73,20 @@ def kernel_gradient(
     x: jax.Array, form: Form, kernel: jax.Array, strides: Sequence[int], pads: Pads
 ) -> jax.Array:
     """Shaped like the kernel, from the input and what :func:`output_gradient` gave."""
-    dy, dy_patches = form
+    dy, _ = form
     if kernel.shape[2] < kernel.shape[3]:
         patches = _input_patches(x, kernel.shape[:2], strides, pads)
-        return _transposed_product(dy, patches).T.reshape(kernel.shape)
+        product = dy.reshape(-1, dy.shape[3]).T @ patches.reshape(-1, patches.shape[3])
+        return product.T.reshape(kernel.shape)
+    # Long sums are fastest with both operands in the product's own order. The gradient's patches come
+    # transposed for the price of transposing the gradient.
+    dy = jnp.moveaxis(dy, 3, 0)
     parts = []
-    phases = _phases(kernel.shape[:2], strides, pads, x.shape[1:3])
-    for (rows, columns), patch in zip(phases, dy_patches, strict=True):
+    for rows, columns in _phases(kernel.shape[:2], strides, pads, x.shape[1:3]):
         seen = x[:, rows.offset :: strides[0], columns.offset :: strides[1]]
-        product = _transposed_product(seen, patch).reshape(-1, rows.taps, columns.taps, kernel.shape[3])
-        part = jnp.moveaxis(product, 0, 2)
+        patches = _backward_windows(_backward_windows(dy, 3, columns, 0), 2, rows, 0)
+        product = patches.reshape(len(patches), -1) @ seen.reshape(-1, seen.shape[3])
+        part = jnp.moveaxis(product.reshape(rows.taps, columns.taps, kernel.shape[3], -1), 2, 3)
         parts.append(_spread(part, 0, (rows.tap, columns.tap), strides, kernel.shape[:2]))
     return sum(parts, start=jnp.zeros_like(kernel))
 
@@ -95,15 +99,6 @@ def _spread(
     for i, (offset, stride, size) in enumerate(zip(offsets, strides, sizes), axis):
         config[i] = (offset, size - offset - (part.shape[i] - 1) * stride - 1, stride - 1)
     return lax.pad(part, jnp.zeros((), part.dtype), config)
-
-
-def _transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``[m, n]``: the sum over all pixels of ``a[..., m]`` times ``b[..., n]``.
-
-    In one product over flat arrays, which is the shape that the other product reads the patches in:
-    XLA would build them once for each shape.
-    """
-    return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
 def _input_patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
@@ -141,8 +136,8 @@ def _taps(kernel: jax.Array, strides: Sequence[int], rows: _Phase, columns: _Pha
     return kernel[rows.tap :: strides[0], columns.tap :: strides[1]]
 
 
-def _backward_windows(dy: jax.Array, axis: int, phase: _Phase) -> jax.Array:
-    """For each position and tap, the output that they meet: ``[..., taps * channels]``."""
+def _backward_windows(dy: jax.Array, axis: int, phase: _Phase, stack: int = -1) -> jax.Array:
+    """For each position and tap, the output that they meet; the taps come before the ``stack`` axis."""
     low = max(0, phase.taps - 1 - phase.first)
     high = max(0, phase.first + phase.count - dy.shape[axis])
     config: Any = [(0, 0)] * dy.ndim
@@ -150,4 +145,4 @@ def _backward_windows(dy: jax.Array, axis: int, phase: _Phase) -> jax.Array:
     dy = jnp.pad(dy, config)
     starts = [phase.first - tap + low for tap in range(phase.taps)]
     windows = [lax.slice_in_dim(dy, start, start + phase.count, axis=axis) for start in starts]
-    return jnp.concatenate(windows, axis=-1)
+    return jnp.concatenate(windows, axis=stack)

@@ -13,7 +13,11 @@ import jax.numpy as jnp
 
 def gather(array: jax.Array, skeleton: jax.Array) -> jax.Array:
     """The skeleton's part of the last axis: ``[..., k]``."""
-    return array.at[..., skeleton].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
+    rows = array.reshape(
+        -1, array.shape[-1]
+    )  # of two axes, half the time goes that finding four indices takes
+    few = rows.at[:, skeleton].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
+    return few.reshape(*array.shape[:-1], -1)
 
 
 def scatter(few: jax.Array, skeleton: jax.Array, size: int) -> jax.Array:

@@ -118,10 +118,11 @@ def kernel_gradient(
     """Shaped like the kernel, from what :func:`forward` and :func:`output_gradient` gave."""
     del strides, pads
     matrix = jnp.asarray(_transforms(kernel.shape[0]).kernel.T, grads.dtype)
-    products = (seen.swapaxes(1, 2) @ grads).reshape(TILE, -1)
+    products = (grads.swapaxes(1, 2) @ seen).reshape(TILE, -1)
     # One axis after the other: both at once, as for the kernel, would round more.
     half_done = (matrix @ products).reshape(len(matrix), TILE, -1)
-    return (matrix @ half_done).reshape(kernel.shape)
+    dk = (matrix @ half_done).reshape(*kernel.shape[:2], kernel.shape[3], kernel.shape[2])
+    return dk.swapaxes(2, 3)
 
 
 def _evaluate_kernel(kernel):
