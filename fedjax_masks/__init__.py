@@ -13,13 +13,16 @@ from fedjax_masks.algorithm import (
 from fedjax_masks.algorithms.adp import adp
 from fedjax_masks.algorithms.ecofed import ecofed
 from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
 from fedjax_masks.algorithms.fedprox import fedprox
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.lgl import lgl
 from fedjax_masks.algorithms.masked_fedavg import masked_fedavg
 from fedjax_masks.algorithms.mpfl import mpfl, mpfl_search
 from fedjax_masks.algorithms.scaffold import scaffold
+from fedjax_masks.algorithms.splitfed import splitfed
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.data import load_task
 from fedjax_masks.runner import Run, simulate
@@ -38,10 +41,12 @@ __all__ = [
     "adp",
     "ecofed",
     "fedavg",
+    "fedgkt",
     "fedmask",
     "fednova",
     "fedprox",
     "fedskel",
+    "lgl",
     "load_task",
     "make_simulation",
     "masked_fedavg",
@@ -50,6 +55,7 @@ __all__ = [
     "mpfl_search",
     "scaffold",
     "simulate",
+    "splitfed",
     "standalone",
 ]
 

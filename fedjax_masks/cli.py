@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +28,12 @@ _FLAGS = {
     "devices": ("devices", "SPEC", "devices and links, as in rpi4@wifi or rpi3+rpi4@4g,deadline=60"),
     "seed": ("seed", "S", "decides everything random but the partition (default: 0)"),
     "eval-every": ("eval_every", "R", "rounds between two evaluations (default: R/20)"),
+}
+_PRETRAIN_FLAGS = {
+    **{flag: _FLAGS[flag] for flag in ("dataset", "data-dir", "model", "partition", "clients")},
+    "source": ("pretraining.source", "SOURCE", "fractal (default), public, or npz:FILE"),
+    "epochs": ("pretraining.epochs", "E", "passes over the source's images (default: 20)"),
+    "seed": ("pretraining.seed", "S", "of fractals, parameters and the order of examples (default: 0)"),
 }
 _DESCRIPTION = "Simulates communication- and compute-efficient federated learning."
 _DEMO = {
@@ -89,13 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", metavar="DIR", default="fedjax-masks-demo", help="default: %(default)s")
 
     run = add("run", _run, "run one experiment; of the same key, --set beats flags, and flags the file")
-    run.add_argument("--config", metavar="FILE.toml", help="a TOML file with the configuration's keys")
-    for flag, (key, metavar, text) in _FLAGS.items():
-        run.add_argument(f"--{flag}", dest=key, metavar=metavar, help=text)
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key; repeatable")
+    _add_keys(run, _FLAGS)
     run.add_argument("--out", metavar="DIR", required=True, help="the run directory")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     run.add_argument("--quiet", action="store_true", help="no progress")
+
+    pretraining = add("pretrain", _pretrain, "train a model's first stages before any client does")
+    _add_keys(pretraining, _PRETRAIN_FLAGS)
+    pretraining.add_argument("--out", metavar="FILE.npz", help="also write the parameters to a file")
 
     bench = add("bench", _bench, "measure the engine's speed")
     bench.add_argument("--workload", metavar="NAME", default="femnist-cnn", help="default: %(default)s")
@@ -116,14 +123,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_keys(command: argparse.ArgumentParser, flags: Mapping[str, tuple[str, str, str]]) -> None:
+    command.add_argument("--config", metavar="FILE.toml", help="a TOML file with the configuration's keys")
+    for flag, (key, metavar, text) in flags.items():
+        command.add_argument(f"--{flag}", dest=key, metavar=metavar, help=text)
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key; repeatable"
+    )
+
+
+def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
+    from fedjax_masks import config
+
+    values = {} if arguments.config is None else config.read_file(arguments.config)
+    given = {key: getattr(arguments, key) for key, _, _ in flags.values()}
+    values |= {key: value for key, value in given.items() if value is not None}
+    return values | dict(map(_assignment, arguments.set))
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from fedjax_masks import config, experiment, pretraining
+
+    values = {"algorithm.name": "fedavg", "pretraining.source": "fractal"}
+    chosen = config.make_config(values | _values(arguments, _PRETRAIN_FLAGS))
+    out = None if arguments.out is None else Path(arguments.out)
+    if out is not None and not (out.suffix == ".npz" and out.parent.is_dir()):
+        raise UserError(
+            f"out={arguments.out!r}: a file that ends in .npz is accepted, in a folder that exists"
+        )
+    with user_errors():
+        found = experiment.pretrained(chosen)
+        if out is not None:
+            pretraining.write_npz(out, found.params)
+    accuracy = "" if found.accuracy is None else f", accuracy on held-out images {found.accuracy:.1%}"
+    print(f"stages: {', '.join(found.params) or 'none'}{accuracy}")
+
+
 def _run(arguments: argparse.Namespace) -> None:
     from fedjax_masks import config, experiment
     from fedjax_masks.analysis import load_run, print_table
 
-    values = {} if arguments.config is None else config.read_file(arguments.config)
-    flags = {key: getattr(arguments, key) for key, _, _ in _FLAGS.values()}
-    values |= {key: value for key, value in flags.items() if value is not None}
-    values |= dict(map(_assignment, arguments.set))
+    values = _values(arguments, _FLAGS)
     if arguments.resume and not values:
         values = experiment.stored_values(Path(arguments.out))
     chosen = config.make_config(values)

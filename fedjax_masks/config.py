@@ -18,6 +18,7 @@ from typing import Any, Literal
 from fedjax_masks.algorithms import registry
 from fedjax_masks.algorithms.registry import OptimizerName, Option
 from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.pretraining import Pretraining
 from fedjax_masks.values import Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
 
 _MODEL_OF = {
@@ -82,6 +83,7 @@ class Config:
       algorithm: The algorithm, its options and its clients' optimiser.
       server_optimizer: For algorithms that have one.
       training: Local training.
+      pretraining: Where the initial parameters come from.
       rounds: Rounds of federated learning.
       cohort: Clients per round.
       seed: Of the initial state, the cohorts and the order of examples.
@@ -99,6 +101,7 @@ class Config:
     algorithm: Part
     server_optimizer: ServerOptimizerConfig
     training: TrainingConfig
+    pretraining: Pretraining
     rounds: Count = 50
     cohort: Count = 10
     seed: Seed = 0
@@ -109,7 +112,12 @@ class Config:
     checkpoint_share: Share = 0.02
 
 
-_SECTIONS = {"data": DataConfig, "server_optimizer": ServerOptimizerConfig, "training": TrainingConfig}
+_SECTIONS = {
+    "data": DataConfig,
+    "server_optimizer": ServerOptimizerConfig,
+    "training": TrainingConfig,
+    "pretraining": Pretraining,
+}
 
 
 def _options_of(section: type, prefix: str) -> dict[str, Option]:

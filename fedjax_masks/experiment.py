@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from fedjax_masks.config import Config, ServerOptimizerConfig, as_dict, flat
 from fedjax_masks.data import crop_flip, load_task
 from fedjax_masks.devices import Population, make_population
 from fedjax_masks.errors import UserError, user_errors
-from fedjax_masks.models import build_model
+from fedjax_masks.models import Model, Problem, build_model
+from fedjax_masks.pretraining import Pretrained, pretrain, start_from
 from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_length, run_rounds
 from fedjax_masks.simulation import Simulation, make_simulation
 from fedjax_masks.telemetry import progress
@@ -45,20 +46,39 @@ def build(config: Config) -> tuple[FederatedAlgorithm, Task]:
     Raises:
       ValueError: Something does not exist, or does not fit together.
     """
-    data = dataclasses.asdict(config.data)
-    task = load_task(data.pop("name"), data_dir=data.pop("dir"), **data)
+    task = _task(config)
     training, options = config.training, dict(config.algorithm.options)
     if training.augment == "crop_flip":
         options["augment"] = crop_flip
+    make_model = _model_maker(config)
+    found = pretrain(make_model, task, config.pretraining, cache_dir=config.data.cache_dir)
     algorithm = registry.build(
         config.algorithm.name,
-        build_model(config.model.name, task, **config.model.options),
+        start_from(make_model(task), found.params),
         options=options,
         epochs=training.epochs,
         batch_size=training.batch_size,
         server_optimizer=_server_optimizer(config.server_optimizer),
     )
     return algorithm, task
+
+
+def pretrained(config: Config) -> Pretrained:
+    """Trains, or finds in the cache, what runs with this configuration start from.
+
+    Raises:
+      ValueError: Something does not exist, or does not fit together.
+    """
+    return pretrain(_model_maker(config), _task(config), config.pretraining, cache_dir=config.data.cache_dir)
+
+
+def _task(config: Config) -> Task:
+    data = dataclasses.asdict(config.data)
+    return load_task(data.pop("name"), data_dir=data.pop("dir"), **data)
+
+
+def _model_maker(config: Config) -> Callable[[Problem], Model]:
+    return lambda problem: build_model(config.model.name, problem, **config.model.options)
 
 
 def _population(config: Config, task: Task) -> Population | None:

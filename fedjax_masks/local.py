@@ -246,7 +246,7 @@ def train_with_sums(
         params, *rest = carry
         return params if after_epoch is None else after_epoch(params), *rest
 
-    batch = _batch_like(data, batch_size)
+    batch = batch_like(data, batch_size)
     _, terms = jax.eval_shape(loss, params, batch)
     carry = (params, optimizer.init(params), jnp.zeros((), jnp.float32), trees.zeros_like(terms))
     traced_step = flops.trace(step, carry, batch)
@@ -318,7 +318,7 @@ def unit_path(optimizer: optax.GradientTransformation, steps: jax.Array) -> jax.
     return jax.lax.fori_loop(0, steps, step, (still, optimizer.init(still)))[0]
 
 
-def _batch_like(data: ClientData, batch_size: int) -> Any:
+def batch_like(data: ClientData, batch_size: int) -> Any:
     """A minibatch's shapes."""
     return jax.eval_shape(
         lambda: Batch(

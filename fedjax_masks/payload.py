@@ -62,6 +62,21 @@ class When(NamedTuple):
     tree: PyTree
 
 
+class Passed(NamedTuple):
+    """What went back and forth within the round, in messages of which nothing is left but their size.
+
+    It goes into the upload of an algorithm whose devices and server talk while they train, where
+    the server's half of the conversation is part of ``train``.
+
+    Attributes:
+      up: ``uint32[]``: bits that the device sent.
+      down: ``uint32[]``: bits that it received.
+    """
+
+    up: jax.Array
+    down: jax.Array
+
+
 class Sparse(NamedTuple):
     """A few elements of an array of zeros; an index costs ``ceil(log2(n))`` bits.
 
@@ -107,7 +122,7 @@ class Encoded(NamedTuple):
 
 
 _CHUNK = 1 << 20  # integers packed at a time: bounds the host's memory
-_WRAPPERS = (Masked, Known, When, Sparse, Quantized, Encoded)
+_WRAPPERS = (Masked, Known, When, Passed, Sparse, Quantized, Encoded)
 
 
 def shape_only(shape: tuple[int, ...], dtype: Any = bool) -> jax.Array:
@@ -218,7 +233,7 @@ def _visit(fn: Visit, payload: PyTree, context: _Part = _ALL) -> PyTree:
 def _visit_wrapper(fn: Visit, node: Any, context: _Part) -> PyTree:
     whole = context._replace(mask=None)
     match node:
-        case Known():
+        case Known() | Passed():
             return node
         case When(flag, tree):
             return When(flag, _visit(fn, tree, context._replace(flag=_both(context.flag, flag))))
@@ -335,6 +350,40 @@ def bits(payload: PyTree) -> int:
     """
     varying = (_varying_bits(part) for part in _parts(payload) if _max_bits(part))
     return static_bits(payload) + sum(int(units) * factor for units, factor in varying)
+
+
+def passed_bits(payload: PyTree) -> tuple[jax.Array, jax.Array]:
+    """The sum of all that has :class:`Passed`, which is in no other count: ``uint32[]`` up and down."""
+    nodes = jax.tree.leaves(payload, is_leaf=lambda node: isinstance(node, Passed))
+    total = Passed(jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32))
+    for node in nodes:
+        if isinstance(node, Passed):
+            total = Passed(total.up + node.up, total.down + node.down)
+    return total.up, total.down
+
+
+def messages(each_up: PyTree, each_down: PyTree, times: jax.Array, at_most: int) -> Passed:
+    """Messages within a round that were sent so many times.
+
+    Args:
+      each_up: A payload of one message from the device; leaves may be ``ShapeDtypeStruct``.
+      each_down: Of one message to it.
+      times: ``int32[]``: how often both were sent.
+      at_most: A static bound of it.
+
+    Raises:
+      OverflowError: If they may add up to 2**32 bits.
+
+    >>> passed = messages(jax.ShapeDtypeStruct((3,), jnp.float32), (), jnp.int32(2), 5)
+    >>> int(passed.up), int(passed.down)
+    (192, 0)
+    """
+    sizes = [static_bits(each) for each in (each_up, each_down)]
+    if max(sizes) * at_most >= 2**32:
+        raise OverflowError(
+            f"payload: {max(sizes) * at_most} bits may pass in a round; accepted are less than 2**32"
+        )
+    return Passed(*(times.astype(jnp.uint32) * jnp.uint32(size) for size in sizes))
 
 
 def poison(payload: PyTree) -> PyTree:

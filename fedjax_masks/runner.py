@@ -23,7 +23,10 @@ Record = dict[str, Any]
 _LOGGER = logging.getLogger("fedjax_masks")
 _LONGEST_CHUNK = 10
 # Metrics of training that have a place of their own in a record, or serve the engine.
-_NOT_EXTRA = ("loss", "steps", "examples", "slots", "flops", "traffic", "density", "seconds", "joules")
+_NOT_EXTRA = (
+    *("loss", "steps", "examples", "slots", "flops", "traffic", "density"),
+    *("server_flops", "messages", "seconds", "joules"),
+)
 _ACCURACIES = ("global_accuracy", "personal_accuracy_mean")
 
 

@@ -30,7 +30,7 @@ from fedjax_masks.algorithm import (
     State,
     Task,
 )
-from fedjax_masks.payload import Encoded, Known, Masked, Quantized, Sparse, When
+from fedjax_masks.payload import Encoded, Known, Masked, Passed, Quantized, Sparse, When
 
 Init = Callable[[PyTree], PyTree]
 Pack = Callable[[chex.PRNGKey | None, PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -238,7 +238,7 @@ def _map_floats(fn: Callable[[Any, Any], Any], payload: PyTree, sent: Any = True
 
     def visit(node: Any) -> Any:
         match node:
-            case Known() | Encoded() | Quantized():
+            case Known() | Passed() | Encoded() | Quantized():
                 return node
             case When(flag, tree):
                 return When(flag, _map_floats(fn, tree, flag & sent))
@@ -248,7 +248,7 @@ def _map_floats(fn: Callable[[Any, Any], Any], payload: PyTree, sent: Any = True
                 return node._replace(values=_map_floats(fn, values))
         return fn(node, sent) if jnp.issubdtype(node.dtype, jnp.floating) else node
 
-    wrappers = (Known, Encoded, Quantized, When, Masked, Sparse)
+    wrappers = (Known, Passed, Encoded, Quantized, When, Masked, Sparse)
     return jax.tree.map(visit, payload, is_leaf=lambda node: isinstance(node, wrappers))
 
 

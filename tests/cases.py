@@ -43,6 +43,9 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         model, optax.sgd(0.1), batch_size=4, iterations=2, search_epochs=2, prune_dense=True
     ),
     "ecofed": lambda model: fm.ecofed(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
+    "splitfed": lambda model: fm.splitfed(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
+    "lgl": lambda model: fm.lgl(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
+    "fedgkt": lambda model: fm.fedgkt(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
     "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
     "adp": lambda model: fm.adp(model, optax.sgd(0.02), batch_size=4, federation="scaffold", l1=1e-3),
     "adp-salient": lambda model: fm.adp(

@@ -12,6 +12,7 @@ import fedjax_masks as fm
 from fedjax_masks import local, trees
 from fedjax_masks.algorithms.ecofed import draw, quantize
 from fedjax_masks.algorithms.fedavg import averaging
+from fedjax_masks.algorithms.splitfed import Sides
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.errors import UserError
 from fedjax_masks.simulation import make_simulation
@@ -66,6 +67,20 @@ def test_halves_are_rounded_to_even():
 
 def test_a_nan_is_not_hidden_by_quantisation():
     assert jnp.isnan(quantize(jnp.array([[1.0, jnp.nan]]), jnp.ones(1, bool))[1])
+
+
+def test_sent_every_round_and_whole_it_is_splitfed_whose_devices_do_not_learn(task, model):
+    ours = fm.ecofed(model, SGD, batch_size=5, split="conv2", period=1, quantized=False)
+    labels = {"device": "still", "server": "moves"}
+    still = optax.multi_transform(
+        {"moves": SGD, "still": optax.set_to_zero()}, lambda sides: Sides(**{
+            side: jax.tree.map(lambda _, name=name: name, getattr(sides, side)) for side, name in labels.items()
+        })
+    )
+    vanilla = fm.splitfed(model, still, batch_size=5, split="conv2")
+    split, whole = (simulate(algorithm, task, 3)[0][-1] for algorithm in (ours, vanilla))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), split.server.params, whole.server.server)
+    chex.assert_trees_all_equal(split.common, whole.server.device)
 
 
 def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(task, model):
@@ -159,15 +174,3 @@ def test_a_model_is_cut_only_where_it_can_be(split, model):
 def test_a_model_of_one_layer_cannot_be_cut():
     with pytest.raises(UserError, match=r"model='mlp'"):
         fm.ecofed(fm.models.mlp(cases.task(), hidden=()), SGD)
-
-
-def test_it_starts_from_pretrained_parameters(task, model):
-    given = jax.tree.map(lambda a: a + 1, model.init(jax.random.key(7)))
-    part = {name: given[name] for name in ("conv1", "conv2")}
-    for pretrained in (part, given):
-        algorithm = fm.ecofed(model, SGD, split="conv2", pretrained=pretrained)
-        state = algorithm.init(jax.random.key(0), task)
-        chex.assert_trees_all_equal(state.common, part)
-        assert np.array_equal(state.server.params["dense1"]["bias"], given["dense1"]["bias"]) == (
-            pretrained is given
-        )

@@ -17,9 +17,8 @@ import optax
 
 from fedjax_masks import flops, local, trees
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
-from fedjax_masks.errors import unknown
 from fedjax_masks.masks import prune
-from fedjax_masks.models import Model
+from fedjax_masks.models import Model, cut_model
 from fedjax_masks.payload import Known, Masked, When
 from fedjax_masks.values import Count
 
@@ -70,13 +69,13 @@ def ecofed(
     split: str | None = None,
     period: Count = 2,
     quantized: bool = True,
-    pretrained: Params | None = None,
     augment: local.Augment | None = None,
 ) -> FederatedAlgorithm:
     """EcoFed.
 
     Args:
-      model: The model, to be cut in two.
+      model: The model, to be cut in two. Its device's part should be trained already: see
+        :func:`fedjax_masks.pretraining.start_from`.
       optimizer: Of the server's copies, fresh in every round.
       epochs: The server's passes over a client's activations, per round.
       batch_size: Examples per step and per scale.
@@ -84,8 +83,6 @@ def ecofed(
         a model that has no other.
       period: Every how many rounds devices send activations, from round 0 on; the paper's rho.
       quantized: Whether activations are sent in 8 bits, else in 32.
-      pretrained: Parameters that the run starts from: of the device's part alone, or of the whole
-        model; what is missing is drawn at random, and so is everything where it is None.
       augment: ``(key, inputs) -> inputs`` on every batch that a device reads.
 
     Returns:
@@ -102,27 +99,10 @@ def ecofed(
       >>> [record["bytes_up"] > 0 for record in run.records]  # activations, then a replay
       [True, False]
     """
-    if not model.splits:
-        raise unknown("model", model.name, ["one with hidden layers"])
-    cut = model.splits[:2][-1] if split is None else split
-    if cut not in model.splits:
-        raise unknown("split", cut, model.splits)
-
-    on_device = model.splits[: model.splits.index(cut) + 1]
-
-    def apart(params: Params) -> tuple[Params, Params]:
-        """The device's parameters and the server's."""
-        device = {name: params[name] for name in on_device}
-        return device, {name: stage for name, stage in params.items() if name not in device}
-
-    def activate(device: Params, inputs: jax.Array) -> jax.Array:
-        return model.forward(device, inputs, stop=cut)[0]
-
-    def finish(params: Params, activations: jax.Array) -> jax.Array:
-        return model.forward(params, activations, start=cut)[0]
+    _, apart, activate, finish = cut_model(model, split)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        device, params = apart({**model.init(key), **(pretrained or {})})
+        device, params = apart(model.init(key))
         batches = -(-max(1, int(task.train.sizes.max())) // batch_size)
         inputs = jax.ShapeDtypeStruct((batch_size, *task.input_shape), task.inputs.dtype)
         shape = jax.eval_shape(activate, device, inputs).shape

@@ -15,12 +15,15 @@ from fedjax_masks.algorithm import FederatedAlgorithm
 from fedjax_masks.algorithms.adp import adp
 from fedjax_masks.algorithms.ecofed import ecofed
 from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
 from fedjax_masks.algorithms.fedprox import fedprox
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.lgl import lgl
 from fedjax_masks.algorithms.mpfl import mpfl
 from fedjax_masks.algorithms.scaffold import scaffold
+from fedjax_masks.algorithms.splitfed import splitfed
 from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.models import Model
@@ -49,13 +52,16 @@ REGISTRY: dict[str, Entry] = {
     "adp": Entry(adp, "sgd", 0.03),
     "ecofed": Entry(ecofed, "sgd", 0.03),
     "fedavg": Entry(fedavg, "sgd", 0.03),
+    "fedgkt": Entry(fedgkt, "sgd", 0.03),
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "fednova": Entry(fednova, "sgd", 0.03),
     "fedprox": Entry(fedprox, "sgd", 0.03),
     "fedskel": Entry(fedskel, "sgd", 0.03),
+    "lgl": Entry(lgl, "sgd", 0.03),
     "local": Entry(standalone, "sgd", 0.03),
     "mpfl": Entry(mpfl, "adam", 0.01),
     "scaffold": Entry(scaffold, "sgd", 0.03),
+    "splitfed": Entry(splitfed, "sgd", 0.03),
 }
 
 OptimizerName = Literal["sgd", "adam", "adamw", "yogi", "adagrad", "rmsprop"]

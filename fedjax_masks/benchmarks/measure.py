@@ -49,7 +49,7 @@ def speedup(slow: npt.ArrayLike, fast: npt.ArrayLike) -> float:
 
 def median_ms(taken: npt.ArrayLike) -> float:
     """The median of some seconds, in milliseconds."""
-    return round(1e3 * float(np.median(taken)), 4)
+    return round(1e3 * float(np.median(np.asarray(taken))), 4)
 
 
 def matmul_gflops(size: int = 1024, repeats: int = 9) -> float:

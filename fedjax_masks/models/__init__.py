@@ -9,7 +9,8 @@ from fedjax_masks.models.gated import Gate, gated
 from fedjax_masks.models.layers import Hook, Layer
 from fedjax_masks.models.model import Kernel, Model, Problem, make_model, prunable_kernels
 from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16
-from fedjax_masks.models.resnet import resnet18, resnet20, resnet32, resnet34
+from fedjax_masks.models.resnet import resnet9, resnet18, resnet20, resnet32, resnet34
+from fedjax_masks.models.split import Halves, cut_model
 
 MODELS: Mapping[str, Callable[..., Model]] = MappingProxyType(
     {
@@ -20,6 +21,7 @@ MODELS: Mapping[str, Callable[..., Model]] = MappingProxyType(
         "femnist-cnn": femnist_cnn,
         "vgg11": vgg11,
         "vgg16": vgg16,
+        "resnet9": resnet9,
         "resnet18": resnet18,
         "resnet20": resnet20,
         "resnet32": resnet32,
@@ -54,6 +56,7 @@ def build_model(name: str, task: Problem, **options) -> Model:
 __all__ = [
     "MODELS",
     "Gate",
+    "Halves",
     "Hook",
     "Kernel",
     "Layer",
@@ -62,12 +65,14 @@ __all__ = [
     "build_model",
     "cifar_cnn",
     "cnn",
+    "cut_model",
     "femnist_cnn",
     "gated",
     "lenet",
     "make_model",
     "mlp",
     "prunable_kernels",
+    "resnet9",
     "resnet18",
     "resnet20",
     "resnet32",

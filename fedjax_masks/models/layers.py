@@ -242,6 +242,7 @@ class BasicBlock(nn.Module):
       project: Shortcut by a 1 x 1 convolution (option B), else by strides and zero channels
         at the end (option A, no parameters).
       norm: ``"batch"``, ``"group"`` or None; convolutions have a bias only without one.
+      biased: Convolutions have a bias all the same, and the shortcut's nothing but that.
     """
 
     inner: int
@@ -249,15 +250,17 @@ class BasicBlock(nn.Module):
     stride: int = 1
     project: bool = False
     norm: Norm = "batch"
+    biased: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, hook: Hook | None) -> tuple[jax.Array, dict[str, Any]]:
-        conv = functools.partial(Conv, norm=self.norm, use_bias=self.norm is None)
+        conv = functools.partial(Conv, norm=self.norm, use_bias=self.biased or self.norm is None)
         outer = functools.partial(conv, self.features, activation=identity, removable=False)
         h, aux1 = conv(self.inner, 3, self.stride, name="conv1")(x, hook)
         h, aux2 = outer(3, name="conv2")(h, hook)
         if self.project:
-            x, aux3 = outer(1, self.stride, role="shortcut", name="shortcut")(x, hook)
+            norm = None if self.biased else self.norm
+            x, aux3 = outer(1, self.stride, norm=norm, role="shortcut", name="shortcut")(x, hook)
             return nn.relu(h + x), aux1 | aux2 | aux3
         extra = self.features - x.shape[-1]
         x = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (0, extra)))

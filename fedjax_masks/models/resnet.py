@@ -3,8 +3,39 @@
 import functools
 from collections.abc import Callable, Sequence
 
-from fedjax_masks.models.layers import BasicBlock, Chain, Conv, Dense, Norm, global_average_pool, identity
+from fedjax_masks.models.layers import (
+    BasicBlock,
+    Chain,
+    Conv,
+    Dense,
+    Norm,
+    global_average_pool,
+    identity,
+    relu_max_pool,
+)
 from fedjax_masks.models.model import Model, Problem, check_image, make_model
+
+
+def resnet9(task: Problem, *, norm: Norm = "batch", channels: Sequence[int] = (64, 128, 256, 512)) -> Model:
+    """ResNet-9 of EcoFed (Wu et al., 2024): two pooled convolutions, three blocks; 9,395,722 parameters.
+
+    Convolutions have a bias beside their normalisation, shortcuts a bias alone.
+    """
+    check_image("resnet9", task.input_shape)
+
+    def network(widths: Sequence[int]) -> Chain:
+        first, second, *rest, classes = widths
+        pooled = functools.partial(Conv, size=3, norm=norm, activation=relu_max_pool)
+        stages = {
+            "conv1": functools.partial(pooled, first),
+            "conv2": functools.partial(pooled, second, removable=False),
+        }
+        blocks = _blocks((2, 2, 1), (True, True, False), rest, norm=norm, biased=True)
+        return Chain(stages | blocks | _output(classes))
+
+    one, two, three, four = channels
+    widths = (one, two, three, three, three, four, four, four, four, four, task.num_classes)
+    return make_model("resnet9", task, network, widths)
 
 
 def resnet18(task: Problem, *, norm: Norm = "batch", channels: Sequence[int] = (64, 128, 256, 512)) -> Model:
@@ -43,14 +74,26 @@ def _resnet(
 
 
 def _residual_chain(strides: Sequence[int], project: bool, norm: Norm, widths: Sequence[int]) -> Chain:
-    """Makes the network; the widths of a block are its inner, its outer, and its shortcut's if it has one."""
+    """Makes the network of a stem, blocks and the output layer."""
+    first, *rest, classes = widths
+    stem = functools.partial(Conv, norm=norm, use_bias=norm is None, removable=False, role="stem")
+    projects = [project and stride > 1 for stride in strides]
+    blocks = _blocks(strides, projects, rest, norm=norm)
+    return Chain({"conv1": functools.partial(stem, first, 3)} | blocks | _output(classes))
+
+
+def _blocks(
+    strides: Sequence[int], projects: Sequence[bool], widths: Sequence[int], **options
+) -> dict[str, Callable]:
+    """Makes blocks; the widths of each are its inner, its outer, and its shortcut's if it has one."""
     remaining = iter(widths)
-    use_bias = norm is None
-    stem = functools.partial(Conv, norm=norm, use_bias=use_bias, removable=False, role="stem")
-    stages: dict[str, Callable] = {"conv1": functools.partial(stem, next(remaining), 3)}
-    for i, stride in enumerate(strides, start=1):
-        projects = project and stride > 1
-        inner, outer, *_ = (next(remaining) for _ in range(3 if projects else 2))
-        stages[f"block{i}"] = functools.partial(BasicBlock, inner, outer, stride, projects, norm)
-    output = functools.partial(Dense, reduce=global_average_pool, activation=identity, removable=False)
-    return Chain(stages | {"dense": functools.partial(output, next(remaining))})
+    stages = {}
+    for i, (stride, projected) in enumerate(zip(strides, projects, strict=True), start=1):
+        inner, outer, *_ = (next(remaining) for _ in range(3 if projected else 2))
+        stages[f"block{i}"] = functools.partial(BasicBlock, inner, outer, stride, projected, **options)
+    return stages
+
+
+def _output(classes: int) -> dict[str, Callable]:
+    layer = functools.partial(Dense, reduce=global_average_pool, activation=identity, removable=False)
+    return {"dense": functools.partial(layer, classes)}

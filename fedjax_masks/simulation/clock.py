@@ -29,7 +29,13 @@ class Clock(NamedTuple):
 
 
 def read_clock(
-    clock: Clock, fleet: Any, client_id: jax.Array, key: chex.PRNGKey, bits: jax.Array, metrics: Metrics
+    clock: Clock,
+    fleet: Any,
+    client_id: jax.Array,
+    key: chex.PRNGKey,
+    bits: jax.Array,
+    passed: jax.Array,
+    metrics: Metrics,
 ) -> dict[str, jax.Array]:
     """Reads the clock for one client.
 
@@ -39,7 +45,9 @@ def read_clock(
       client_id: ``int32[]``.
       key: The client's key of the round.
       bits: ``uint32[2]``: the parts of the upload's and of the message's bits that depend on data.
-      metrics: Of its training: ``flops`` and ``traffic`` count, where the algorithm has them.
+      passed: ``uint32[2]``: the bits that it sent and received in between.
+      metrics: Of its training: ``flops``, ``traffic`` and ``messages``, those in between, count, where
+        the algorithm has them.
 
     Returns:
       :data:`READINGS`. A client that is lost spends what it takes to receive its message; one that is late
@@ -49,9 +57,10 @@ def read_clock(
     lost = jax.random.uniform(jax.random.fold_in(key, _FATE)) < clock.population.dropout
     up, down = (jnp.float32(static) + traced for static, traced in zip(clock.static_bits, bits))
     up = jnp.where(lost, 0, up)
-    work = {name: jnp.where(lost, 0, metrics.get(name, 0.0)) for name in ("flops", "traffic")}
-    messages = jnp.float32(up > 0) + jnp.float32(down > 0)
-    took = spent(client, up, down, messages=messages, **work)
+    work = {n: jnp.where(lost, 0, metrics.get(n, 0.0)) for n in ("flops", "traffic", "messages")}
+    work["messages"] += jnp.float32(up > 0) + jnp.float32(down > 0)
+    between_up, between_down = jnp.where(lost, 0, passed.astype(jnp.float32))
+    took = spent(client, up + between_up, down + between_down, **work)
     late = ~lost & (took.seconds > clock.population.deadline)
     return {"client_joules": took.joules, "client_seconds": took.seconds, "late": late, "lost": lost}
 

@@ -205,6 +205,8 @@ def _round_metrics(
     names = shapes.metrics if timer is None else sorted((*shapes.metrics, *clock.READINGS))
     train = dict(zip(names, values, strict=True))
     server = {name: np.asarray(values) for name, values in report.server.items()}
+    if "server_flops" in train:  # its half of what clients train with its help
+        server["flops"] = train["server_flops"].sum(1, dtype=np.float64) + server.get("flops", 0.0)
     if timer is not None:
         bytes_up = np.where(train["lost"] > 0, 0, bytes_up)
         server |= clock.sum_up(timer, train, server.get("flops", 0.0))

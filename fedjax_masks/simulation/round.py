@@ -78,10 +78,12 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: 
     new_state, upload, metrics = algorithm.train(key, common, as_received(message), state, data)
 
     bits = jnp.stack([payload.traced_bits(upload), payload.traced_bits(message)])
+    passed = jnp.stack(payload.passed_bits(upload))
     late = lost = jnp.asarray(False)
     if setting.clock is not None:
-        readings = read_clock(setting.clock, fleet, row.ids, key, bits, metrics)
+        readings = read_clock(setting.clock, fleet, row.ids, key, bits, passed, metrics)
         late, lost, metrics = readings["late"], readings["lost"], {**metrics, **readings}
+    bits += jnp.where(lost, 0, passed)
     metrics = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = trees.all_finite((upload, metrics))
     arrives = finite & ~late & ~lost

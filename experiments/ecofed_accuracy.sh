@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Classic, split and cached training side by side, and EcoFed's sources of pre-training; three seeds.
+# Usage: ecofed_accuracy.sh OUT [--data-dir DIR]
+set -euo pipefail
+out=$1
+shift
+data_dir=("$@")
+options=(--model cnn --partition shards:5 --clients 100 --cohort 20 --rounds 50 --eval-every 25 --quiet
+    --set data.examples_per_client=100 --set algorithm.lr=0.01 --set algorithm.momentum=0.9)
+
+# run NAME DATASET SEED OPTIONS: one run, unless it is there already
+run() {
+    local directory=$out/$2/$1-$3
+    [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" \
+        --dataset "$2" --seed "$3" --set data.seed="$3" "${data_dir[@]}" "${@:4}"
+}
+
+for seed in 0 1 2; do
+    for dataset in fashion_mnist cifar10; do
+        run fedavg $dataset $seed --algorithm fedavg
+        for algorithm in splitfed lgl fedgkt; do
+            run $algorithm $dataset $seed --algorithm $algorithm --set algorithm.split=conv1
+        done
+        for source in fractal public random; do
+            run ecofed-$source $dataset $seed --algorithm ecofed --set algorithm.split=conv1 \
+                --set pretraining.source=$source --set pretraining.until=conv1
+        done
+    done
+done

@@ -1,0 +1,174 @@
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import config, experiment, pretraining
+from fedjax_masks.cli import main
+from fedjax_masks.data.fractals import draw_system, fractal_images
+from fedjax_masks.errors import UserError
+from fedjax_masks.pretraining import Pretraining, pretrain, start_from
+
+SMALL = {"classes": 4, "per_class": 18, "epochs": 4}
+
+
+def make_model(problem):
+    return fm.models.cnn(problem).rebuild((4, 6, 8, problem.num_classes))
+
+
+@pytest.fixture(scope="module")
+def task():
+    return fm.load_task("digits", clients=10, partition="shards:2", examples_per_client=60)
+
+
+@pytest.fixture(scope="module")
+def model(task):
+    return make_model(task)
+
+
+def test_every_map_of_a_system_contracts():
+    systems = jax.vmap(draw_system)(jax.random.split(jax.random.key(0), 200))
+    largest = np.linalg.svd(np.asarray(systems.matrix), compute_uv=False)[..., 0]
+    assert largest.max() < 1
+    maps = np.isfinite(systems.logits).sum(1)
+    assert maps.min() >= 2
+    assert len(np.unique(maps)) > 2
+
+
+def test_fractals_follow_from_the_seed_and_fill_the_image():
+    (a, labels), (b, _), (c, _) = (
+        fractal_images((16, 12, 3), classes=5, per_class=4, seed=seed) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).mean() > 0.1
+    assert a.shape == (20, 16, 12, 3)
+    assert labels.tolist() == sorted([*range(5)] * 4)
+    assert a.reshape(20, -1).max(1).min() == 255
+    assert (a > 0).mean((1, 2, 3)).min() > 0.05
+
+
+def test_images_of_a_class_are_alike():
+    images, labels = fractal_images((16, 16, 1), classes=6, per_class=8, seed=0)
+    flat = images.reshape(len(labels), -1).astype(float)
+    means = np.stack([flat[labels == c].mean(0) for c in range(6)])
+    nearest = np.argmin(((flat[:, None] - means) ** 2).sum(-1), 1)
+    assert (nearest == labels).mean() > 0.8
+
+
+def test_fractals_are_learned_and_cached(task, tmp_path):
+    options = Pretraining(source="fractal", **{**SMALL, "epochs": 30})
+    found = pretrain(make_model, task, options, cache_dir=tmp_path)
+    assert found.accuracy is not None
+    assert found.accuracy > 2 / 4
+    assert set(found.params) == {"conv1", "conv2", "dense1"}
+    (entry,) = tmp_path.iterdir()
+    stamp = entry.stat().st_mtime_ns
+    again = pretrain(make_model, task, options, cache_dir=tmp_path)
+    chex.assert_trees_all_equal(again, found)
+    assert entry.stat().st_mtime_ns == stamp
+    pretrain(make_model, task, Pretraining(source="fractal", **SMALL, seed=1), cache_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_public_has_no_clients_example(task, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        pretraining, "_trained", lambda make, problem, *_: seen.append(problem) or pretraining.Pretrained({}, 0.0)
+    )
+    pretrain(make_model, task, Pretraining(source="public"), cache_dir=tmp_path)
+    (problem,) = seen
+    rows = lambda images: {row.tobytes() for row in np.asarray(images)}
+    theirs = rows(task.inputs[task.train.rows])
+    assert len(problem.labels) + len(problem.test_labels) == len(task.labels) - len(task.train.rows)
+    public = rows(problem.inputs) | rows(problem.test_inputs)
+    doubles = rows(task.inputs[np.setdiff1d(np.arange(len(task.labels)), task.train.rows)]) & theirs
+    assert public & theirs == doubles  # the data set itself may hold an image twice
+
+
+def test_what_is_given_is_where_a_run_starts(task, model):
+    given = jax.tree.map(lambda a: a + 1, model.init(jax.random.key(7)))
+    part = {name: given[name] for name in ("conv1", "conv2")}
+    started = start_from(model, part)
+    params = started.init(jax.random.key(0))
+    chex.assert_trees_all_equal({name: params[name] for name in part}, part)
+    chex.assert_trees_all_equal(params["dense1"], model.init(jax.random.key(0))["dense1"])
+    state = fm.ecofed(started, optax_sgd(), split="conv2").init(jax.random.key(0), task)
+    chex.assert_trees_all_equal(state.common, part)
+
+
+def optax_sgd():
+    import optax
+
+    return optax.sgd(0.1)
+
+
+def test_stages_are_taken_over_until_one(task, model, tmp_path):
+    file = tmp_path / "given.npz"
+    given = model.init(jax.random.key(3))
+    pretraining.write_npz(file, given)
+    source = f"npz:{file}"
+    chex.assert_trees_all_equal(pretrain(make_model, task, Pretraining(source=source)).params, given)
+    first = pretrain(make_model, task, Pretraining(source=source, until="conv1")).params
+    chex.assert_trees_all_equal(first, {"conv1": given["conv1"]})
+
+
+def test_the_run_says_what_it_started_from(tmp_path, capsys):
+    file = tmp_path / "first.npz"
+    flags = ["--set", "pretraining.classes=4", "--set", "pretraining.per_class=12", "--epochs", "1"]
+    cache = ["--set", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert main(["pretrain", *flags, *cache, "--out", str(file)]) == 0
+    assert capsys.readouterr().out.startswith("stages: conv1, conv2, dense1, accuracy on held-out images")
+    values = {"algorithm.name": "ecofed", "pretraining.source": f"npz:{file}", "pretraining.until": "conv2"}
+    algorithm, task = experiment.build(config.make_config(values))
+    state = algorithm.init(jax.random.key(0), task)
+    stored = pretraining.read_npz(file)
+    chex.assert_trees_all_equal(jax.device_get(state.common), {n: stored[n] for n in ("conv1", "conv2")})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "imagenet"}, r"pretraining.source='imagenet': unknown; .*accepted are fractal, npz:FILE"),
+        ({"source": "fractal", "until": "conv9"}, r"pretraining.until='conv9': unknown; .*accepted are conv1"),
+        ({"source": "npz:nowhere.npz"}, r"pretraining.source=npz:nowhere.npz: .*accepted is a file of arrays"),
+    ],
+)
+def test_a_source_that_is_none(task, options, message):
+    with pytest.raises(UserError, match=message):
+        pretrain(make_model, task, Pretraining(**options))
+
+
+def test_public_without_a_public():
+    task = fm.load_task("digits", clients=10)
+    with pytest.raises(UserError, match=r"all examples belong to clients; data.examples_per_client"):
+        pretrain(make_model, task, Pretraining(source="public"))
+
+
+def test_fractals_for_what_are_no_images():
+    task = SimpleNamespace(input_shape=(6,), num_classes=3)
+    with pytest.raises(UserError, match=r"needs images"):
+        pretrain(fm.models.mlp, task, Pretraining(source="fractal"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {"conv1": {**p["conv1"], "kernel": jnp.zeros((5, 5, 1, 4))}}, r"conv1.kernel has shape \(5,"),
+        (lambda p: {"conv7": p["conv1"]}, r"conv7.* no such parameter"),
+        (lambda p: {"conv1": {"kernel": p["conv1"]["kernel"]}}, r"conv1.bias is missing"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(model, change, message):
+    with pytest.raises(UserError, match=message):
+        start_from(model, change(model.init(jax.random.key(0))))
+
+
+def test_a_file_that_is_none_of_arrays(task, tmp_path):
+    file = tmp_path / "broken.npz"
+    file.write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(UserError, match=r"accepted is a file of arrays"):
+        pretrain(make_model, task, Pretraining(source=f"npz:{file}"))

@@ -1,0 +1,197 @@
+"""Split training: SplitFed, LGL, FedGKT."""
+
+from functools import partial
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import flops, payload
+from fedjax_masks.algorithms.fedgkt import distillation
+from fedjax_masks.algorithms.splitfed import LABEL
+from fedjax_masks.devices import make_population
+from fedjax_masks.errors import UserError
+from fedjax_masks.models import cut_model
+from fedjax_masks.simulation import make_simulation
+
+SGD = optax.sgd(0.1)
+SHAPE = (8, 8, 1)
+OTHERS = {"lgl": fm.lgl, "fedgkt": fm.fedgkt}
+ALL = {"splitfed": fm.splitfed, **OTHERS}
+every_protocol = pytest.mark.parametrize("name", ALL)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return cases.task(SHAPE)  # ragged clients
+
+
+@pytest.fixture(scope="module")
+def model(task):
+    return fm.models.cnn(task).rebuild((4, 6, 8, 3))
+
+
+def simulate(algorithm, task, rounds, **options):
+    options = {"cohort": task.num_clients, "chunk": rounds, "plan": "scan"} | options
+    simulation = make_simulation(algorithm, task, **options)
+    state, metrics = simulation.run(simulation.init(), 0, rounds)
+    return jax.device_get(state), metrics
+
+
+def whole(sides):
+    return {**{k: v for k, v in sides.device.items() if k != "head"}, **sides.server}
+
+
+@pytest.mark.parametrize("split", ["conv1", "conv2", "dense1"])
+@pytest.mark.parametrize("optimizer", [SGD, optax.sgd(0.05, momentum=0.9)])
+def test_splitfed_is_fedavg(task, model, split, optimizer):
+    options = {"epochs": 2, "batch_size": 5}
+    ours, _ = simulate(fm.splitfed(model, optimizer, split=split, **options), task, 3)
+    theirs, _ = simulate(fm.fedavg(model, optimizer, **options), task, 3)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=1e-5), whole(ours.server), theirs.server.params
+    )
+
+
+def formula(name, examples, batches, sizes):
+    """Bytes up and down by the cost model of Wu et al. 2024, arXiv 2304.05495, without overhead."""
+    activation, device, head, classes = sizes
+    if name == "splitfed":
+        return 4 * examples * activation + 8 * examples + 4 * device, 4 * examples * activation + 4 * device
+    logits = 4 * classes * examples if name == "fedgkt" else 0
+    travels = 4 * (device + head)
+    return 4 * examples * activation + 8 * examples + logits + travels, logits + travels
+
+
+@every_protocol
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_bytes_are_those_of_the_formula(task, model, name, epochs):
+    algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", epochs=epochs)
+    _, metrics = simulate(algorithm, task, 1)
+    examples = epochs * task.train.sizes[metrics.ids[0]]
+    sizes = 2 * 2 * 6, 4 * 10 + 6 * 37, 24 * 3 + 3, 3
+    up, down = formula(name, examples, None, sizes)
+    np.testing.assert_array_equal(metrics.bytes_up[0], up)
+    np.testing.assert_array_equal(metrics.bytes_down[0], down)
+
+
+@every_protocol
+def test_what_passes_in_a_batch_is_what_its_arrays_serialise_to(task, model, name):
+    """The conversation about one client, written out with real activations."""
+    halves = cut_model(model, "conv2")
+    algorithm = ALL[name](model, SGD, batch_size=5, split="conv2")
+    state = algorithm.init(jax.random.key(0), task)
+    data = cases.data_of(task, 3)
+    size = int(data.size)
+    message = algorithm.send(state.server, jnp.int32(3))
+    _, upload, _ = algorithm.train(jax.random.key(1), (), message, (), data)
+    activations = halves.activate(state.server.device, data.inputs[data.rows[:size]])
+    logits = halves.finish(state.server.server, activations)
+    labels = np.zeros((size, *LABEL.shape), LABEL.dtype)
+    up = {"splitfed": (activations, labels), "lgl": (activations, labels)}.get(
+        name, (activations, labels, logits)
+    )
+    down = {"splitfed": activations, "lgl": ()}.get(name, logits)
+    assert int(upload.passed.up) == 8 * len(payload.encode(up))
+    assert int(upload.passed.down) == 8 * len(payload.encode(down))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_servers_loss_does_not_move_the_device(task, model, name):
+    """The device's half depends on labels and its head, and in FedGKT on what the server answers."""
+    algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", **({"alpha": 0.0} if name == "fedgkt" else {}))
+    start = algorithm.init(jax.random.key(0), task)
+    other = start._replace(server=start.server._replace(server=jax.tree.map(lambda a: a + 0.3, start.server.server)))
+    data = cases.data_of(task, 3)
+    trained = [
+        algorithm.train(jax.random.key(1), (), algorithm.send(state.server, jnp.int32(3)), (), data)[1].update
+        for state in (start, other)
+    ]
+    chex.assert_trees_all_equal(trained[0].device, trained[1].device)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(trained[0].device)) > 0
+    with np.testing.assert_raises(AssertionError):
+        chex.assert_trees_all_close(trained[0].server.tree, trained[1].server.tree)
+
+
+def test_fedgkts_device_learns_from_the_server(task, model):
+    data = cases.data_of(task, 3)
+
+    def device(alpha, shift):
+        algorithm = fm.fedgkt(model, SGD, batch_size=5, split="conv2", alpha=alpha)
+        server = algorithm.init(jax.random.key(0), task).server
+        server = server._replace(server=jax.tree.map(lambda a: a + shift, server.server))
+        message = algorithm.send(server, jnp.int32(3))
+        return algorithm.train(jax.random.key(1), (), message, (), data)[1].update.device
+
+    with np.testing.assert_raises(AssertionError):
+        chex.assert_trees_all_close(device(1.0, 0.0), device(1.0, 0.3))
+
+
+def test_distillation_is_a_scaled_divergence():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.standard_normal((2, 4, 5))
+    soft = [np.exp(z / 3) / np.exp(z / 3).sum(-1, keepdims=True) for z in (ours, theirs)]
+    expected = 9 * np.sum(soft[1] * np.log(soft[1] / soft[0]), -1)
+    np.testing.assert_allclose(distillation(jnp.asarray(ours), jnp.asarray(theirs), 3.0), expected, rtol=1e-5)
+
+
+@every_protocol
+def test_flops_are_those_of_each_side(task, model, name):
+    """Three passes, less the gradient of the images; FedGKT's devices look once more."""
+    _, metrics = simulate(ALL[name](model, SGD, batch_size=5, split="conv2"), task, 1)
+    conv1, conv2 = 2 * 64 * 9 * 4, 2 * 16 * 9 * 4 * 6
+    dense = 2 * (24 * 8 + 8 * 3)
+    head = 0 if name == "splitfed" else 2 * 24 * 3
+    device = 2 * conv1 + 3 * (conv2 + head)
+    if name == "fedgkt":
+        device += conv1 + conv2 + head
+    server = 3 * dense if name == "splitfed" else 3 * dense - 2 * 24 * 8
+    places = metrics.train["slots"][0]
+    np.testing.assert_allclose(metrics.train["flops"][0], places * device, rtol=1e-6)
+    np.testing.assert_allclose(metrics.server["flops"][0], places.sum() * server, rtol=1e-6)
+    if name == "splitfed":
+        plain = flops.count_flops(
+            lambda p, x: jax.grad(lambda p: model.apply(p, x).sum())(p),
+            jax.eval_shape(model.init, jax.random.key(0)),
+            jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32),
+        )
+        assert plain == device + server
+
+
+def test_every_batch_takes_its_messages_time(task, model):
+    population = make_population("rpi4@wifi", task.num_clients)
+    algorithm = fm.splitfed(model, SGD, batch_size=5, split="conv2")
+    _, metrics = simulate(algorithm, task, 1, population=population)
+    batches = -(-task.train.sizes[metrics.ids[0]] // 5)
+    bits = 8 * (metrics.bytes_up[0] + metrics.bytes_down[0])
+    work = metrics.train["flops"][0] / 2.5e9 + metrics.train["traffic"][0] / 4.0e9
+    expected = work + bits / 60e6 + (2 + 2 * batches) * 0.025
+    np.testing.assert_allclose(metrics.train["client_seconds"][0], expected, rtol=1e-5)
+
+
+def test_who_vanishes_says_nothing(task, model):
+    population = make_population("rpi4@wifi,dropout=0.5", task.num_clients)
+    algorithm = fm.splitfed(model, SGD, batch_size=5, split="conv2")
+    _, metrics = simulate(algorithm, task, 3, population=population)
+    lost = metrics.train["lost"] > 0
+    assert lost.any()
+    assert not lost.all()
+    assert not metrics.bytes_up[lost].any()
+    np.testing.assert_array_equal(metrics.bytes_down[lost], 4 * (4 * 10 + 6 * 37))
+
+
+@every_protocol
+def test_a_model_is_cut_only_where_it_can_be(name, model):
+    with pytest.raises(UserError, match=r"split='dense9': unknown; .*accepted are conv1, conv2, dense1"):
+        ALL[name](model, SGD, split="dense9")
+
+
+def test_a_conversation_too_long_to_count_is_refused():
+    big = jax.ShapeDtypeStruct((2**20,), jnp.float32)
+    with pytest.raises(OverflowError, match=r"may pass in a round"):
+        payload.messages(big, (), jnp.int32(1), 2**7)
