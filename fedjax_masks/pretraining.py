@@ -19,6 +19,7 @@ import optax
 from fedjax_masks.algorithm import Params, Task
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.data.cache import cached
+from fedjax_masks.data.files import UNREADABLE
 from fedjax_masks.data.fractals import fractal_images
 from fedjax_masks.data.tasks import index_of
 from fedjax_masks.errors import UserError, unknown
@@ -192,9 +193,10 @@ def read_npz(path: str | Path) -> Params:
       UserError: The file is not there, or is none of NumPy's.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return _nested({name: file[name] for name in file.files})
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+        # Opened here: numpy leaves a file that it cannot read to the garbage collector.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return _nested({name: arrays[name] for name in arrays.files})
+    except (*UNREADABLE, AttributeError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"pretraining.source=npz:{path}: {text}; accepted is a file of arrays") from None
 

@@ -76,9 +76,12 @@ def test_fractals_are_learned_and_cached(task, tmp_path):
 
 def test_the_public_has_no_clients_example(task, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(
-        pretraining, "_trained", lambda make, problem, *_: seen.append(problem) or pretraining.Pretrained({}, 0.0)
-    )
+
+    def train(make_model, problem, *_):
+        seen.append(problem)
+        return pretraining.Pretrained({}, 0.0)
+
+    monkeypatch.setattr(pretraining, "_trained", train)
     pretrain(make_model, task, Pretraining(source="public"), cache_dir=tmp_path)
     (problem,) = seen
     rows = lambda images: {row.tobytes() for row in np.asarray(images)}
@@ -132,9 +135,15 @@ def test_the_run_says_what_it_started_from(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "imagenet"}, r"pretraining.source='imagenet': unknown; .*accepted are fractal, npz:FILE"),
-        ({"source": "fractal", "until": "conv9"}, r"pretraining.until='conv9': unknown; .*accepted are conv1"),
-        ({"source": "npz:nowhere.npz"}, r"pretraining.source=npz:nowhere.npz: .*accepted is a file of arrays"),
+        ({"source": "imagenet"}, r"source='imagenet': unknown; .*accepted are fractal, npz:FILE"),
+        (
+            {"source": "fractal", "until": "conv9"},
+            r"until='conv9': unknown; .*accepted are conv1",
+        ),
+        (
+            {"source": "npz:nowhere.npz"},
+            r"source=npz:nowhere.npz: .*accepted is a file of arrays",
+        ),
     ],
 )
 def test_a_source_that_is_none(task, options, message):
@@ -157,7 +166,10 @@ def test_fractals_for_what_are_no_images():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: {"conv1": {**p["conv1"], "kernel": jnp.zeros((5, 5, 1, 4))}}, r"conv1.kernel has shape \(5,"),
+        (
+            lambda p: {"conv1": p["conv1"] | {"kernel": jnp.zeros((5, 5, 1, 4))}},
+            r"conv1.kernel has shape \(5,",
+        ),
         (lambda p: {"conv7": p["conv1"]}, r"conv7.* no such parameter"),
         (lambda p: {"conv1": {"kernel": p["conv1"]["kernel"]}}, r"conv1.bias is missing"),
     ],

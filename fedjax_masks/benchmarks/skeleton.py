@@ -67,7 +67,7 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
       matrix products and of memory.
     """
     turns, rates = max(5, rounds), measure.rates()
-    task = synthetic_task((32, 32, 3), 10, np.full(10, _BATCH), test_per_client=1)
+    task = synthetic_task((32, 32, 3), 10, np.full(10, 2 * _BATCH), test_per_client=1)
     model = models.build_model(name, task)
     layers, totals = {}, collections.defaultdict(lambda: np.zeros(turns))
     for conv, count in _convolutions(model).items():

@@ -166,7 +166,9 @@ def _seconds(task: Task) -> list[Claim]:
 def _accuracies() -> list[Claim]:
     def judge(other: str, least: float) -> Callable[[Sequence[dict[str, Any]]], tuple[str, bool]]:
         def of(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-            ours, theirs = (lambda n, name=name: n["run"].startswith(name) for name in ("ecofed-fractal", other))
+            ours, theirs = (
+                lambda n, name=name: n["run"].startswith(f"{name}-") for name in ("ecofed-fractal", other)
+            )
             found = gaps(lines, _accuracy, ours, theirs)
             return f"{interval(found)} points", float(np.mean(found)) >= least
 
