@@ -28,6 +28,7 @@ _RESULTS = (
         "padding_efficiency",
         "num_compilations",
     ),
+    *("sim_seconds", "energy_joules"),
 )
 
 _ACCURACIES = {
@@ -37,12 +38,18 @@ _ACCURACIES = {
 }
 
 
+_TIMES = {"simulated seconds": "sim_seconds", "joules": "energy_joules"}
+
+
 def line(directory: Path) -> dict:
     """The line of one finished run."""
     config = json.loads((directory / "config.json").read_text("utf-8"))
     summary = json.loads((directory / "summary.json").read_text("utf-8"))
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir")}
-    chosen = ("algorithm", "data", "model", "training", "rounds", "cohort", "seed", "chosen_plan", "versions")
+    chosen = (
+        *("algorithm", "data", "model", "training", "pretraining", "devices", "rounds", "cohort", "seed"),
+        *("chosen_plan", "versions"),
+    )
     return {
         "run": directory.name,
         **{key: config[key] for key in chosen},
@@ -61,13 +68,15 @@ def print_table(file: Path) -> None:
     wanted = {
         title: key for title, key in _ACCURACIES.items() if any(r[key] for g in groups.values() for r in g)
     }
-    print("| | " + " | ".join([*wanted, "bytes ÷ FedAvg's", "seeds"]) + " |")
-    print("|---" * (len(wanted) + 3) + "|")
+    timed = [key for key in _TIMES if all(r.get(_TIMES[key]) for g in groups.values() for r in g)]
+    print("| | " + " | ".join([*wanted, *timed, "bytes ÷ FedAvg's", "seeds"]) + " |")
+    print("|---" * (len(wanted) + len(timed) + 3) + "|")
     dense = groups["fedavg"][0]
     for name, group in groups.items():
         columns = ([100 * run[key] for run in group if run[key] is not None] for key in wanted.values())
         share = [_bytes(run) / _bytes(dense) for run in group]
-        cells = (name, *map(interval, columns), interval(share, digits=4), str(len(group)))
+        times = (interval([run[_TIMES[title]] for run in group], digits=2) for title in timed)
+        cells = (name, *map(interval, columns), *times, interval(share, digits=4), str(len(group)))
         print("| " + " | ".join(cells) + " |")
 
 

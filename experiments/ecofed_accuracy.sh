@@ -21,9 +21,11 @@ for seed in 0 1 2; do
         for algorithm in splitfed lgl fedgkt; do
             run $algorithm $dataset $seed --algorithm $algorithm --set algorithm.split=conv1
         done
-        for source in fractal public random; do
+        # Of the public, 50,000 or 40,000 images, two epochs: as many steps as twenty of the fractals.
+        for source in "fractal 20" "public 2" "random 1"; do
+            read -r source epochs <<<"$source"
             run ecofed-$source $dataset $seed --algorithm ecofed --set algorithm.split=conv1 \
-                --set pretraining.source=$source --set pretraining.until=conv1
+                --set pretraining.source=$source --set pretraining.epochs=$epochs --set pretraining.until=conv1
         done
     done
 done

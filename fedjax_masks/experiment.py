@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from fedjax_masks import checkpoint
@@ -52,6 +53,9 @@ def build(config: Config) -> tuple[FederatedAlgorithm, Task]:
         options["augment"] = crop_flip
     make_model = _model_maker(config)
     found = pretrain(make_model, task, config.pretraining, cache_dir=config.data.cache_dir)
+    population = _population(config, task)
+    if population is not None and "capability" in registry.parameters(config.algorithm.name):
+        options["capability"] = np.asarray(population.fleet.flops)
     algorithm = registry.build(
         config.algorithm.name,
         start_from(make_model(task), found.params),

@@ -9,9 +9,11 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload, trees
-from fedjax_masks.algorithms.fedskel import keep_count
+from fedjax_masks import config, experiment, payload, trees
+from fedjax_masks.algorithms.fedskel import keep_count, ratios_of
 from fedjax_masks.data import synthetic_task
+from fedjax_masks.devices import make_population
+from fedjax_masks.errors import UserError
 from fedjax_masks.simulation.layout import lay_out
 from fedjax_masks.simulation.plan import Plan
 
@@ -203,3 +205,30 @@ def test_ratios_out_of_range_are_refused(model, options, message):
 def test_a_model_without_convolutions_needs_dense_skeletons():
     with pytest.raises(ValueError, match="prune_dense"):
         fm.fedskel(fm.models.mlp(cases.task(), hidden=(8,)), SGD)
+
+
+def test_every_device_gets_what_it_can_do():
+    values = {
+        "algorithm.name": "fedskel",
+        "algorithm.ratios": "devices",
+        "devices": "jetson-nano:1+phone-mid:1+rpi3:2@wifi",
+        "data.clients": 40,
+    }
+    chosen = config.make_config(values)
+    algorithm, task = experiment.build(chosen)
+    fleet = make_population(chosen.devices, task.num_clients, seed=chosen.seed).fleet
+    ratios, _ = ratios_of(fleet.flops)
+    assert ratios == (0.1, 0.2, 1.0)
+    assert algorithm.tiers.number == 3
+    for rate, tier in ((1.2e9, 0), (8e9, 1), (40e9, 2)):
+        ids = np.flatnonzero(np.isclose(fleet.flops, rate))
+        assert ids.size
+        assert set(algorithm.tiers.of(ids)) == {tier}
+
+
+def test_ratios_by_device_need_devices():
+    values = {"algorithm.name": "fedskel", "algorithm.ratios": "devices"}
+    with pytest.raises(
+        UserError, match=r"ratios=devices: the clients have no devices; accepted with --devices"
+    ):
+        experiment.build(config.make_config(values))

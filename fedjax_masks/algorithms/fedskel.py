@@ -15,11 +15,12 @@ is its id modulo the number of ratios.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_masks import local, trees
@@ -34,6 +35,7 @@ from fedjax_masks.algorithm import (
     Task,
     Tiers,
 )
+from fedjax_masks.errors import UserError
 from fedjax_masks.masks import all_filters, filter_mask, top_count
 from fedjax_masks.models import Layer, Model, prunable_kernels
 from fedjax_masks.payload import Known, Masked, When
@@ -105,13 +107,32 @@ def keep_count(outputs: int, ratio: float) -> int:
     return max(1, outputs - math.floor(round((1 - ratio) * outputs, 9)))
 
 
+def ratios_of(capability: np.ndarray, *, least: float = 0.1) -> tuple[tuple[float, ...], np.ndarray]:
+    """Ratios that let every device finish with the most capable one: its share of that one's rate.
+
+    Args:
+      capability: ``float[num_clients]``, above 0, in any unit.
+      least: No ratio is smaller.
+
+    Returns:
+      The ratios that occur, in tenths, rounded down, and ``int32[num_clients]``: which of them is whose.
+
+    >>> ratios_of(np.array([1.2, 40.0, 2.5, 12.0]))
+    ((0.1, 0.3, 1.0), array([0, 2, 0, 1], dtype=int32))
+    """
+    tenths = np.floor(10 * np.maximum(capability / np.max(capability), least) + 1e-6).astype(int)
+    found, tier_of = np.unique(tenths, return_inverse=True)
+    return tuple((found / 10).tolist()), tier_of.astype(np.int32)
+
+
 def fedskel(
     model: Model,
     optimizer: optax.GradientTransformation,
     *,
     epochs: int = 1,
     batch_size: int = 10,
-    ratios: Sequence[PositiveShare] = (0.2,),
+    ratios: Sequence[PositiveShare] | Literal["devices"] = (0.2,),
+    capability: np.ndarray | None = None,
     updates: Count = 4,
     prune_dense: bool = False,
     local_dense: bool = False,
@@ -127,7 +148,9 @@ def fedskel(
       epochs: Local epochs per round.
       batch_size: Examples per local step.
       ratios: Share of filters in the skeleton, in (0, 1]; client ``i`` has
-        ``ratios[i % len(ratios)]``. Each is a program of its own.
+        ``ratios[i % len(ratios)]``. Each is a program of its own. ``"devices"``: as capable as its
+        device is, see :func:`ratios_of`.
+      capability: ``float[num_clients]``, in any unit, for ``"devices"``.
       updates: UpdateSkel rounds after each SetSkel round, the paper's k.
       prune_dense: Hidden dense layers have skeletons too, of neurons.
       local_dense: Dense layers are never exchanged (LG-FedAvg, Liang et al. 2020, arXiv 2001.01523).
@@ -150,6 +173,12 @@ def fedskel(
       >>> first > later
       True
     """
+    tiers = Tiers(len(ratios), lambda ids: ids % len(ratios))
+    if ratios == "devices":
+        if capability is None:
+            raise UserError("ratios=devices: the clients have no devices; accepted with --devices SPEC")
+        ratios, tier_of = ratios_of(capability)
+        tiers = Tiers(len(ratios), lambda ids: tier_of[ids])
     for ratio in ratios:
         if not 0 < ratio <= 1:
             raise ValueError(f"ratios={ratio}: accepted is above 0 and at most 1")
@@ -267,6 +296,6 @@ def fedskel(
         merge,
         predict=predict,
         predict_global=predict_global,
-        tiers=Tiers(len(ratios), lambda ids: ids % len(ratios)),
+        tiers=tiers,
         cycle=updates + 1,
     )

@@ -90,7 +90,7 @@ def _bytes(task: Task) -> list[Claim]:
             _row(f"{name} {setting}, 100 classes", paper, many[name].whole / 1e6, "MB", digits)
             for name, paper, digits in (("FedAvg", 278.5, 1), ("LGL", 23.59, 2), ("FedGKT", 24.02, 2))
         ),
-        _row("the same, against SplitFed", 16.17, split.whole / (eco.whole / 2), "x", 2),
+        _row("less communication than SplitFed, VGG11", 16.17, split.whole / (eco.whole / 2), "x", 2),
         _row("without overhead, against FedAvg", 134.4, whole.payloads / (eco.payloads / 2), "x", 1),
         _row("without overhead, against SplitFed", 16.28, split.payloads / (eco.payloads / 2), "x", 2),
         _row("FedAvg per client and round, ResNet9", 75.17, resnet["FedAvg"].whole / 1e6, "MB", 2),
