@@ -15,8 +15,8 @@ run() {
         --dataset "$2" --seed "$3" --set data.seed="$3" "${data_dir[@]}" "${@:4}"
 }
 
-for seed in 0 1 2; do
-    for dataset in fashion_mnist cifar10; do
+for dataset in fashion_mnist cifar10; do
+    for seed in 0 1 2; do
         run fedavg $dataset $seed --algorithm fedavg
         for algorithm in splitfed lgl fedgkt; do
             run $algorithm $dataset $seed --algorithm $algorithm --set algorithm.split=conv1
