@@ -9,7 +9,7 @@ round figures, our choice, for orders of magnitude; ``trace:FILE.csv`` takes mea
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -70,6 +70,9 @@ LINKS: Mapping[str, Link] = MappingProxyType(
 """5, 20 and 60 Mbit/s, 50 ms."""
 
 
+_HIGHEST = {"dropout": 1.0, "available": 1.0}
+
+
 class Fleet(NamedTuple):
     """The clients' devices and links, in the units of :class:`Device` and :class:`Link`.
 
@@ -94,12 +97,14 @@ class Population:
       server: The server.
       deadline: Seconds after which a round is over; an update that comes later is left out.
       dropout: The probability that a client vanishes after it has received its message.
+      available: The probability that a drawn client is there at all; one that is not is never asked.
     """
 
     fleet: Fleet
     server: Device = DEVICES["server"]
     deadline: float = math.inf
     dropout: float = 0.0
+    available: float = 1.0
 
 
 class Spent(NamedTuple):
@@ -166,8 +171,8 @@ def make_population(spec: str, num_clients: int, *, seed: int = 0) -> Population
     Args:
       spec: ``DEVICE@LINK``, or a mix ``DEVICE:SHARE+DEVICE:SHARE@LINK:SHARE+LINK:SHARE``, or
         ``trace:FILE.csv`` with a row per client and the columns of :class:`Fleet`. Behind it, after
-        commas, ``deadline=SECONDS``, ``dropout=SHARE``, and ``spread=SIGMA``: the rates of every
-        device and link are multiplied by log-normal factors of this width.
+        commas, ``deadline=SECONDS``, ``dropout=SHARE``, ``available=SHARE``, and ``spread=SIGMA``: the
+        rates of every device and link are multiplied by log-normal factors of this width.
       num_clients: The number of clients.
       seed: Decides which client has which device.
 
@@ -179,12 +184,12 @@ def make_population(spec: str, num_clients: int, *, seed: int = 0) -> Population
     ([1200000000.0, 1200000000.0, 2500000000.0], 60.0)
     """
     who, *conditions = spec.split(",")
-    options = {"deadline": math.inf, "dropout": 0.0, "spread": 0.0}
+    options = {"deadline": math.inf, "dropout": 0.0, "available": 1.0, "spread": 0.0}
     for condition in conditions:
         key, _, value = condition.partition("=")
         if key not in options:
             raise unknown("devices", key, options)
-        options[key] = _number(spec, condition, value, low=0, high=1 if key == "dropout" else math.inf)
+        options[key] = _number(spec, condition, value, low=0, high=_HIGHEST.get(key, math.inf))
     if options["deadline"] == 0:
         raise UserError(f"devices={spec}: deadline=0; accepted is above 0")
     rng = np.random.default_rng([seed, num_clients])
@@ -195,13 +200,14 @@ def make_population(spec: str, num_clients: int, *, seed: int = 0) -> Population
         fleet = Fleet(
             *_deal(spec, device, DEVICES, num_clients, rng), *_deal(spec, link, LINKS, num_clients, rng)
         )
-    if options["spread"]:
+    if spread := options["spread"]:
         factors = {
-            name: np.exp(options["spread"] * rng.standard_normal(num_clients)).astype(np.float32)
+            name: np.exp(spread * rng.standard_normal(num_clients)).astype(np.float32)
             for name in ("flops", "memory", "up", "down")
         }
         fleet = fleet._replace(**{name: getattr(fleet, name) * f for name, f in factors.items()})
-    return Population(fleet, deadline=options["deadline"], dropout=options["dropout"])
+    chosen = {name: options[name] for name in ("deadline", "dropout", "available")}
+    return replace(Population(fleet), **chosen)
 
 
 def read_trace(path: str, num_clients: int) -> Fleet:

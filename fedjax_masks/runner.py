@@ -295,11 +295,11 @@ def _mean(values: np.ndarray) -> float | None:
 def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
     """What a person should be told of a chunk that starts after round ``first``."""
     nobody = np.zeros_like(metrics.dropped)
-    late, lost = (metrics.train.get(name, nobody) > 0 for name in ("late", "lost"))
+    excused = [metrics.train.get(name, nobody) > 0 for name in ("away", "late", "lost")]
     lines = [
         f"round {first + row + 1}: client {metrics.ids[row, column]} was left out of the merge: "
         "its update is not finite"
-        for row, column in np.argwhere(metrics.dropped & ~late & ~lost)
+        for row, column in np.argwhere(metrics.dropped & ~np.any(excused, axis=0))
     ]
     if first == 0 and "flip_fraction" in metrics.train and metrics.mean("flip_fraction")[0] == 0:
         lines.append(

@@ -21,6 +21,7 @@ from fedjax_masks.devices import (
     spent,
 )
 from fedjax_masks.errors import UserError
+from fedjax_masks.runner import notes
 from fedjax_masks.simulation import make_simulation
 
 SGD = optax.sgd(0.1)
@@ -82,9 +83,9 @@ def test_time_alone_changes_nothing(algorithm):
 
 @pytest.mark.parametrize("plan", ["vmap", "blocks:3", "scan,mesh:8"])
 def test_no_plan_changes_who_is_late_or_lost(algorithm, plan):
-    population = make_population("rpi3+rpi4@3g,spread=1,deadline=0.0505,dropout=0.2", 9)
+    population = make_population("rpi3+rpi4@3g,spread=1,deadline=0.0505,dropout=0.2,available=0.8", 9)
     (state, metrics), (again, other) = (simulate(algorithm, population, plan=p) for p in ("scan", plan))
-    for name in ("late", "lost"):
+    for name in ("away", "late", "lost"):
         assert 0 < metrics.train[name].sum() < metrics.train[name].size
         np.testing.assert_array_equal(metrics.train[name], other.train[name])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, again)
@@ -110,26 +111,42 @@ def test_a_straggler_is_left_out_of_the_merge_and_its_bytes_are_counted(algorith
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, jax.device_get(want))
 
 
-def test_a_client_that_vanishes_has_received_and_sent_nothing_and_learned_nothing():
-    task = cases.task()
-    model = fm.models.mlp(task, hidden=(8,))
-    local = fm.standalone(model, SGD, batch_size=4)
-    population = Population(fleet(up=1e6, down=1e6, flops=1e9, memory=1e9), dropout=0.5)
-    start = jax.device_get(make_simulation(local, task, cohort=9).init())
+def who_learned(population):
+    """Which of nine clients that train for themselves have after a round; and its metrics."""
+    local = fm.standalone(fm.models.mlp(cases.task(), hidden=(8,)), SGD, batch_size=4)
+    start = jax.device_get(make_simulation(local, cases.task(), cohort=9).init())
     state, metrics = simulate(local, population, rounds=1)
+    pairs = zip(*map(jax.tree.leaves, (state.clients, start.clients)))
+    changed = [np.any(a != b, axis=tuple(range(1, a.ndim))) for a, b in pairs]
+    return np.any(changed, axis=0), metrics
+
+
+def test_a_client_that_vanishes_has_received_and_sent_nothing_and_learned_nothing(algorithm):
+    population = Population(fleet(up=1e6, down=1e6, flops=1e9, memory=1e9), dropout=0.5)
+    learned, metrics = who_learned(population)
     lost = metrics.ids[0][metrics.train["lost"][0] > 0]
     assert 0 < len(lost) < 9
-    changed = np.any(
-        [
-            np.any(a != b, axis=tuple(range(1, a.ndim)))
-            for a, b in zip(*map(jax.tree.leaves, (state.clients, start.clients)))
-        ],
-        axis=0,
-    )
-    np.testing.assert_array_equal(np.flatnonzero(~changed), lost)
-    _, metrics = simulate(fm.fedavg(model, SGD, batch_size=4), population, rounds=1)
+    np.testing.assert_array_equal(np.flatnonzero(~learned), lost)
+    _, metrics = simulate(algorithm, population, rounds=1)
     np.testing.assert_array_equal(metrics.bytes_up[0] == 0, metrics.train["lost"][0] > 0)
     assert metrics.bytes_down.min() > 0
+
+
+def test_a_client_that_is_away_is_never_asked(algorithm):
+    rates = fleet(up=1e6, down=1e6, flops=1e9, memory=1e9)
+    population = Population(rates, available=0.5, dropout=0.3, deadline=9.0)
+    learned, metrics = who_learned(population)
+    gone = (metrics.train["away"][0] > 0) | (metrics.train["lost"][0] > 0)
+    np.testing.assert_array_equal(np.flatnonzero(~learned), metrics.ids[0][gone])
+    _, metrics = simulate(algorithm, population, rounds=1)
+    away, lost = (metrics.train[name][0] > 0 for name in ("away", "lost"))
+    assert 0 < away.sum() < 9
+    assert not (away & lost).any()
+    np.testing.assert_array_equal(metrics.bytes_up[0] == 0, away | lost)
+    for spent_by_it in (metrics.bytes_down, metrics.train["client_seconds"], metrics.train["client_joules"]):
+        np.testing.assert_array_equal(spent_by_it[0] == 0, away)
+    np.testing.assert_array_equal(metrics.dropped[0], away | lost)
+    assert notes(metrics, 0) == ()
 
 
 @pytest.mark.parametrize(

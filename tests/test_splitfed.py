@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload
+from fedjax_masks import payload, trees
 from fedjax_masks.algorithms.fedgkt import distillation
 from fedjax_masks.algorithms.splitfed import LABEL
 from fedjax_masks.devices import make_population
@@ -180,6 +180,19 @@ def test_who_vanishes_says_nothing(task, model):
     assert not lost.all()
     assert not metrics.bytes_up[lost].any()
     np.testing.assert_array_equal(metrics.bytes_down[lost], 4 * (4 * 10 + 6 * 37))
+
+
+@pytest.mark.parametrize("plan", ["scan", "blocks:2"])
+def test_memory_does_not_grow_with_the_cohort(model, plan):
+    """The server's private copies live a block at a time."""
+    task = fm.load_task("digits", clients=100)
+    net = fm.models.cnn(task)
+    need = [
+        make_simulation(fm.splitfed(net, SGD), task, cohort=cohort, chunk=1, plan=plan).memory_bytes
+        for cohort in (4, 40)
+    ]
+    copy = 4 * trees.size(jax.eval_shape(net.init, jax.random.key(0)))
+    assert need[1] - need[0] < copy / 2
 
 
 @every_protocol

@@ -11,9 +11,9 @@ import numpy as np
 from fedjax_masks.algorithm import Metrics
 from fedjax_masks.devices import Population, round_seconds, spent
 
-READINGS = ("client_joules", "client_seconds", "late", "lost")
-_FATE = 2**32 - 2
-"""Tells the key that decides whether a client vanishes from those that it trains with."""
+READINGS = ("away", "client_joules", "client_seconds", "late", "lost")
+_FATE, _PRESENCE = 2**32 - 2, 2**32 - 3
+"""Tell the keys that decide whether a client vanishes, or is there at all, from those it trains with."""
 
 
 class Clock(NamedTuple):
@@ -50,19 +50,22 @@ def read_clock(
         the algorithm has them.
 
     Returns:
-      :data:`READINGS`. A client that is lost spends what it takes to receive its message; one that is late
-      has done everything in vain.
+      :data:`READINGS`. A client that is away is not asked; one that is lost spends what it takes to receive
+      its message; one that is late has done everything in vain.
     """
     client = jax.tree.map(lambda a: a.at[client_id].get(mode="clip"), fleet)
-    lost = jax.random.uniform(jax.random.fold_in(key, _FATE)) < clock.population.dropout
+    away = jax.random.uniform(jax.random.fold_in(key, _PRESENCE)) >= clock.population.available
+    lost = ~away & (jax.random.uniform(jax.random.fold_in(key, _FATE)) < clock.population.dropout)
+    gone = away | lost
     up, down = (jnp.float32(static) + traced for static, traced in zip(clock.static_bits, bits))
-    up = jnp.where(lost, 0, up)
-    work = {n: jnp.where(lost, 0, metrics.get(n, 0.0)) for n in ("flops", "traffic", "messages")}
+    up, down = jnp.where(gone, 0, up), jnp.where(away, 0, down)
+    work = {n: jnp.where(gone, 0, metrics.get(n, 0.0)) for n in ("flops", "traffic", "messages")}
     work["messages"] += jnp.float32(up > 0) + jnp.float32(down > 0)
-    between_up, between_down = jnp.where(lost, 0, passed.astype(jnp.float32))
+    between_up, between_down = jnp.where(gone, 0, passed.astype(jnp.float32))
     took = spent(client, up + between_up, down + between_down, **work)
-    late = ~lost & (took.seconds > clock.population.deadline)
-    return {"client_joules": took.joules, "client_seconds": took.seconds, "late": late, "lost": lost}
+    late = ~gone & (took.seconds > clock.population.deadline)
+    spent_by_it = {"client_joules": took.joules, "client_seconds": took.seconds}
+    return {"away": away, "late": late, "lost": lost, **spent_by_it}
 
 
 def sum_up(

@@ -208,7 +208,8 @@ def _round_metrics(
     if "server_flops" in train:  # its half of what clients train with its help
         server["flops"] = train["server_flops"].sum(1, dtype=np.float64) + server.get("flops", 0.0)
     if timer is not None:
-        bytes_up = np.where(train["lost"] > 0, 0, bytes_up)
+        bytes_up = np.where((train["lost"] > 0) | (train["away"] > 0), 0, bytes_up)
+        bytes_down = np.where(train["away"] > 0, 0, bytes_down)
         server |= clock.sum_up(timer, train, server.get("flops", 0.0))
     return RoundMetrics(
         ids=pick(cohorts.ids),

@@ -79,18 +79,18 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: 
 
     bits = jnp.stack([payload.traced_bits(upload), payload.traced_bits(message)])
     passed = jnp.stack(payload.passed_bits(upload))
-    late = lost = jnp.asarray(False)
+    late = gone = jnp.asarray(False)
     if setting.clock is not None:
         readings = read_clock(setting.clock, fleet, row.ids, key, bits, passed, metrics)
-        late, lost, metrics = readings["late"], readings["lost"], {**metrics, **readings}
-    bits += jnp.where(lost, 0, passed)
+        late, gone, metrics = readings["late"], readings["lost"] | readings["away"], {**metrics, **readings}
+    bits += jnp.where(gone, 0, passed)
     metrics = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = trees.all_finite((upload, metrics))
-    arrives = finite & ~late & ~lost
+    arrives = finite & ~late & ~gone
     weight = jnp.where(arrives, row.sizes, 0).astype(jnp.float32)
     # A weight of 0 does not silence a NaN: what is left out must not be there at all.
     upload = as_received(trees.where(arrives, upload, trees.zeros_like(upload)))
-    new_state = trees.where(finite & ~lost, new_state, state)
+    new_state = trees.where(finite & ~gone, new_state, state)
     report = ClientReport(bits, jnp.append(~arrives, metrics))
     if algorithm.reduce is None:
         return (), (new_state, report, upload)
