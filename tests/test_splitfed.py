@@ -179,6 +179,8 @@ def test_who_vanishes_says_nothing(task, model):
     assert lost.any()
     assert not lost.all()
     assert not metrics.bytes_up[lost].any()
+    helped = np.where(lost, 0, metrics.train["server_flops"]).sum(1)
+    np.testing.assert_allclose(metrics.server["flops"], helped, rtol=1e-6)
     np.testing.assert_array_equal(metrics.bytes_down[lost], 4 * (4 * 10 + 6 * 37))
 
 

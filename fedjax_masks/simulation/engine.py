@@ -205,10 +205,12 @@ def _round_metrics(
     names = shapes.metrics if timer is None else sorted((*shapes.metrics, *clock.READINGS))
     train = dict(zip(names, values, strict=True))
     server = {name: np.asarray(values) for name, values in report.server.items()}
+    gone = np.zeros_like(dropped) if timer is None else train["lost"] + train["away"]
     if "server_flops" in train:  # its half of what clients train with its help
-        server["flops"] = train["server_flops"].sum(1, dtype=np.float64) + server.get("flops", 0.0)
+        helped = np.where(gone > 0, 0, train["server_flops"]).sum(1, dtype=np.float64)
+        server["flops"] = helped + server.get("flops", 0.0)
     if timer is not None:
-        bytes_up = np.where((train["lost"] > 0) | (train["away"] > 0), 0, bytes_up)
+        bytes_up = np.where(gone > 0, 0, bytes_up)
         bytes_down = np.where(train["away"] > 0, 0, bytes_down)
         server |= clock.sum_up(timer, train, server.get("flops", 0.0))
     return RoundMetrics(
