@@ -20,7 +20,7 @@ from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.lgl import lgl
 from fedjax_masks.algorithms.splitfed import splitfed
-from fedjax_masks.analysis.intervals import interval
+from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims.claim import Claim, counted, from_results, gaps
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model
@@ -170,7 +170,7 @@ def _accuracies() -> list[Claim]:
                 lambda n, name=name: n["run"].startswith(f"{name}-") for name in ("ecofed-fractal", other)
             )
             found = gaps(lines, _accuracy, ours, theirs)
-            return f"{interval(found)} points", float(np.mean(found)) >= least
+            return f"{interval(found)} points", surely_above(found, least)
 
         return of
 
