@@ -9,7 +9,7 @@ round figures, our choice, for orders of magnitude; ``trace:FILE.csv`` takes mea
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -206,8 +206,12 @@ def make_population(spec: str, num_clients: int, *, seed: int = 0) -> Population
             for name in ("flops", "memory", "up", "down")
         }
         fleet = fleet._replace(**{name: getattr(fleet, name) * f for name, f in factors.items()})
-    chosen = {name: options[name] for name in ("deadline", "dropout", "available")}
-    return replace(Population(fleet), **chosen)
+    return Population(
+        fleet,
+        deadline=options["deadline"],
+        dropout=options["dropout"],
+        available=options["available"],
+    )
 
 
 def read_trace(path: str, num_clients: int) -> Fleet:

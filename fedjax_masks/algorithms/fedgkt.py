@@ -10,7 +10,7 @@ step once the answer is there: our reading of the authors' count of four forward
 import jax
 import optax
 
-from fedjax_masks import local
+from fedjax_masks import local, trees
 from fedjax_masks.algorithm import FederatedAlgorithm, Params
 from fedjax_masks.algorithms.lgl import head_for, own_logits
 from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
@@ -79,8 +79,7 @@ def fedgkt(
 
     def on_server(server: Params, activations: jax.Array, batch: local.Batch) -> Params:
         logits = jax.eval_shape(halves.finish, server, activations)
-        teacher = jax.numpy.zeros(logits.shape, logits.dtype)
-        return jax.grad(server_loss)(server, activations, batch, teacher)
+        return jax.grad(server_loss)(server, activations, batch, trees.zeros_like(logits))
 
     protocol = Protocol(
         loss,

@@ -173,10 +173,11 @@ def fedskel(
       >>> first > later
       True
     """
-    tiers = Tiers(len(ratios), lambda ids: ids % len(ratios))
-    if ratios == "devices":
-        if capability is None:
-            raise UserError("ratios=devices: the clients have no devices; accepted with --devices SPEC")
+    if ratios != "devices":
+        tiers = Tiers(len(ratios), lambda ids: ids % len(ratios))
+    elif capability is None:
+        raise UserError("ratios=devices: the clients have no devices; accepted with --devices SPEC")
+    else:
         ratios, tier_of = ratios_of(capability)
         tiers = Tiers(len(ratios), lambda ids: tier_of[ids])
     for ratio in ratios:

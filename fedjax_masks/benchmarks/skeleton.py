@@ -171,9 +171,14 @@ def _thin_products_ms(pixels: int, taps: int, inputs: int, gradients: int) -> fl
         operands, _ = jax.lax.optimization_barrier(carry)
         return operands, products(*operands)
 
-    run = jax.jit(lambda carry: jax.lax.fori_loop(0, _STEPS, step, carry), donate_argnums=0)
-    taken = measure.in_turns({0: measure.repeated(run, (operands, results))}, 5)[0]
+    taken = measure.in_turns({0: _looped(step, (operands, results))}, 5)[0]
     return measure.median_ms(taken) / _STEPS
+
+
+def _looped(step: Callable[[jax.Array, Any], Any], carry: Any) -> Callable[[], Any]:
+    """Calls of so many steps in one program, each in the memory that the last one had."""
+    run = jax.jit(lambda carry: jax.lax.fori_loop(0, _STEPS, step, carry), donate_argnums=0)
+    return measure.repeated(run, carry)
 
 
 def _backward(conv: _Conv, ratio: float, lowering: Lowering | None = None) -> Callable[[], Any]:
@@ -191,8 +196,7 @@ def _backward(conv: _Conv, ratio: float, lowering: Lowering | None = None) -> Ca
 
     dy = jax.random.normal(keys[2], y.shape)
     grads = trees.zeros_like(jax.eval_shape(lambda: pull(dy)[needed]))
-    run = jax.jit(lambda carry: jax.lax.fori_loop(0, _STEPS, step, carry), donate_argnums=0)
-    return measure.repeated(run, (pull, dy, grads))
+    return _looped(step, (pull, dy, grads))
 
 
 def _spread(outputs: int, ratio: float) -> jax.Array:
@@ -223,9 +227,7 @@ def _training_steps(model: Model, ratio: float, *, forward_alone: bool = False) 
         first = model.kernels[0].path  # each pass waits for the one before it
         return trees.put(params, first, trees.get(params, first) + 1e-30 * loss(params))
 
-    body = look if forward_alone else step
-    run = jax.jit(lambda params: jax.lax.fori_loop(0, _STEPS, body, params), donate_argnums=0)
-    return measure.repeated(run, params)
+    return _looped(look if forward_alone else step, params)
 
 
 def _round_time_ratio(model: Model, task: Any, plan: str) -> float:

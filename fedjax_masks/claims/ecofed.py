@@ -5,7 +5,7 @@ with the paper, whose figures hold a message's overhead, 700 bytes are added per
 tensor and labels, half of that per bare tensor.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +52,8 @@ class _Size(NamedTuple):
 def claims() -> list[Claim]:
     """The rows."""
     task = synthetic_task((32, 32, 3), 10, [_EXAMPLES], test_per_client=1)
-    return [*_sizes(task), *_bytes(task), *_seconds(task), *_accuracies()]
+    vgg = {name: _round_size(name, models.vgg11(task), task) for name in _FACTORIES}
+    return [*_sizes(task), *_bytes(task, vgg), *_seconds(models.vgg11(task), vgg), *_accuracies()]
 
 
 def _row(claim: str, paper: float, ours: float, unit: str, digits: int = 0) -> Claim:
@@ -72,9 +73,8 @@ def _sizes(task: Task) -> list[Claim]:
     return rows
 
 
-def _bytes(task: Task) -> list[Claim]:
-    ten, hundred = task, synthetic_task((32, 32, 3), 100, [_EXAMPLES], test_per_client=1)
-    vgg = {name: _round_size(name, models.vgg11(ten), ten) for name in _FACTORIES}
+def _bytes(ten: Task, vgg: Mapping[str, _Size]) -> list[Claim]:
+    hundred = synthetic_task((32, 32, 3), 100, [_EXAMPLES], test_per_client=1)
     many = {name: _round_size(name, models.vgg11(hundred), hundred) for name in ("FedAvg", "LGL", "FedGKT")}
     resnet = {name: _round_size(name, models.resnet9(ten), ten) for name in ("FedAvg", "EcoFed")}
     whole, split, eco = (vgg[name] for name in ("FedAvg", "SplitFed", "EcoFed"))
@@ -137,15 +137,14 @@ def _payload_bytes(algorithm: FederatedAlgorithm, state: Any, task: Task) -> flo
     return (bits + payload.static_bits(message) + payload.static_bits(upload)) / 8
 
 
-def _seconds(task: Task) -> list[Claim]:
+def _seconds(model: Model, sizes: Mapping[str, _Size]) -> list[Claim]:
     """With devices of 2.5 GFLOP/s and 8 seconds of the server, as the paper's figures imply."""
-    model = models.vgg11(task)
     forward = {k.path[0]: 2.0 * k.positions * np.prod(k.shape) for k in model.kernels}
     device = forward["conv1"] + forward["conv2"]
     flops = {"FedAvg": 3 * sum(forward.values()), "SplitFed": 3 * device, "EcoFed": device / 2}
 
     def seconds(name: str, rate: float) -> float:
-        size = _round_size(name, model, task).whole / (2 if name == "EcoFed" else 1)
+        size = sizes[name].whole / (2 if name == "EcoFed" else 1)
         server = 0 if name == "FedAvg" else 8
         return 8 * size / rate + _EXAMPLES * flops[name] / 2.5e9 + server
 
