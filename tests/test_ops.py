@@ -9,6 +9,7 @@ from jax import lax
 
 from fedjax_masks.flops import count_flops
 from fedjax_masks.ops import conv2d, conv_general_dilated, max_pool
+from fedjax_masks.ops.norm import batch_norm
 from fedjax_masks.ops.skeleton import add_bias, dense
 
 OWN = ["canonical", "im2col", "winograd"]
@@ -219,3 +220,25 @@ def test_compiled_flops_of_the_backward_pass_fall_with_the_skeleton(lowering, ke
     all_counted, all_compiled = backward_flops(None)
     assert counted == all_counted * keep / 32
     assert compiled / all_compiled == pytest.approx(keep / 32, rel=0.1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_batch_norm_and_its_gradients_equal_the_definition_in_float64(offset):
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(offset, 2.0, (4, 5, 3, 6)), rng.normal(size=(4, 5, 3, 6))
+    scale, bias, axes, epsilon = rng.normal(size=6), rng.normal(size=6), (0, 1, 2), 1e-3
+    inverse = 1 / np.sqrt(x.var(axes) + epsilon)
+    normal = (x - x.mean(axes)) * inverse
+    pull = scale * dy
+    centred = pull - pull.mean(axes) - normal * (pull * normal).mean(axes)
+    expected = normal * scale + bias, centred * inverse, (dy * normal).sum(axes), dy.sum(axes)
+
+    found, vjp = jax.vjp(lambda *args: batch_norm(*args, epsilon), *map(jnp.float32, (x, scale, bias)))
+    for got, wanted in zip((found, *vjp(jnp.float32(dy))), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_of_a_constant_channel_is_its_bias():
+    y, vjp = jax.vjp(lambda x: batch_norm(x, jnp.ones(2), jnp.array([1.0, 2.0]), 1e-5), jnp.full((8, 2), 7.3))
+    np.testing.assert_allclose(y, jnp.array([[1.0, 2.0]] * 8), atol=1e-2)
+    assert np.isfinite(vjp(jnp.ones((8, 2)))[0]).all()

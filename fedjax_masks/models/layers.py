@@ -15,6 +15,7 @@ import numpy as np
 
 from fedjax_masks.ops import pool
 from fedjax_masks.ops.conv import conv2d
+from fedjax_masks.ops.norm import batch_norm
 from fedjax_masks.ops.skeleton import add_bias, dense
 
 Norm = Literal["batch", "group"] | None
@@ -136,9 +137,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        axes = tuple(range(x.ndim - 1))
-        centred = x - jnp.mean(x, axes)
-        return centred * (scale * jax.lax.rsqrt(jnp.mean(centred**2, axes) + self.epsilon)) + bias
+        return batch_norm(x, scale, bias, self.epsilon)
 
 
 def _norm(kind: Norm, features: int) -> Callable[[jax.Array], jax.Array]:

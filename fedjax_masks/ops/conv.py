@@ -8,6 +8,7 @@ gradients in forms that need no rewriting.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -79,9 +80,9 @@ def conv2d(
         products for the kernel's gradient. ``"im2col"``: patches and one matrix product each way, which
         ``vmap`` over kernels turns into strided-batched products. ``"winograd"``: minimal filtering,
         for square kernels of 2 to 5 with stride 1. ``"lax"``: ``lax``'s own rules. By default
-        ``"im2col"``, but on CPU ``"winograd"`` where it halves the products, save for the gradients
-        of few outputs, and ``"canonical"`` for other kernels with stride 1 and, under a stride, for
-        the gradients of many outputs.
+        ``"im2col"``, but on CPU ``"winograd"`` where it halves the products, save for the input's
+        gradient from few outputs, and ``"canonical"`` for other kernels with stride 1 and, under a
+        stride, for the gradients of many outputs.
       skeleton: ``int32[k]``: outputs, ascending. Only these have gradients, computed for these only:
         see :mod:`fedjax_masks.ops.skeleton`. None is all.
 
@@ -130,17 +131,11 @@ def _choose(x_shape, kernel_shape, strides, pads) -> Lowerings:
     if jax.default_backend() != "cpu" or inputs <= 4 or size == (1, 1):
         return Lowerings("im2col", "im2col", "im2col")
     out_size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(x_shape[1:3], pads, size, strides)]
-    pixels = out_size[0] * out_size[1]
-    few = 8 * outputs <= inputs
     if winograd.serves(size, strides) and winograd.saves(out_size, size):
-        return Lowerings(
-            "winograd",
-            "im2col" if few else "winograd",
-            "im2col" if few and pixels <= 256 else "winograd",
-        )
+        return Lowerings("winograd", "im2col" if 9 * outputs <= inputs else "winograd", "winograd")
     if tuple(strides) == (1, 1):
         return Lowerings("canonical", "canonical", "canonical")
-    back: Lowering = "im2col" if outputs <= inputs or pixels <= 64 else "canonical"
+    back: Lowering = "im2col" if outputs <= inputs or math.prod(out_size) <= 64 else "canonical"
     return Lowerings("im2col", back, back)
 
 

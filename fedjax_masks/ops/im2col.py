@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fedjax_masks.ops.by_lax import Pads
@@ -104,11 +105,12 @@ def _spread(
 def _input_patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
     """``[batch, out_height, out_width, kernel_height * kernel_width * in]``."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    for axis in (2, 1):  # width first, so that the last axis runs over (height, width, channel)
-        size, stride = kernel_size[axis - 1], strides[axis - 1]
-        last = (x.shape[axis] - size) // stride * stride + 1
-        x = jnp.concatenate([lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(size)], axis=-1)
-    return x
+    lasts = [(n - size) // stride * stride + 1 for n, size, stride in zip(x.shape[1:3], kernel_size, strides)]
+    windows = [
+        x[:, row : row + lasts[0] : strides[0], column : column + lasts[1] : strides[1]]
+        for row, column in np.ndindex(*kernel_size)
+    ]
+    return jnp.concatenate(windows, axis=-1)
 
 
 def _phases(
