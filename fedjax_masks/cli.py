@@ -31,7 +31,11 @@ _FLAGS = {
 }
 _PRETRAIN_FLAGS = {
     **{flag: _FLAGS[flag] for flag in ("dataset", "data-dir", "model", "partition", "clients")},
-    "source": ("pretraining.source", "SOURCE", "fractal (default), public, or npz:FILE"),
+    "source": (
+        "pretraining.source",
+        "SOURCE",
+        "fractal (default), public, {npz,safetensors}:FILE, or orbax:DIR",
+    ),
     "epochs": ("pretraining.epochs", "E", "passes over the source's images (default: 20)"),
     "seed": ("pretraining.seed", "S", "of fractals, parameters and the order of examples (default: 0)"),
 }
@@ -142,7 +146,7 @@ def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, s
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from fedjax_masks import config, experiment, pretraining
+    from fedjax_masks import config, experiment, weights
 
     values = {"algorithm.name": "fedavg", "pretraining.source": "fractal"}
     chosen = config.make_config(values | _values(arguments, _PRETRAIN_FLAGS))
@@ -154,7 +158,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     with user_errors():
         found = experiment.pretrained(chosen)
         if out is not None:
-            pretraining.write_npz(out, found.params)
+            weights.write_npz(out, found.params)
     accuracy = "" if found.accuracy is None else f", accuracy on held-out images {found.accuracy:.1%}"
     print(f"stages: {', '.join(found.params) or 'none'}{accuracy}")
 

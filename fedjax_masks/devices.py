@@ -9,7 +9,7 @@ round figures, our choice, for orders of magnitude; ``trace:FILE.csv`` takes mea
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -98,6 +98,7 @@ class Population:
       deadline: Seconds after which a round is over; an update that comes later is left out.
       dropout: The probability that a client vanishes after it has received its message.
       available: The probability that a drawn client is there at all; one that is not is never asked.
+      overhead: Bytes around every message. They take time, and are not part of any payload.
     """
 
     fleet: Fleet
@@ -105,6 +106,7 @@ class Population:
     deadline: float = math.inf
     dropout: float = 0.0
     available: float = 1.0
+    overhead: float = 0.0
 
 
 class Spent(NamedTuple):
@@ -171,8 +173,9 @@ def make_population(spec: str, num_clients: int, *, seed: int = 0) -> Population
     Args:
       spec: ``DEVICE@LINK``, or a mix ``DEVICE:SHARE+DEVICE:SHARE@LINK:SHARE+LINK:SHARE``, or
         ``trace:FILE.csv`` with a row per client and the columns of :class:`Fleet`. Behind it, after
-        commas, ``deadline=SECONDS``, ``dropout=SHARE``, ``available=SHARE``, and ``spread=SIGMA``: the
-        rates of every device and link are multiplied by log-normal factors of this width.
+        commas, ``deadline=SECONDS``, ``dropout=SHARE``, ``available=SHARE``,
+        ``overhead=BYTES``, and ``spread=SIGMA``: the rates of every device and link are multiplied by
+        log-normal factors of this width.
       num_clients: The number of clients.
       seed: Decides which client has which device.
 
@@ -184,7 +187,7 @@ def make_population(spec: str, num_clients: int, *, seed: int = 0) -> Population
     ([1200000000.0, 1200000000.0, 2500000000.0], 60.0)
     """
     who, *conditions = spec.split(",")
-    options = {"deadline": math.inf, "dropout": 0.0, "available": 1.0, "spread": 0.0}
+    options = {"deadline": math.inf, "dropout": 0.0, "available": 1.0, "overhead": 0.0, "spread": 0.0}
     for condition in conditions:
         key, _, value = condition.partition("=")
         if key not in options:
@@ -200,18 +203,14 @@ def make_population(spec: str, num_clients: int, *, seed: int = 0) -> Population
         fleet = Fleet(
             *_deal(spec, device, DEVICES, num_clients, rng), *_deal(spec, link, LINKS, num_clients, rng)
         )
-    if spread := options["spread"]:
+    spread = options.pop("spread")
+    if spread:
         factors = {
             name: np.exp(spread * rng.standard_normal(num_clients)).astype(np.float32)
             for name in ("flops", "memory", "up", "down")
         }
         fleet = fleet._replace(**{name: getattr(fleet, name) * f for name, f in factors.items()})
-    return Population(
-        fleet,
-        deadline=options["deadline"],
-        dropout=options["dropout"],
-        available=options["available"],
-    )
+    return replace(Population(fleet), **options)
 
 
 def read_trace(path: str, num_clients: int) -> Fleet:

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_masks import weights
 from fedjax_masks.algorithm import Params, Task
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.data.cache import cached
-from fedjax_masks.data.files import UNREADABLE
 from fedjax_masks.data.fractals import fractal_images
 from fedjax_masks.data.tasks import index_of
 from fedjax_masks.errors import UserError, unknown
@@ -27,7 +27,7 @@ from fedjax_masks.models import Model, Problem
 from fedjax_masks.runner import simulate
 from fedjax_masks.values import Count, Rate, Seed
 
-SOURCES = ("random", "fractal", "public", "npz:FILE")
+SOURCES = ("random", "fractal", "public", "npz:FILE", "safetensors:FILE", "orbax:DIR")
 _HELD_OUT = 6  # every so many examples one tests what was learned
 
 
@@ -37,7 +37,7 @@ class Pretraining:
 
     Attributes:
       source: ``random``; ``fractal``: trained to tell fractals apart; ``public``: trained on examples
-        of the data set that no client has (so in-domain); ``npz:FILE``: read.
+        of the data set that no client has (so in-domain); a file: see :func:`fedjax_masks.weights.read`.
       until: The last stage that is taken over; none is all but the output layer, or all of a file.
       epochs: Passes over the source's images.
       batch_size: Examples per step.
@@ -85,8 +85,8 @@ def start_from(model: Model, params: Params) -> Model:
       >>> float(params["conv1"]["kernel"].mean()), float(params["conv2"]["bias"].max())
       (1.0, 0.0)
     """
-    own = _flat(jax.eval_shape(model.init, jax.random.key(0)))
-    given = _flat(params)
+    own = weights.flat(jax.eval_shape(model.init, jax.random.key(0)))
+    given = weights.flat(params)
     for name, array in given.items():
         shape = own[name].shape if name in own else None
         if shape != array.shape:
@@ -123,15 +123,16 @@ def pretrain(
     if options.until is not None and options.until not in stages:
         raise unknown("pretraining.until", options.until, stages)
     kind, _, path = options.source.partition(":")
-    if kind == "npz" and path:
-        found = Pretrained(read_npz(path), None)
+    from_file = kind in weights.FORMATS and bool(path)
+    if from_file:
+        found = Pretrained(weights.read(options.source), None)
     elif options.source in ("fractal", "public"):
         found = _trained(make_model, _problem(task, options), options, cache_dir)
     elif options.source == "random":
         found = Pretrained({}, None)
     else:
         raise unknown("pretraining.source", options.source, SOURCES)
-    last = len(stages) if kind == "npz" else len(stages) - 1
+    last = len(stages) if from_file else len(stages) - 1
     wanted = stages[: last if options.until is None else stages.index(options.until) + 1]
     start_from(model, {name: stage for name, stage in found.params.items() if name in wanted})
     return found._replace(params={name: found.params[name] for name in wanted if name in found.params})
@@ -165,7 +166,9 @@ def _trained(
     make_model: Callable[[Problem], Model], problem: Task, options: Pretraining, cache_dir: Any
 ) -> Pretrained:
     model = make_model(problem)
-    shapes = {name: leaf.shape for name, leaf in _flat(jax.eval_shape(model.init, jax.random.key(0))).items()}
+    shapes = {
+        name: leaf.shape for name, leaf in weights.flat(jax.eval_shape(model.init, jax.random.key(0))).items()
+    }
     chosen = {key: value for key, value in asdict(options).items() if key != "until"}
     digest = hashlib.sha256(json.dumps([model.name, shapes, chosen]).encode())
     for array in (problem.inputs, problem.labels):
@@ -179,45 +182,8 @@ def _trained(
         algorithm = fedavg(model, optimizer, epochs=options.epochs, batch_size=options.batch_size)
         run = simulate(algorithm, problem, rounds=1, cohort=1, seed=options.seed)
         accuracy = np.asarray(run.evaluation.global_accuracy, np.float32)
-        return {"accuracy": accuracy, **_flat(jax.device_get(run.state.server.params))}
+        return {"accuracy": accuracy, **weights.flat(jax.device_get(run.state.server.params))}
 
     arrays = cached(f"pretrained-{digest.hexdigest()[:20]}", build, cache_dir=cache_dir)
     accuracy = float(arrays.pop("accuracy"))
-    return Pretrained(_nested({name: np.array(array) for name, array in arrays.items()}), accuracy)
-
-
-def read_npz(path: str | Path) -> Params:
-    """Reads parameters, named by stages and dots as in ``conv1.kernel``.
-
-    Raises:
-      UserError: The file is not there, or is none of NumPy's.
-    """
-    try:
-        # Opened here: numpy leaves a file that it cannot read to the garbage collector.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return _nested({name: arrays[name] for name in arrays.files})
-    except (*UNREADABLE, AttributeError) as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"pretraining.source=npz:{path}: {text}; accepted is a file of arrays") from None
-
-
-def write_npz(path: str | Path, params: Params) -> None:
-    """Writes parameters for :func:`read_npz`."""
-    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in _flat(params).items()}
-    np.savez(path, **arrays)
-
-
-def _flat(params: Params) -> dict[str, Any]:
-    leaves, _ = jax.tree.flatten_with_path(params)
-    return {".".join(entry.key for entry in path): leaf for path, leaf in leaves}
-
-
-def _nested(arrays: Mapping[str, np.ndarray]) -> Params:
-    params: Params = {}
-    for name, array in arrays.items():
-        *stages, last = name.split(".")
-        node = params
-        for stage in stages:
-            node = node.setdefault(stage, {})
-        node[last] = array
-    return params
+    return Pretrained(weights.nested({name: np.array(array) for name, array in arrays.items()}), accuracy)

@@ -73,6 +73,19 @@ def test_traffic_is_what_products_write_and_what_is_read_of_it(algorithm):
     np.testing.assert_allclose(metrics.train["client_seconds"], metrics.train["steps"] * per_step, rtol=1e-6)
 
 
+def test_every_message_has_an_overhead():
+    """A byte takes a second up and half of one down; a batch takes a message each way."""
+    split = fm.splitfed(fm.models.mlp(cases.task(), hidden=(8,)), SGD, batch_size=4)
+
+    def seconds(overhead):
+        population = Population(fleet(flops=1e30, memory=1e30, up=8.0, down=16.0), overhead=overhead)
+        return simulate(split, population, rounds=1)[1].train
+
+    plain, more = seconds(0.0), seconds(1000.0)
+    taken = (more["steps"] + 1) * 1000 * (1 + 1 / 2)
+    np.testing.assert_allclose(more["client_seconds"] - plain["client_seconds"], taken, rtol=1e-3)
+
+
 def test_time_alone_changes_nothing(algorithm):
     with_clock, timed = simulate(algorithm, make_population("rpi3+rpi4@4g", 9))
     without, plain = simulate(algorithm, None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds
-from fedjax_masks.simulation.memory import fit_plan
+from fedjax_masks.simulation.memory import _group_bytes, fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 
 
@@ -53,6 +53,25 @@ def test_what_does_not_fit_gets_smaller_blocks_and_then_fewer_devices():
     assert (plan.block, plan.devices, need) == (1, 1, 10)
     with pytest.raises(MemoryError, match="one at a time"):
         fit_plan(compile_for, Plan(1), available=5)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "usage", "cache"),
+    [
+        ("0::/job/step", "job", "max", "current", "inactive_file"),
+        ("4:cpu,memory:/job", "memory/job", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_a_control_group_limits_memory(tmp_path, line, folder, limit, usage, cache):
+    group = tmp_path / folder
+    (group / "step").mkdir(parents=True)
+    (group / f"memory.{limit}").write_text("1000\n")
+    (group / f"memory.{usage}").write_text("300\n")
+    (group / "memory.stat").write_text(f"anon 50\n{cache} 200\n")
+    (group / "step" / f"memory.{limit}").write_text("max\n")
+    (tmp_path / "own").write_text(f"{line}\n1:freezer:/job\n")
+    assert list(_group_bytes(tmp_path / "own", tmp_path)) == [900]
+    assert list(_group_bytes(tmp_path / "absent", tmp_path)) == []
 
 
 def test_cohorts_are_distinct_clients_drawn_by_seed_and_round():

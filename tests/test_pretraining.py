@@ -4,10 +4,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import save_file
 
 import fedjax_masks as fm
-from fedjax_masks import config, experiment, pretraining
+from fedjax_masks import config, experiment, pretraining, weights
 from fedjax_masks.cli import main
 from fedjax_masks.data.fractals import draw_system, fractal_images
 from fedjax_masks.errors import UserError
@@ -109,11 +111,24 @@ def optax_sgd():
     return optax.sgd(0.1)
 
 
-def test_stages_are_taken_over_until_one(task, model, tmp_path):
-    file = tmp_path / "given.npz"
+def save_safetensors(path, params):
+    save_file({name: np.asarray(leaf) for name, leaf in weights.flat(params).items()}, path)
+
+
+def save_orbax(path, params):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, {"params": params})  # as flax has it
+
+
+@pytest.mark.parametrize(
+    ("kind", "save"),
+    [("npz", weights.write_npz), ("safetensors", save_safetensors), ("orbax", save_orbax)],
+)
+def test_stages_are_taken_over_until_one(task, model, tmp_path, kind, save):
+    file = tmp_path / f"given.{kind}"
     given = model.init(jax.random.key(3))
-    pretraining.write_npz(file, given)
-    source = f"npz:{file}"
+    save(file, given)
+    source = f"{kind}:{file}"
     chex.assert_trees_all_equal(pretrain(make_model, task, Pretraining(source=source)).params, given)
     first = pretrain(make_model, task, Pretraining(source=source, until="conv1")).params
     chex.assert_trees_all_equal(first, {"conv1": given["conv1"]})
@@ -128,7 +143,7 @@ def test_the_run_says_what_it_started_from(tmp_path, capsys):
     values = {"algorithm.name": "ecofed", "pretraining.source": f"npz:{file}", "pretraining.until": "conv2"}
     algorithm, task = experiment.build(config.make_config(values))
     state = algorithm.init(jax.random.key(0), task)
-    stored = pretraining.read_npz(file)
+    stored = weights.read(f"npz:{file}")
     chex.assert_trees_all_equal(jax.device_get(state.common), {n: stored[n] for n in ("conv1", "conv2")})
 
 
@@ -142,7 +157,7 @@ def test_the_run_says_what_it_started_from(tmp_path, capsys):
         ),
         (
             {"source": "npz:nowhere.npz"},
-            r"source=npz:nowhere.npz: .*accepted is a file of arrays",
+            r"source=npz:nowhere.npz: .*accepted are named arrays",
         ),
     ],
 )
@@ -179,8 +194,16 @@ def test_a_checkpoint_of_another_model_is_refused(model, change, message):
         start_from(model, change(model.init(jax.random.key(0))))
 
 
-def test_a_file_that_is_none_of_arrays(task, tmp_path):
-    file = tmp_path / "broken.npz"
-    file.write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(UserError, match=r"accepted is a file of arrays"):
-        pretrain(make_model, task, Pretraining(source=f"npz:{file}"))
+@pytest.mark.parametrize("kind", weights.FORMATS)
+@pytest.mark.parametrize("content", [b"PK\x03\x04 and no more", b"\xff" * 100, b""])
+def test_a_file_that_is_none_of_arrays(task, tmp_path, kind, content):
+    file = tmp_path / "broken"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"accepted are named arrays"):
+        pretrain(make_model, task, Pretraining(source=f"{kind}:{file}"))
+
+
+def test_names_that_are_both_stage_and_array(tmp_path):
+    np.savez(tmp_path / "odd.npz", **{"conv1": np.zeros(2), "conv1.kernel": np.zeros(2)})
+    with pytest.raises(UserError, match=r"accepted are named arrays"):
+        weights.read(f"npz:{tmp_path / 'odd.npz'}")

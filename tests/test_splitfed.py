@@ -14,6 +14,7 @@ import fedjax_masks as fm
 from fedjax_masks import payload, trees
 from fedjax_masks.algorithms.fedgkt import distillation
 from fedjax_masks.algorithms.splitfed import LABEL
+from fedjax_masks.data import synthetic_task
 from fedjax_masks.devices import make_population
 from fedjax_masks.errors import UserError
 from fedjax_masks.models import cut_model
@@ -195,6 +196,25 @@ def test_memory_does_not_grow_with_the_cohort(model, plan):
     ]
     copy = 4 * trees.size(jax.eval_shape(net.init, jax.random.key(0)))
     assert need[1] - need[0] < copy / 2
+
+
+@pytest.mark.slow
+def test_a_run_of_the_published_size_is_blocked_or_refused_where_memory_is_short(monkeypatch):
+    """VGG11, 100 clients of 500 images, 20 a round: 34 M parameters in every copy of the server's part."""
+    task = synthetic_task((32, 32, 3), 10, np.full(100, 500), test_per_client=1)
+    net = fm.models.vgg11(task)
+
+    def prepare(factory, gigabytes, plan):
+        monkeypatch.setattr("fedjax_masks.simulation.memory.available_bytes", lambda: int(gigabytes * 1e9))
+        algorithm = factory(net, SGD, split="conv2")
+        return make_simulation(algorithm, task, cohort=20, chunk=1, plan=plan)
+
+    with pytest.raises(MemoryError, match=r"needs .* GB, 0.5 GB are free, and clients already run one"):
+        prepare(fm.ecofed, 0.5, "scan")
+    blocked = prepare(fm.splitfed, 2, "blocks:4")
+    assert blocked.plan.block < 4
+    assert "2.0 GB are free" in blocked.plan.reason
+    assert blocked.memory_bytes <= 2e9
 
 
 @every_protocol

@@ -11,7 +11,7 @@ import optax
 
 from fedjax_masks import models, payload, trees
 from fedjax_masks.algorithms.fedskel import fedskel, keep_count
-from fedjax_masks.analysis.intervals import interval
+from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims.claim import LIVE, Claim, counted, from_results, gaps
 from fedjax_masks.data import synthetic_task
 
@@ -20,7 +20,7 @@ _NAME = "fedskel"
 
 def claims() -> list[Claim]:
     """The rows."""
-    return [*_communication(), *_speedups(), *_accuracies()]
+    return [*_communication(), *_speedups(), *_accuracies(), _stragglers()]
 
 
 def _communication() -> list[Claim]:
@@ -98,3 +98,26 @@ def _accuracies() -> list[Claim]:
         )
         for dataset in ("cifar10", "fashion_mnist")
     ]
+
+
+def _stragglers() -> Claim:
+    def judge(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
+        whole, fitted = (
+            {
+                line["seed"]: line["sim_seconds"]
+                for line in lines
+                if line["run"].startswith(f"{_NAME}-{kind}-")
+            }
+            for kind in ("whole", "by-device")
+        )
+        ratios = [whole[seed] / fitted[seed] for seed in whole]
+        return f"{interval(ratios, digits=2)}x less simulated time on digits", surely_above(ratios, 1)
+
+    return from_results(
+        _NAME,
+        "rounds of unequal devices, each with the skeleton that it can afford (abstract)",
+        "balances systems heterogeneity",
+        "trend",
+        "devices_digits.jsonl",
+        judge,
+    )

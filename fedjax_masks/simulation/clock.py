@@ -60,9 +60,12 @@ def read_clock(
     up, down = (jnp.float32(static) + traced for static, traced in zip(clock.static_bits, bits))
     up, down = jnp.where(gone, 0, up), jnp.where(away, 0, down)
     work = {n: jnp.where(gone, 0, metrics.get(n, 0.0)) for n in ("flops", "traffic", "messages")}
-    work["messages"] += jnp.float32(up > 0) + jnp.float32(down > 0)
     between_up, between_down = jnp.where(gone, 0, passed.astype(jnp.float32))
-    took = spent(client, up + between_up, down + between_down, **work)
+    half = work["messages"] / 2  # question and answer take turns
+    sent, received = half + (up > 0), half + (down > 0)
+    work["messages"] = sent + received
+    around = 8 * clock.population.overhead
+    took = spent(client, up + between_up + around * sent, down + between_down + around * received, **work)
     late = ~gone & (took.seconds > clock.population.deadline)
     spent_by_it = {"client_joules": took.joules, "client_seconds": took.seconds}
     return {"away": away, "late": late, "lost": lost, **spent_by_it}

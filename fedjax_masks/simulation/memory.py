@@ -1,8 +1,9 @@
 """Whether a compiled program fits into memory, found before it runs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,17 +12,50 @@ from fedjax_masks.simulation.plan import Plan
 
 
 def available_bytes() -> int | None:
-    """Free memory of the first device (for a CPU, of the host), in bytes; None if unknown."""
+    """Free memory of the first device, in bytes; None if unknown.
+
+    For a CPU, that of the host, or what the control groups of a container or a batch job leave of it.
+    """
     device = jax.devices()[0]
     if device.platform != "cpu":
         stats = device.memory_stats()
         return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
+    return min([_host_bytes(), *_group_bytes()])
+
+
+def _host_bytes() -> int:
     try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":") for line in file)
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _group_bytes(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """What each limited control group of this process leaves, in bytes; either version of them.
+
+    Args:
+      own: Names the groups, a line ``number:controllers:path`` each; version 2 has no controllers.
+      root: Where they are mounted.
+    """
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        group = top / path.strip("/")
+        for level in (group, *group.parents):  # a limit binds all groups below it
+            if not level.is_relative_to(top):
+                break
+            try:
+                left = int((level / f"memory.{limit}").read_text())
+                left -= int((level / f"memory.{usage}").read_text())
+                stat = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # there is no such group in this mount, or no limit
+                continue
+            # Files that nobody has open fill what is free, and make room when it is needed.
+            yield left + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
 
 
 def peak_bytes(program: Any) -> int:
