@@ -170,3 +170,12 @@ def test_a_model_is_cut_only_where_it_can_be(split, model):
 def test_a_model_of_one_layer_cannot_be_cut():
     with pytest.raises(UserError, match=r"model='mlp'"):
         fm.ecofed(fm.models.mlp(cases.task(), hidden=()), SGD)
+
+
+@pytest.mark.parametrize("copies", [2, 5])
+def test_how_many_copies_train_in_step_changes_nothing(task, model, copies):
+    options = {"batch_size": 4, "split": "conv1"}
+    (*_, one), (*_, some) = (
+        simulate(fm.ecofed(model, SGD, copies=number, **options), task, rounds=3)[0] for number in (1, copies)
+    )
+    chex.assert_trees_all_close(some, one, atol=1e-6)

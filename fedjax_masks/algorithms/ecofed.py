@@ -69,6 +69,7 @@ def ecofed(
     split: str | None = None,
     period: Count = 2,
     quantized: bool = True,
+    copies: Count = 1,
     augment: local.Augment | None = None,
 ) -> FederatedAlgorithm:
     """EcoFed.
@@ -83,6 +84,8 @@ def ecofed(
         a model that has no other.
       period: Every how many rounds devices send activations, from round 0 on; the paper's rho.
       quantized: Whether activations are sent in 8 bits, else in 32.
+      copies: How many of the server's copies train in step: more use an accelerator better, and each
+        takes the memory of its own training.
       augment: ``(key, inputs) -> inputs`` on every batch that a device reads.
 
     Returns:
@@ -196,22 +199,32 @@ def ecofed(
         wanted = (jnp.arange(len(cohort.ids)) < jnp.sum(arrived)) & (sizes[drawn] > 0)
         clients, takes_part = jnp.where(fresh, cohort.ids, drawn), jnp.where(fresh, arrived, wanted)
 
-        def one(index: jax.Array, sums: Any) -> Any:
-            client = clients[index]
+        def one(index: jax.Array) -> Any:
+            client = clients.at[index].get(mode="clip")
 
-            def add() -> Any:
+            def copy() -> Any:
                 params, metrics = fit(jax.random.fold_in(fit_key, client), server, client)
-                seen = metrics.loss * metrics.examples, metrics.examples, metrics.flops
-                return trees.add(sums, (params, jnp.float32(1), *seen))
+                return (
+                    params,
+                    jnp.float32(1),
+                    metrics.loss * metrics.examples,
+                    metrics.examples,
+                    metrics.flops,
+                )
 
-            return jax.lax.cond(takes_part[index], add, lambda: sums)
+            there = takes_part.at[index].get(mode="fill", fill_value=False)
+            return jax.lax.cond(there, copy, lambda: nobody)
+
+        def block(number: jax.Array, sums: Any) -> Any:
+            parts = jax.lax.map(one, number * copies + jnp.arange(copies), batch_size=copies)
+            return trees.add(sums, jax.tree.map(lambda a: a.sum(0), parts))
 
         nothing = jnp.zeros(())
-        zeros = (trees.zeros_like(server.params), nothing, nothing, nothing, nothing)
-        total, copies, loss, examples, spent = jax.lax.fori_loop(0, len(clients), one, zeros)
-        mean = trees.scale(total, 1 / jnp.maximum(copies, 1))
+        nobody = (trees.zeros_like(server.params), nothing, nothing, nothing, nothing)
+        total, number, loss, examples, spent = jax.lax.fori_loop(0, -(-len(clients) // copies), block, nobody)
+        mean = trees.scale(total, 1 / jnp.maximum(number, 1))
         return server._replace(
-            params=trees.where(copies > 0, mean, server.params),
+            params=trees.where(number > 0, mean, server.params),
             loss=loss / jnp.maximum(examples, 1),
             flops=spent,
         )
