@@ -102,7 +102,14 @@ def write_atomically(path: Path, text: str) -> None:
 def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    # Each process is by itself: state is everywhere the same, one writes it, and each reads.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process{jax.process_index()}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _restore(step: Path, like: State) -> Restored:
@@ -119,7 +126,7 @@ def _place(array: np.ndarray | None, like: jax.Array) -> jax.Array:
     array = np.zeros(like.shape, like.dtype) if array is None else array
     if (array.shape, array.dtype) != (like.shape, like.dtype):
         raise ValueError(f"it holds {array.dtype}{list(array.shape)} for {like.dtype}{list(like.shape)}")
-    return jax.device_put(array, like.sharding)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 def _checksums(directory: Path) -> dict[str, int]:

@@ -103,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="DIR", required=True, help="the run directory")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     run.add_argument("--quiet", action="store_true", help="no progress")
+    run.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of several processes, or 'auto' on a cluster"
+    )
+    run.add_argument("--num-processes", metavar="N", type=int, help="how many processes run this together")
+    run.add_argument("--process-id", metavar="I", type=int, help="which of them this is, from 0")
 
     pretraining = add("pretrain", _pretrain, "train a model's first stages before any client does")
     _add_keys(pretraining, _PRETRAIN_FLAGS)
@@ -164,15 +169,18 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from fedjax_masks import config, experiment
+    from fedjax_masks import config, experiment, hosts
     from fedjax_masks.analysis import load_run, print_table
 
     values = _values(arguments, _FLAGS)
     if arguments.resume and not values:
         values = experiment.stored_values(Path(arguments.out))
     chosen = config.make_config(values)
-    experiment.run_experiment(chosen, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
-    if not arguments.quiet:
+    if arguments.coordinator is not None:
+        hosts.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    with hosts.together():
+        experiment.run_experiment(chosen, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
+    if not arguments.quiet and hosts.first():
         print_table([load_run(arguments.out)])
 
 

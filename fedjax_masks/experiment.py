@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_masks import checkpoint
+from fedjax_masks import checkpoint, hosts
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.algorithms import registry
 from fedjax_masks.config import Config, ServerOptimizerConfig, as_dict, flat
@@ -33,6 +33,7 @@ from fedjax_masks.models import Model, Problem, build_model
 from fedjax_masks.pretraining import Pretrained, pretrain, start_from
 from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_length, run_rounds
 from fedjax_masks.simulation import Simulation, make_simulation
+from fedjax_masks.simulation.plan import parse_plan
 from fedjax_masks.telemetry import progress
 
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
@@ -124,18 +125,30 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
             cohort=config.cohort,
             seed=config.seed,
             chunk=chunk_length(config.eval_every),
-            plan=stored.get("chosen_plan", config.plan),
+            plan=_plan(stored, config),
             population=_population(config, task),
         )
+    quiet = quiet or not hosts.first()
     if not quiet:
         print(f"plan: {simulation.plan} ({simulation.plan.reason})", file=sys.stderr)
-    created = not out.exists()
+    created = hosts.first() and not out.exists()
+    hosts.wait("all have read the run directory")
     try:
         return _run_in(out, config, simulation, stored, quiet=quiet)
     except Exception:
         if created and not any((out / name).exists() for name in (_METRICS, _CHECKPOINTS)):
             shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def _plan(stored: Mapping[str, Any], config: Config) -> str:
+    """The plan under which the run began, so that it ends to the bit as it would have; if it can."""
+    chosen = stored.get("chosen_plan", config.plan)
+    try:
+        parse_plan(chosen, cohort=config.cohort)
+    except ValueError:  # it began on other devices
+        return config.plan
+    return chosen
 
 
 def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]:
@@ -190,10 +203,12 @@ def _shown(value: Any) -> str:
 def _run_in(
     out: Path, config: Config, simulation: Simulation, stored: Mapping[str, Any], *, quiet: bool
 ) -> Run:
-    out.mkdir(parents=True, exist_ok=True)
+    if hosts.first():
+        out.mkdir(parents=True, exist_ok=True)
     if not stored:
         stored = _complete(config, simulation)
-        checkpoint.write_atomically(out / _CONFIG, json.dumps(stored, indent=2))
+        if hosts.first():
+            checkpoint.write_atomically(out / _CONFIG, json.dumps(stored, indent=2))
     state, start = _resume(out, simulation.init())
     with progress(config.algorithm.name, done=start.round, rounds=config.rounds, quiet=quiet) as show:
         run = run_rounds(
@@ -206,18 +221,21 @@ def _run_in(
             on_chunk=(*writers(out, config), show),
         )
     run = dataclasses.replace(run, config=stored, directory=out)
-    _write_results(out, run)
+    if hosts.first():
+        _write_results(out, run)
+    hosts.wait("the results are written")
     return run
 
 
 def _resume(out: Path, state: State) -> tuple[State, Totals]:
     """Goes back to the last checkpoint; to the given state of round 0 where there is none."""
-    restored = checkpoint.restore_latest(out / _CHECKPOINTS, state)
-    if restored is None:
-        _cut(out, {})
-        return state, Totals()
-    _cut(out, restored.meta["lengths"])
-    return restored.state, Totals(**restored.meta["totals"])
+    if hosts.first():  # it deletes what is damaged, so that all find the same
+        restored = checkpoint.restore_latest(out / _CHECKPOINTS, state)
+        _cut(out, {} if restored is None else restored.meta["lengths"])
+    hosts.wait("the last checkpoint is known")
+    if not hosts.first():
+        restored = checkpoint.restore_latest(out / _CHECKPOINTS, state)
+    return (state, Totals()) if restored is None else (restored.state, Totals(**restored.meta["totals"]))
 
 
 def _complete(config: Config, simulation: Simulation) -> dict[str, Any]:
@@ -248,7 +266,7 @@ def _version(package: str) -> str | None:
 
 def writers(out: Path, config: Config) -> tuple[OnChunk, ...]:
     """What writes a run's records, notes and checkpoints at the end of every chunk."""
-    return _journal(out), _checkpoints(out, config)
+    return (_journal(out), _checkpoints(out, config)) if hosts.first() else ()
 
 
 def _journal(out: Path) -> OnChunk:

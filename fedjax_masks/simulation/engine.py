@@ -114,7 +114,7 @@ def make_simulation(
     """
     if not 1 <= cohort <= task.num_clients:
         raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
-    init_key, rounds_key = jax.random.split(jax.random.key(seed))
+    init_key, rounds_key = jax.eval_shape(_keys, np.uint32(seed))
     train = arrays.train_examples(task)
     algorithm, shapes = _trace_client(algorithm, task, init_key, train)
     asked = parse_plan(plan, cohort=cohort)
@@ -143,9 +143,11 @@ def make_simulation(
     program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
     compile_seconds = time.perf_counter() - began
     place = _placement(fitted)
-    train, rounds_key, fleet = jax.device_put((train, rounds_key, fleet), place)
+    train, fleet = _put((train, fleet), place)
+    number = np.uint32(seed)
+    rounds_key = jax.jit(lambda number: _keys(number)[1], out_shardings=place)(number)
     padding = {"examples": 0.0, "slots": 0.0}
-    initial = jax.jit(lambda key: algorithm.init(key, task))
+    initial = jax.jit(lambda number: algorithm.init(_keys(number)[0], task), out_shardings=place)
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
         if not 1 <= num_rounds <= chunk:
@@ -153,7 +155,7 @@ def make_simulation(
         rounds = range(first_round, first_round + num_rounds)
         cohorts = lay_out_rounds(rounds, seed, cohort, task, algorithm, fitted)
         padded = jax.tree.map(lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), cohorts)
-        arguments = jax.device_put((np.int32(first_round), np.int32(num_rounds), padded), place)
+        arguments = _put((np.int32(first_round), np.int32(num_rounds), padded), place)
         state, report = program(state, train, rounds_key, *arguments, fleet)
         report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
         metrics = _round_metrics(cohorts, report, cohort, shapes, static_bits, timer)
@@ -166,7 +168,7 @@ def make_simulation(
         return Stats(compile_seconds, len(tried), share)
 
     return Simulation(
-        init=lambda: jax.device_put(initial(init_key), place),
+        init=lambda: initial(number),
         run=run,
         evaluate=_make_evaluate(algorithm, task, fitted),
         stats=stats,
@@ -176,11 +178,29 @@ def make_simulation(
     )
 
 
+def _keys(seed: Any) -> tuple[chex.PRNGKey, chex.PRNGKey]:
+    """Of the initial state, and of all rounds."""
+    init_key, rounds_key = jax.random.split(jax.random.key(seed))
+    return init_key, rounds_key
+
+
 def _placement(plan: Plan) -> Any:
     """Where arrays lie between rounds: one device, or a copy on each."""
     if plan.devices == 1:
-        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return NamedSharding(device_mesh(plan), PartitionSpec())
+
+
+def _put(tree: Any, place: jax.sharding.Sharding) -> Any:
+    """Host arrays, the same in every process, to where arrays lie."""
+    if place.is_fully_addressable:
+        return jax.device_put(tree, place)
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
 
 
 def _round_metrics(
@@ -231,13 +251,13 @@ def _make_evaluate(algorithm: FederatedAlgorithm, task: Task, plan: Plan) -> Cal
 
     @cache
     def data() -> arrays.Examples:
-        return jax.device_put(arrays.test_examples(task, _EVAL_BATCH), place)
+        return _put(arrays.test_examples(task, _EVAL_BATCH), place)
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=place)
     def on_global(state: State, examples: arrays.Examples) -> jax.Array:
         return global_correct(algorithm, state, examples, _EVAL_BATCH)
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=place)
     def on_personal(state: State, examples: arrays.Examples, rows: Rows) -> dict[str, jax.Array]:
         return personal_correct(algorithm, state, examples, rows, _EVAL_BATCH, plan)
 
@@ -253,7 +273,7 @@ def _make_evaluate(algorithm: FederatedAlgorithm, task: Task, plan: Plan) -> Cal
             assert hits is not None, "an algorithm needs predict or predict_global"
             return Evaluation(accuracy, share(_count_by_client(hits, task)), {})
         rows, places = lay_out(np.arange(task.num_clients), task.test, plan)
-        counts = jax.device_get(on_personal(state, data(), jax.device_put(rows, place)))
+        counts = jax.device_get(on_personal(state, data(), _put(rows, place)))
         accuracies = {name: share(count[places]) for name, count in counts.items()}
         return Evaluation(accuracy, accuracies.pop(""), accuracies)
 

@@ -86,7 +86,7 @@ def fit_plan(
     available = available_bytes() if available is None else available
     while True:
         program = compile_for(plan)
-        copies = plan.devices if jax.default_backend() == "cpu" else 1
+        copies = plan.devices // jax.process_count() or 1 if jax.default_backend() == "cpu" else 1
         need = peak_bytes(program) * copies
         if available is None or need <= available:
             return program, plan, need
@@ -97,5 +97,6 @@ def fit_plan(
                 "their own"
             )
         reason = f"{plan} needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
-        smaller = {"block": -(-plan.block // 2)} if plan.block > 1 else {"devices": -(-plan.devices // 2)}
+        fewer = -(-plan.devices // 2) if jax.process_count() == 1 else 1
+        smaller = {"block": -(-plan.block // 2)} if plan.block > 1 else {"devices": fewer}
         plan = replace(plan, reason=reason, **smaller)

@@ -12,7 +12,8 @@ class Plan:
     Attributes:
       block: Clients that run in step as one batch: 1 is a scan over clients, the whole
         cohort is a vmap, anything between is a scan of vmaps.
-      devices: Devices that the clients of a round are spread over.
+      devices: Devices that the clients of a round are spread over; of several processes all devices,
+        or one each, where every process runs every client.
       reason: Why this plan was chosen, for people.
     """
 
@@ -50,6 +51,8 @@ def parse_plan(text: str, *, cohort: int) -> Plan:
     devices = _integer(mesh, text) if mesh else 0
     if devices > available:
         raise ValueError(f"plan={text!r}: there are {available} devices")
+    if devices not in (0, 1, available) and jax.process_count() > 1:
+        raise ValueError(f"plan={text!r}: accepted are mesh:1 and mesh:{available}, all of every process")
     if kind == "auto":
         return _auto(cohort, devices or available)
     blocks = {"scan": 1, "vmap": -(-cohort // max(devices, 1))}
@@ -68,7 +71,8 @@ def _integer(digits: str, text: str) -> int:
 
 
 def _auto(cohort: int, devices: int) -> Plan:
-    devices = min(devices, cohort)
+    if jax.process_count() == 1 or cohort == 1:
+        devices = min(devices, cohort)
     if jax.default_backend() == "cpu":
         return Plan(1, devices, "one client's step stays in the cache of a core, a batch of clients does not")
     return Plan(-(-cohort // devices), devices, "an accelerator runs many small clients best as one batch")

@@ -1,0 +1,85 @@
+"""Several processes on the loopback interface, two devices each, against one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedjax_masks import cli
+
+RUN = [
+    *("run", "--algorithm", "fedmask", "--dataset", "digits", "--model", "mlp", "--clients", "20"),
+    *("--cohort", "6", "--epochs", "1", "--eval-every", "1", "--quiet", "--set", "checkpoint_share=1"),
+]
+
+
+def start(out, *options):
+    """A run in a process of its own."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "fedjax_masks.cli", *RUN, "--out", str(out), *map(str, options)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def start_together(out, number, *options):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = "127.0.0.1:{}".format(free.getsockname()[1])
+    both = ["--coordinator", coordinator, "--num-processes", number, "--process-id"]
+    return [start(out, *both, index, *options) for index in range(number)]
+
+
+def finish(processes):
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def records(out):
+    file = out / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [{key: value for key, value in line.items() if key != "wall_seconds"} for line in lines]
+
+
+def assert_close(found, wanted):
+    assert len(found) == len(wanted)
+    for line, other in zip(found, wanted):
+        assert line.pop("extra", {}).keys() == other.pop("extra", {}).keys()
+        assert line == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_and_a_lost_one_ends_the_other(tmp_path):
+    alone, together, torn = (tmp_path / name for name in ("alone", "together", "torn"))
+    assert finish([start(alone, "--rounds", 12)])[0] == [0]
+    codes, errors = finish(start_together(together, 2, "--rounds", 12))
+    assert codes == [0, 0], errors
+    assert_close(records(together), records(alone))
+    assert json.loads((together / "config.json").read_text())["chosen_plan"] == "scan,mesh:4"
+
+    first, second = start_together(torn, 2, "--rounds", 12)
+    while len(records(torn)) < 2 and first.poll() is None:
+        time.sleep(0.02)
+    second.kill()
+    (code, _), (error, _) = finish([first, second])
+    assert code != 0
+    assert "error: a process of this run is lost" in error
+    assert 2 <= len(records(torn)) < 12
+    assert finish([start(torn, "--rounds", 12, "--resume")])[0] == [0]
+    assert_close(records(torn), records(alone))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--coordinator", "127.0.0.1:1"], "needs --num-processes and --process-id"),
+        (["--coordinator", "x", "--num-processes", "2", "--process-id", "0"], "accepted is HOST:PORT"),
+        (["--coordinator", "x:1", "--num-processes", "2", "--process-id", "2"], "accepted are 0 to 1"),
+    ],
+)
+def test_processes_that_are_none(tmp_path, capsys, options, message):
+    assert cli.main([*RUN, "--out", str(tmp_path / "run"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
