@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -28,16 +29,15 @@ def join(coordinator: str, num_processes: int | None = None, process_id: int | N
     Raises:
       UserError: Something is missing or out of range, or the others do not come.
     """
-    if coordinator == AUTO:
-        given: dict = {}
-    elif num_processes is None or process_id is None:
-        raise UserError(f"coordinator={coordinator}: needs --num-processes and --process-id as well")
-    elif not 0 <= process_id < num_processes:
-        raise UserError(f"process-id={process_id}: accepted are 0 to {num_processes - 1}")
-    elif not coordinator.rpartition(":")[2].isdigit():
-        raise UserError(f"coordinator={coordinator}: accepted is HOST:PORT, or {AUTO}")
-    else:
-        given = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
+    given: dict[str, Any] = {}
+    if coordinator != AUTO:
+        if num_processes is None or process_id is None:
+            raise UserError(f"coordinator={coordinator}: needs --num-processes and --process-id as well")
+        if not 0 <= process_id < num_processes:
+            raise UserError(f"process-id={process_id}: accepted are 0 to {num_processes - 1}")
+        if not coordinator.rpartition(":")[2].isdigit():
+            raise UserError(f"coordinator={coordinator}: accepted is HOST:PORT, or {AUTO}")
+        given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     try:
         jax.distributed.initialize(**given)
     except (RuntimeError, ValueError) as error:

@@ -27,7 +27,7 @@ def start(out, *options):
 def start_together(out, number, *options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        coordinator = "127.0.0.1:{}".format(free.getsockname()[1])
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     both = ["--coordinator", coordinator, "--num-processes", number, "--process-id"]
     return [start(out, *both, index, *options) for index in range(number)]
 
