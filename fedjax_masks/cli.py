@@ -287,6 +287,12 @@ def _devices() -> dict[str, str]:
     return devices | links
 
 
+def _wires() -> dict[str, str]:
+    from fedjax_masks.wire import WIRES
+
+    return {usage: text for usage, (text, _) in WIRES.items()}
+
+
 def _workloads() -> dict[str, str]:
     from fedjax_masks.benchmarks import WORKLOADS
 
@@ -299,6 +305,7 @@ _KINDS = {
     "datasets": _datasets,
     "partitions": _partitions,
     "devices": _devices,
+    "wires": _wires,
     "workloads": _workloads,
 }
 

@@ -74,6 +74,14 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class WireConfig:
+    """Compression of uploads and of messages; see :func:`fedjax_masks.wire.parse_wire`."""
+
+    up: str | None = None
+    down: str | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment.
 
@@ -84,6 +92,7 @@ class Config:
       server_optimizer: For algorithms that have one.
       training: Local training.
       pretraining: Where the initial parameters come from.
+      wire: What compresses uploads and messages on their way.
       rounds: Rounds of federated learning.
       cohort: Clients per round.
       seed: Of the initial state, the cohorts and the order of examples.
@@ -102,6 +111,7 @@ class Config:
     server_optimizer: ServerOptimizerConfig
     training: TrainingConfig
     pretraining: Pretraining
+    wire: WireConfig
     rounds: Count = 50
     cohort: Count = 10
     seed: Seed = 0
@@ -117,6 +127,7 @@ _SECTIONS = {
     "server_optimizer": ServerOptimizerConfig,
     "training": TrainingConfig,
     "pretraining": Pretraining,
+    "wire": WireConfig,
 }
 
 

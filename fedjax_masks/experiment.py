@@ -35,6 +35,7 @@ from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_lengt
 from fedjax_masks.simulation import Simulation, make_simulation
 from fedjax_masks.simulation.plan import parse_plan
 from fedjax_masks.telemetry import progress
+from fedjax_masks.wire import parse_wire, with_wire
 
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 _METRICS, _LOG = "metrics.jsonl", "log.txt"
@@ -65,7 +66,8 @@ def build(config: Config) -> tuple[FederatedAlgorithm, Task]:
         batch_size=training.batch_size,
         server_optimizer=_server_optimizer(config.server_optimizer),
     )
-    return algorithm, task
+    up, down = (parse_wire(text) if text else None for text in (config.wire.up, config.wire.down))
+    return with_wire(algorithm, up=up, down=down) if up or down else algorithm, task
 
 
 def pretrained(config: Config) -> Pretrained:

@@ -11,7 +11,9 @@ what is sent counts, and the mask stays.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import chex
@@ -265,6 +267,41 @@ def _holds(tree: PyTree, kind: type) -> bool:
     found: list[Any] = []
     _replace_nodes(kind, found.append, tree)
     return bool(found)
+
+
+WIRES: Mapping[str, tuple[str, Callable[..., Wire]]] = MappingProxyType(
+    {
+        "top_k:SHARE": ("the largest values of every array, the rest later", top_k),
+        "top_k:SHARE:forget": ("without error feedback", partial(top_k, error_feedback=False)),
+        "quantize:BITS": ("rounded to so many bits", quantize),
+        "quantize:BITS:stochastic": ("without bias", partial(quantize, stochastic=True)),
+    }
+)
+"""How wires are written, what they do, and what makes them."""
+
+
+def parse_wire(text: str) -> Wire:
+    """Reads a wire, or several joined by ``+``, the first of which packs first.
+
+    Raises:
+      ValueError: The text is none of :data:`WIRES`, or a number is out of range.
+
+    >>> wire = parse_wire("top_k:0.25+quantize:8")
+    >>> payloads.bits(wire.pack(None, jnp.ones(200), wire.init(jnp.ones(200)))[0])
+    832
+    """
+    makers = {tuple(usage.split(":")): maker for usage, (_, maker) in WIRES.items()}
+    found = []
+    for part in text.split("+"):
+        name, number, *way = part.strip().split(":") if ":" in part else (part, "")
+        matching = [m for (kind, _, *how), m in makers.items() if (kind, how) == (name, way)]
+        try:
+            value = int(number) if name == "quantize" else float(number)
+            (maker,) = matching
+        except ValueError:
+            raise ValueError(f"wire={text}: {part}; accepted are {', '.join(WIRES)}, joined by +") from None
+        found.append(maker(value))
+    return chain(*found)
 
 
 class WiredClient(NamedTuple):

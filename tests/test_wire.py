@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_masks import trees
+import fedjax_masks as fm
+from fedjax_masks import config, experiment, trees
 from fedjax_masks.algorithm import ClientIndex, Cohort, FederatedAlgorithm, State, Task
 from fedjax_masks.payload import (
     Encoded,
@@ -26,7 +27,7 @@ from fedjax_masks.payload import (
     poison,
     static_bits,
 )
-from fedjax_masks.wire import chain, identity, quantize, top_k, with_wire
+from fedjax_masks.wire import chain, identity, parse_wire, quantize, top_k, with_wire
 
 WIRES = {
     "identity": identity(),
@@ -366,3 +367,42 @@ def test_both_directions_and_the_clients_own_state():
 def test_the_down_link_is_deterministic_and_stateless(down):
     with pytest.raises(ValueError, match=r"stochastic=False|without error feedback"):
         with_wire(toy(stacked=False), down=down).init(jax.random.key(0), toy_task())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("topk:0.1", r"wire=topk:0.1: .*accepted are top_k:SHARE"),
+        ("top_k", r"accepted are top_k:SHARE"),
+        ("top_k:0.1:always", r"accepted are top_k:SHARE"),
+        ("quantize:eight", r"accepted are top_k:SHARE, .*quantize:BITS"),
+        ("quantize:9", r"bits=9; accepted are 2 to 8"),
+        ("top_k:0.1+", r"accepted are top_k:SHARE"),
+    ],
+)
+def test_what_is_no_wire(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_wire(text)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "least"),
+    [
+        ("fedavg", {"wire.up": "top_k:0.05"}, 10),
+        ("fedavg", {"wire.up": "top_k:0.1:forget+quantize:8"}, 13),
+        ("fedskel", {"wire.up": "quantize:8"}, 3.5),
+        ("ecofed", {"algorithm.quantized": False, "wire.up": "quantize:4"}, 6),
+    ],
+)
+def test_a_configuration_composes_any_algorithm_with_wires(algorithm, options, least):
+    common = {"algorithm.name": algorithm, "data.clients": 10, "cohort": 3, "training.epochs": 1}
+
+    def bytes_up(options):
+        built, task = experiment.build(config.make_config(common | options))
+        record = fm.simulate(built, task, rounds=1, cohort=3).records[0]
+        assert np.isfinite(record["train_loss"])
+        assert not record["clients_dropped"]
+        return record["bytes_up"]
+
+    plain = {key: value for key, value in options.items() if key != "wire.up"}
+    assert bytes_up(plain) / bytes_up(options) > least

@@ -132,7 +132,8 @@ def map_clients(
         return jax.tree.map(lambda a: a.sum(0), totals), outs
 
     def on_device(shared: Any, rows: Rows, states: Any) -> tuple[Any, Any]:
-        blocks = jax.tree.map(lambda a: a.reshape(-1, plan.block, *a.shape[1:]), (rows, states))
+        number = len(rows.ids) // plan.block
+        blocks = jax.tree.map(lambda a: a.reshape(number, plan.block, *a.shape[1:]), (rows, states))
         first = jax.tree.map(lambda a: a[0], blocks)
         shape, _ = jax.eval_shape(one_block, shared, first)
 
@@ -143,7 +144,7 @@ def map_clients(
         total, outs = jax.lax.scan(body, trees.zeros_like(shape), blocks)
         if plan.devices > 1:
             total = jax.lax.psum(total, AXIS)
-        return total, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outs)
+        return total, jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), outs)
 
     if plan.devices == 1:
         return on_device(shared, rows, states)
