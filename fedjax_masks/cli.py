@@ -120,8 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
     report = add("report", _report, "compare runs in one HTML file")
-    report.add_argument("runs", metavar="RUN", nargs="+", help="a run directory")
+    _add_comparison(report)
     report.add_argument("--out", metavar="FILE.html", required=True, help="the file to write")
+
+    _add_comparison(add("compare", _compare, "compare runs in the terminal"))
 
     claims = add("claims", _claims, "published figures beside ours")
     claims.add_argument("--json", action="store_true", help="print one JSON list")
@@ -139,6 +141,20 @@ def _add_keys(command: argparse.ArgumentParser, flags: Mapping[str, tuple[str, s
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any key; repeatable"
     )
+
+
+def _add_comparison(command: argparse.ArgumentParser) -> None:
+    command.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, or a directory of such")
+    command.add_argument(
+        "--target",
+        metavar="ACCURACY",
+        type=float,
+        help="the accuracy, from 0 to 1, whose cost is compared (default: 95 %% of what half of them reach)",
+    )
+    command.add_argument(
+        "--baseline", metavar="NAME", help="what to test against: an algorithm, or best (default: fedavg)"
+    )
+    command.add_argument("--tables", metavar="DIR", help="also write all tables as CSV and LaTeX")
 
 
 def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
@@ -221,12 +237,23 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from fedjax_masks.analysis import load_run, print_table, write_report
+    from fedjax_masks.analysis import load_runs, print_table, write_report
+
+    asked = {key: getattr(arguments, key) for key in ("target", "baseline", "tables")}
+    with user_errors():
+        write_report(arguments.runs, arguments.out, **asked)
+        print_table(load_runs(arguments.runs))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from fedjax_masks.analysis import compare, group, load_runs, print_tables, write_tables
 
     with user_errors():
-        runs = [load_run(path) for path in arguments.runs]
-        write_report(arguments.runs, arguments.out)
-    print_table(runs)
+        series = group(load_runs(arguments.runs))
+        tables = compare(series, target=arguments.target, baseline=arguments.baseline)
+        if arguments.tables is not None:
+            write_tables(tables, series, arguments.tables)
+    print_tables(tables)
 
 
 def _claims(arguments: argparse.Namespace) -> None:

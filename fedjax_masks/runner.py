@@ -40,6 +40,7 @@ class Totals(NamedTuple):
       wall_seconds: Seconds since the first round began, evaluations included.
       sim_seconds: What the rounds took by the simulation's clock; 0 without one.
       energy_joules: What all clients spent; 0 without a clock.
+      client_flops: FLOPs that all clients computed; 0 where training does not count them.
     """
 
     round: int = 0
@@ -48,6 +49,7 @@ class Totals(NamedTuple):
     wall_seconds: float = 0.0
     sim_seconds: float = 0.0
     energy_joules: float = 0.0
+    client_flops: float = 0.0
 
 
 _NOTHING = Totals()
@@ -208,7 +210,15 @@ def _add(totals: Totals, metrics: RoundMetrics, wall_seconds: float) -> Totals:
         wall_seconds,
         totals.sim_seconds + float(np.sum(metrics.server.get("seconds", 0.0))),
         totals.energy_joules + float(np.sum(metrics.server.get("joules", 0.0))),
+        totals.client_flops + _flops(metrics),
     )
+
+
+def _flops(metrics: RoundMetrics) -> float:
+    """What all clients computed in a chunk; those that were never asked, or vanished, nothing."""
+    nobody = np.zeros_like(metrics.dropped)
+    gone = np.any([metrics.train.get(name, nobody) > 0 for name in ("away", "lost")], axis=0)
+    return float(np.where(gone, 0, metrics.train.get("flops", 0.0)).sum(dtype=np.float64))
 
 
 def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -> Record:
@@ -239,6 +249,7 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -
         "bytes_up_total": totals.bytes_up,
         "bytes_down_total": totals.bytes_down,
         "client_flops": _mean(last.train.get("flops", np.empty(0))),
+        "client_flops_total": totals.client_flops if "flops" in last.train else None,
         "server_flops": own.get("flops"),
         "sim_seconds": totals.sim_seconds if "seconds" in own else None,
         "energy_joules": totals.energy_joules if "joules" in own else None,

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from fedjax_masks.analysis import column, comparison_table, load_run, plot_run, print_table, write_report
-from fedjax_masks.analysis.records import bytes_per_client_round, client_accuracy, layer_densities
+from fedjax_masks.analysis.records import client_accuracy, layer_densities, per_client_round
 from fedjax_masks.analysis.style import group
 
 COHORT = 4
@@ -142,7 +142,7 @@ def test_columns_have_nan_for_null_and_reach_into_extra(three):
 def test_bytes_per_client_are_over_all_rounds_not_the_evaluated_ones(tmp_path):
     run = load_run(make_run(tmp_path / "a", rounds=10))
     run.records[-1].update(bytes_up=7, bytes_up_total=10 * COHORT * 1234)
-    assert bytes_per_client_round(run, "up") == 1234
+    assert per_client_round(run, "bytes_up_total") == 1234
 
 
 def test_table_rows(three):

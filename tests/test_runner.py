@@ -36,6 +36,7 @@ KEYS = [
     "bytes_up_total",
     "bytes_down_total",
     "client_flops",
+    "client_flops_total",
     "server_flops",
     "sim_seconds",
     "energy_joules",
@@ -152,6 +153,8 @@ def test_records_add_up(fedavg, task):
     steps = 2  # 12 examples in batches of 10
     forward_and_backward = 2 * 10 * (2 * 6 * 4 + 3 * 4 * 3)
     assert run.records[-1]["client_flops"] == pytest.approx(steps * forward_and_backward)
+    totals = [record["client_flops_total"] / run.records[-1]["client_flops"] for record in run.records]
+    assert totals == pytest.approx([3 * 2, 3 * 4, 3 * 5])
     assert run.records[-1]["train_loss"] == pytest.approx(chunks[-1].metrics.train["loss"][-1].mean())
 
 

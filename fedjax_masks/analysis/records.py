@@ -1,7 +1,8 @@
 """Runs as they lie on disk, finished or still running."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from fedjax_masks.errors import UserError
 
 MEGABYTE = 1e6
+_CONFIG = "config.json"
 
 
 class RunRecord(NamedTuple):
@@ -47,10 +49,10 @@ def load_run(path: str | Path) -> RunRecord:
       ValueError: The directory is not a run, or one of its files is damaged.
     """
     path = Path(path)
-    if not (path / "config.json").is_file():
-        what = "no config.json in it" if path.is_dir() else "no such directory"
+    if not (path / _CONFIG).is_file():
+        what = f"no {_CONFIG} in it" if path.is_dir() else "no such directory"
         raise UserError(f"run={str(path)!r}: {what}; accepted is the directory of a run, as named by --out")
-    config = _read_object(path / "config.json")
+    config = _read_object(path / _CONFIG)
     metrics, summary = path / "metrics.jsonl", path / "summary.json"
     return RunRecord(
         name=path.resolve().name,
@@ -58,6 +60,50 @@ def load_run(path: str | Path) -> RunRecord:
         records=_read_records(metrics) if metrics.is_file() else [],
         summary=_read_object(summary) if summary.is_file() else {},
     )
+
+
+def load_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
+    """Reads runs, and all runs in directories of runs, at any depth.
+
+    A run is called by its directory; runs of one name also by as many of the directories above it
+    as tell them apart.
+
+    Args:
+      paths: Run directories, and directories that contain some.
+
+    Returns:
+      The runs, each once, in the order of ``paths`` and within one by path.
+
+    Raises:
+      ValueError: There is no run, or one is damaged.
+    """
+    found = dict.fromkeys(run for path in paths for run in _run_directories(Path(path).resolve()))
+    if not found:
+        raise UserError("run: none given; accepted are one or more run directories, or directories of runs")
+    return [load_run(path)._replace(name=name) for path, name in zip(found, _names(list(found)))]
+
+
+def _run_directories(path: Path) -> list[Path]:
+    """The directory itself where it is a run or holds none; else all runs below it, which hold no others."""
+    if (path / _CONFIG).is_file():
+        return [path]
+    below = []
+    for folder, inner, files in os.walk(path):
+        inner.sort()
+        if _CONFIG in files:
+            below.append(Path(folder))
+            inner.clear()
+    return below or [path]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that are all different."""
+    depth = [1] * len(paths)
+    while True:
+        names = ["/".join(path.parts[-n:]) for path, n in zip(paths, depth)]
+        if len(set(names)) == len(names):
+            return names
+        depth = [n + (names.count(name) > 1) for name, n in zip(names, depth)]
 
 
 def column(run: RunRecord, key: str) -> np.ndarray:
@@ -100,13 +146,13 @@ def total_bytes(run: RunRecord) -> np.ndarray:
     return column(run, "bytes_up_total") + column(run, "bytes_down_total")
 
 
-def bytes_per_client_round(run: RunRecord, direction: str) -> float | None:
-    """Mean bytes that one client sends (``"up"``) or gets (``"down"``) in one round.
+def per_client_round(run: RunRecord, key: str) -> float | None:
+    """A total's share of one client in one round: ``per_client_round(run, "bytes_up_total")``.
 
     The mean is over all rounds, not only the evaluated ones, so that algorithms whose rounds
-    differ in kind are charged what they really sent.
+    differ in kind are charged what they really spent.
     """
-    total, rounds = last(run, f"bytes_{direction}_total"), rounds_done(run)
+    total, rounds = last(run, key), rounds_done(run)
     sizes = column(run, "cohort_size")
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     cohort = float(sizes.mean()) if sizes.size else number(run.config.get("cohort"))

@@ -5,15 +5,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedjax_masks.analysis import page
-from fedjax_masks.analysis.figures import Drawn, draw_all
-from fedjax_masks.analysis.records import RunRecord, load_run
-from fedjax_masks.analysis.style import drawing, group
+from fedjax_masks.analysis.canvas import Drawn
+from fedjax_masks.analysis.export import write_tables
+from fedjax_masks.analysis.figures import draw_all
+from fedjax_masks.analysis.partition import divisions_of
+from fedjax_masks.analysis.records import load_runs
+from fedjax_masks.analysis.seeds import runs_table, series_table
+from fedjax_masks.analysis.significance import significance_tables
+from fedjax_masks.analysis.style import Series, drawing, group
+from fedjax_masks.analysis.table import Table
+from fedjax_masks.analysis.targets import target_tables
 from fedjax_masks.errors import UserError
 
 _PNG_DPI = 200
 
 
-def write_report(run_dirs: Sequence[str | Path], out_html: str | Path) -> Path:
+def write_report(
+    run_dirs: Sequence[str | Path],
+    out_html: str | Path,
+    *,
+    target: float | None = None,
+    baseline: str | None = None,
+    tables: str | Path | None = None,
+) -> Path:
     """Compares runs on one page.
 
     The page holds its figures and styles itself and loads nothing, so it can be mailed. The
@@ -21,8 +35,12 @@ def write_report(run_dirs: Sequence[str | Path], out_html: str | Path) -> Path:
     ``report.html``.
 
     Args:
-      run_dirs: Run directories, finished or not.
+      run_dirs: Run directories, finished or not, and directories that contain some at any depth.
       out_html: The page to write; its folder is made if need be.
+      target: The accuracy, in (0, 1], whose cost is compared; by default a share of what is common.
+      baseline: What the others are tested against: an algorithm, a label of the legend or ``"best"``; by
+        default FedAvg where it ran, else the best.
+      tables: A folder for all tables as CSV and LaTeX.
 
     Returns:
       The page's path.
@@ -30,15 +48,18 @@ def write_report(run_dirs: Sequence[str | Path], out_html: str | Path) -> Path:
     Raises:
       ValueError: There is no run, a directory is not a run, or the page cannot be written there.
     """
-    if not run_dirs:
-        raise UserError("run: none given; accepted are one or more run directories")
     out = Path(out_html)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"out={str(out)!r}: accepted is the name of an .html file")
-    runs = _load(run_dirs)
-    series = group(runs)
-    drawn = draw_all(series)
-    text = page.render(runs, series, drawn)
+    series = group(load_runs(run_dirs))
+    summary, *others = compare(series, target=target, baseline=baseline)
+    several = any(len(member.runs) > 1 for member in series)
+    divisions, missing = divisions_of([run for member in series for run in member.runs])
+    drawn = draw_all(series, divisions)
+    remarks = [f"The division of the data is not shown, for want of them: {line}." for line in missing]
+    text = page.render(series, summary, others, runs_table(series) if several else None, drawn, remarks)
+    if tables is not None:
+        write_tables([summary, *others, runs_table(series)], series, tables)
     out.parent.mkdir(parents=True, exist_ok=True)
     _write_images(drawn, out.with_name(f"{out.stem}_figures"))
     partial = out.with_name(f".{out.name}.partial")
@@ -47,15 +68,21 @@ def write_report(run_dirs: Sequence[str | Path], out_html: str | Path) -> Path:
     return out
 
 
-def _load(run_dirs: Sequence[str | Path]) -> list[RunRecord]:
-    """The runs; those whose directories are named alike also go by their parents' names."""
-    paths = list(dict.fromkeys(Path(path).resolve() for path in run_dirs))
-    runs = [load_run(path) for path in paths]
-    names = [run.name for run in runs]
-    return [
-        run._replace(name=f"{path.parent.name}/{run.name}") if names.count(run.name) > 1 else run
-        for run, path in zip(runs, paths)
-    ]
+def compare(
+    series: Sequence[Series], *, target: float | None = None, baseline: str | None = None
+) -> list[Table]:
+    """The tables of a comparison: the summary, costs of the target, and tests over seeds.
+
+    Args:
+      series: What to compare.
+      target: See :func:`write_report`.
+      baseline: See :func:`write_report`.
+
+    Raises:
+      ValueError: The target is out of range, or there is no such baseline.
+    """
+    tests = significance_tables(series, baseline)
+    return [series_table(series), *target_tables(series, target), *tests]
 
 
 def _write_images(drawn: Sequence[Drawn], folder: Path) -> None:

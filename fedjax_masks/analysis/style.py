@@ -9,6 +9,7 @@ from fedjax_masks.analysis.records import RunRecord, algorithm_name, flatten
 
 INK, MUTED, GRID = "#1c2530", "#66717d", "#e1e5ea"
 BASELINE = "#5a6570"
+FRONT = "#c3cad2"
 # Okabe and Ito's palette, safe for the colour-blind, without black and its pale yellow.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vPX*"

@@ -2,28 +2,44 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from fedjax_masks.analysis.records import (
     MEGABYTE,
     RunRecord,
     algorithm_name,
-    bytes_per_client_round,
-    column,
+    client_accuracy,
     last,
     number,
+    per_client_round,
     rounds_done,
     setting,
     total_bytes,
 )
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 Row = dict[str, Any]
 
 NOT_APPLICABLE = "n/a"
-_TITLE_WIDTH, _RUN_WIDTH = 28, 17
+
+
+class Table(NamedTuple):
+    """A table of the page, the terminal, a CSV and a LaTeX file.
+
+    Attributes:
+      slug: A short name, for file names and anchors.
+      title: The heading.
+      note: How to read it.
+      columns: Those to show; the CSV file has everything that is in the rows.
+      rows: One mapping per series or run, with ``run`` and ``algorithm``.
+    """
+
+    slug: str
+    title: str
+    note: str
+    columns: "Sequence[Column]"
+    rows: Sequence[Row]
 
 
 class Column(NamedTuple):
@@ -51,8 +67,9 @@ def comparison_table(runs: Sequence[RunRecord]) -> list[Row]:
     Returns:
       One mapping per run: ``run``, ``algorithm``, ``model``, ``data``, ``partition``, ``seed``;
       ``rounds`` (completed), ``rounds_asked``; accuracies in [0, 1] at the last evaluation:
-      ``personal_accuracy``, ``personal_p10``, ``personal_p90``, ``personal_writeback``,
-      ``global_accuracy``; ``mb_up`` and ``mb_down``: mean MB (1e6 bytes) per client and round;
+      ``personal_accuracy``, ``personal_p10``, ``personal_p50``, ``personal_p90`` (percentiles of
+      the clients), ``personal_writeback``, ``global_accuracy``; ``mb_up`` and ``mb_down``: mean MB
+      (1e6 bytes) per client and round;
       ``mb_total``: MB of all clients over all rounds, both directions; ``mb_setup``: MB that
       each device got once; ``ratio``: bytes per client and round over those of the FedAvg runs
       on the same data, if possible with the same model; ``client_gflops``: mean 1e9 FLOPs
@@ -66,52 +83,27 @@ def comparison_table(runs: Sequence[RunRecord]) -> list[Row]:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns to show: those in which some run has a value."""
-    return [column for column in _COLUMNS if any(row[column.needs] is not None for row in rows)]
+    """The columns of a comparison: those in which some run has a value."""
+    return [column for column in _COLUMNS if any(row.get(column.needs) is not None for row in rows)]
 
 
 def is_best(column: Column, row: Row, rows: Sequence[Row]) -> bool:
     """Whether a run leads in a column; never where the runs are on different data."""
     present = [other[column.needs] for other in rows if other[column.needs] is not None]
-    if column.best is None or len(set(present)) < 2 or len({other["data"] for other in rows}) > 1:
+    if column.best is None or len(set(present)) < 2 or len({other.get("data") for other in rows}) > 1:
         return False
     return row[column.needs] == column.best(present)
 
 
-def print_table(runs: Sequence[RunRecord], console: "Console | None" = None) -> None:
-    """Prints the comparison to a terminal: figures down, runs across, as many as fit.
+def percent(value: float | None, half_width: float | None = None) -> str:
+    """An accuracy in [0, 1] as a percentage, with its confidence interval where that is known.
 
-    Args:
-      runs: The runs.
-      console: A rich console; standard output by default.
+    >>> percent(0.9312), percent(0.9312, 0.015), percent(None)
+    ('93.1 %', '93.1 ± 1.5 %', 'n/a')
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    rows = comparison_table(runs)
-    out = Console() if console is None else console
-    abreast = max(1, (out.width - _TITLE_WIDTH) // _RUN_WIDTH)
-    for start in range(0, len(rows), abreast):
-        some = rows[start : start + abreast]
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column()
-        for row in some:
-            table.add_column(Text(row["algorithm"]), justify="right")
-        for line in columns(rows):
-            cells = [Text(line.text(row), "bold" if is_best(line, row, rows) else "") for row in some]
-            table.add_row(Text(line.title, "dim"), *cells)
-        out.print(table)
-
-
-def percent(value: float | None) -> str:
-    """An accuracy in [0, 1] as a percentage.
-
-    >>> percent(0.9312), percent(None)
-    ('93.1 %', 'n/a')
-    """
-    return NOT_APPLICABLE if value is None else f"{100 * value:.1f} %"
+    if value is None:
+        return NOT_APPLICABLE
+    return f"{100 * value:.1f} %" if half_width is None else f"{100 * value:.1f} ± {100 * half_width:.1f} %"
 
 
 def quantity(value: float | None) -> str:
@@ -125,6 +117,21 @@ def quantity(value: float | None) -> str:
     if value == 0 or abs(value) >= 99.95:
         return f"{value:,.0f}"
     return f"{value:#.3g}" if abs(value) >= 0.0001 else f"{value:.2e}"
+
+
+def si(value: float, unit: str) -> str:
+    """A quantity to three significant digits, with an SI prefix; seconds, which nobody counts so, without.
+
+    >>> si(12_345_678, "B"), si(0.0, "J"), si(950.0, "s")
+    ('12.3 MB', '0 J', '950 s')
+    """
+    if unit == "s":
+        return f"{quantity(value)} s"
+    prefixes = ("", "k", "M", "G", "T", "P", "E")
+    power = max((n for n in range(len(prefixes)) if abs(value) >= 0.9995 * 1000**n), default=0)
+    scaled = value / 1000**power
+    text = f"{scaled:.0f}" if abs(scaled) >= 99.95 or value == 0 else f"{scaled:#.3g}"
+    return f"{text} {prefixes[power]}{unit}"
 
 
 def _row(run: RunRecord) -> Row:
@@ -141,14 +148,15 @@ def _row(run: RunRecord) -> Row:
         "rounds_asked": run.config.get("rounds"),
         "personal_accuracy": last(run, "personal_accuracy_mean"),
         "personal_p10": last(run, "personal_accuracy_p10"),
+        "personal_p50": float(np.median(values)) if (values := client_accuracy(run)).size else None,
         "personal_p90": last(run, "personal_accuracy_p90"),
         "personal_writeback": last(run, "personal_accuracy_writeback"),
         "global_accuracy": last(run, "global_accuracy"),
-        "mb_up": _scaled(bytes_per_client_round(run, "up"), MEGABYTE),
-        "mb_down": _scaled(bytes_per_client_round(run, "down"), MEGABYTE),
+        "mb_up": _scaled(per_client_round(run, "bytes_up_total"), MEGABYTE),
+        "mb_down": _scaled(per_client_round(run, "bytes_down_total"), MEGABYTE),
         "mb_total": _scaled(_finite(totals[-1]) if totals.size else None, MEGABYTE),
         "mb_setup": _scaled(_finite(number(run.summary.get("setup_bytes"))) or None, MEGABYTE),
-        "client_gflops": _scaled(_mean(run, "client_flops"), 1e9),
+        "client_gflops": _scaled(per_client_round(run, "client_flops_total"), 1e9),
         "sim_seconds": last(run, "sim_seconds"),
         "energy_joules": last(run, "energy_joules"),
         "rounds_per_second": _finite(number(run.summary.get("rounds_per_second"))),
@@ -169,12 +177,6 @@ def _traffic(row: Row) -> float | None:
     return None if row["mb_up"] is None or row["mb_down"] is None else row["mb_up"] + row["mb_down"]
 
 
-def _mean(run: RunRecord, key: str) -> float | None:
-    values = column(run, key)
-    values = values[values == values]
-    return float(values.mean()) if values.size else None
-
-
 def _finite(value: float) -> float | None:
     return float(value) if value == value and abs(value) != float("inf") else None
 
@@ -187,11 +189,23 @@ def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _personal(row: Row) -> str:
-    """The mean, and the range from the 10th to the 90th percentile of the clients."""
-    mean, low, high = (row[key] for key in ("personal_accuracy", "personal_p10", "personal_p90"))
-    spread = "" if low is None or high is None else f" [{100 * low:.0f}-{100 * high:.0f}]"
-    return percent(mean) + spread
+def _accuracy(key: str) -> Callable[[Row], str]:
+    """Of a column of accuracies: the mean, over seeds with its confidence interval."""
+    return lambda row: percent(row[key], row.get(f"{key}_ci95"))
+
+
+def _quantity(key: str) -> Callable[[Row], str]:
+    return lambda row: quantity(row[key])
+
+
+def _plain(key: str) -> Callable[[Row], str]:
+    return lambda row: row[key] or NOT_APPLICABLE
+
+
+def _clients(row: Row) -> str:
+    """The 10th, 50th and 90th percentile of the clients' accuracies."""
+    values = [row[f"personal_p{rank}"] for rank in (10, 50, 90)]
+    return " / ".join("?" if value is None else f"{100 * value:.0f}" for value in values) + " %"
 
 
 def _rounds(row: Row) -> str:
@@ -201,20 +215,22 @@ def _rounds(row: Row) -> str:
 
 
 _COLUMNS = (
-    Column("personal accuracy [p10-p90]", _personal, "personal_accuracy", max),
-    Column("personal after write-back", lambda row: percent(row["personal_writeback"]), "personal_writeback"),
-    Column("global accuracy", lambda row: percent(row["global_accuracy"]), "global_accuracy", max),
-    Column("MB up / client·round", lambda row: quantity(row["mb_up"]), "mb_up", min),
-    Column("MB down / client·round", lambda row: quantity(row["mb_down"]), "mb_down", min),
-    Column("MB in total", lambda row: quantity(row["mb_total"]), "mb_total"),
-    Column("bytes ÷ FedAvg's", lambda row: quantity(row["ratio"]), "ratio", min),
-    Column("MB setup / device", lambda row: quantity(row["mb_setup"]), "mb_setup"),
-    Column("GFLOP / client·round", lambda row: quantity(row["client_gflops"]), "client_gflops", min),
-    Column("simulated seconds", lambda row: quantity(row["sim_seconds"]), "sim_seconds", min),
-    Column("joules of all clients", lambda row: quantity(row["energy_joules"]), "energy_joules", min),
+    Column("personal accuracy", _accuracy("personal_accuracy"), "personal_accuracy", max),
+    Column("clients' p10 / p50 / p90", _clients, "personal_p10"),
+    Column("personal after write-back", _accuracy("personal_writeback"), "personal_writeback"),
+    Column("global accuracy", _accuracy("global_accuracy"), "global_accuracy", max),
+    Column("on the Pareto front", _plain("front"), "front"),
+    Column("MB up / client·round", _quantity("mb_up"), "mb_up", min),
+    Column("MB down / client·round", _quantity("mb_down"), "mb_down", min),
+    Column("MB in total", _quantity("mb_total"), "mb_total"),
+    Column("bytes ÷ FedAvg's", _quantity("ratio"), "ratio", min),
+    Column("MB setup / device", _quantity("mb_setup"), "mb_setup"),
+    Column("GFLOP / client·round", _quantity("client_gflops"), "client_gflops", min),
+    Column("simulated seconds", _quantity("sim_seconds"), "sim_seconds", min),
+    Column("joules of all clients", _quantity("energy_joules"), "energy_joules", min),
     Column("rounds", _rounds, "rounds"),
-    Column("rounds/s", lambda row: quantity(row["rounds_per_second"]), "rounds_per_second"),
-    Column("model", lambda row: row["model"] or NOT_APPLICABLE, "model"),
-    Column("data", lambda row: row["data"] or NOT_APPLICABLE, "data"),
-    Column("seed", lambda row: row["seed"] or NOT_APPLICABLE, "seed"),
+    Column("rounds/s", _quantity("rounds_per_second"), "rounds_per_second"),
+    Column("model", _plain("model"), "model"),
+    Column("data", _plain("data"), "data"),
+    Column("seed", _plain("seed"), "seed"),
 )

@@ -45,9 +45,14 @@ def read(name: str, *, data_dir: str | Path | None, cache_dir: str | Path | None
     return Source(name, train, test, int(arrays["num_classes"]))
 
 
+def library_folder() -> Path:
+    """Where tensorflow-datasets itself keeps what it has prepared."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
 def _find(name: str, data_dir: str | Path | None) -> Path:
     """The folder of the newest prepared version."""
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = Path(data_dir).expanduser() if data_dir else library_folder()
     folder = _newest(root / name) if _NAME.fullmatch(name) else None
     if folder is not None:
         return folder

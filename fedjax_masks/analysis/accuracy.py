@@ -1,0 +1,171 @@
+"""Figures of accuracy against what it costs."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedjax_masks.analysis.canvas import WIDTH, Drawn, keys_of, legend, line, log_axis, new_figure
+from fedjax_masks.analysis.curves import (
+    ACCURACIES,
+    BYTES,
+    COSTS,
+    GLOBAL,
+    PERSONAL,
+    ROUNDS,
+    Cost,
+    Curve,
+    front_of,
+    have,
+    mean_curve,
+)
+from fedjax_masks.analysis.records import RunRecord, column
+from fedjax_masks.analysis.style import FRONT, INK, Series, drawing, group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CAPTIONS = {
+    "bytes": (
+        "All that was sent, up and down, by all clients so far; further left is cheaper. A run that sends "
+        "nothing is a level line."
+    ),
+    "rounds": (
+        "Personal: mean over clients of each client's own model on its own test data. Global: the global "
+        "model on the global test set. Each where it exists."
+    ),
+    "flops": "What all clients have computed so far; the server's part is not in it.",
+    "seconds": (
+        "The simulated time of all rounds so far: a round lasts until its slowest client has answered, "
+        "or until the deadline."
+    ),
+    "joules": "The energy that all clients have spent so far, computing, sending and receiving.",
+}
+
+
+def plot_run(*runs: Any) -> "Figure":
+    """Accuracy against rounds, and against what was sent.
+
+    Args:
+      *runs: One run, or several to compare: :class:`RunRecord`, or anything else that has
+        ``records`` (and, as far as it has them, ``name``, ``config`` and ``summary``).
+
+    Returns:
+      A figure of two panels; the personal accuracy is drawn solid, the global accuracy dotted.
+      The band is the 95 % confidence interval over seeds; of a single run, the range from the 10th
+      to the 90th percentile of its clients. A notebook shows it.
+    """
+    with drawing():
+        series = group([_as_record(run) for run in runs])
+        figure = new_figure(8.4, 3.0)
+        axes = figure.subplots(1, 2, sharey=True)
+        for ax, cost in zip(axes, (ROUNDS, BYTES)):
+            _draw(ax, series, PERSONAL, cost)
+            _draw(ax, series, GLOBAL, cost, linestyle=":", marker="")
+            if len(runs) == 1:
+                _draw_clients(ax, series[0], cost)
+            _finish(ax, cost)
+        axes[0].set_ylabel("accuracy (%)")
+        keys = keys_of(series) if len(series) > 1 else []
+        kinds = [(line(INK, "-"), "personal"), (line(INK, ":"), "global")]
+        legend(figure, keys + [kind for kind, key in zip(kinds, ACCURACIES) if have(series, key)])
+        return figure
+
+
+def _as_record(run: Any) -> RunRecord:
+    """A run in memory, which need not know its name or configuration."""
+    name, config = getattr(run, "name", "run"), getattr(run, "config", None)
+    return RunRecord(name, dict(config or {}), list(run.records), dict(getattr(run, "summary", None) or {}))
+
+
+def accuracy_figures(series: Sequence[Series]) -> list[Drawn]:
+    """Accuracy against every cost that some run has counted; against bytes first."""
+    drawn = [_against(series, cost) for cost in COSTS]
+    return [item for item in drawn if item is not None]
+
+
+def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
+    """One panel for each kind of accuracy that some run has."""
+    keys = [key for key in ACCURACIES if any(mean_curve(member, key, cost).cost.size for member in series)]
+    if not keys:
+        return None
+    figure = new_figure(WIDTH, 0.7 + 2.5 * len(keys))
+    axes = figure.subplots(len(keys), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    caption = _CAPTIONS[cost.slug]
+    if any(len(member.runs) > 1 for member in series):
+        caption += " Lines: mean over seeds; bands: its 95 % confidence interval."
+    for ax, key in zip(axes, keys):
+        _draw(ax, series, key, cost)
+        if cost is BYTES and len(series) > 1:
+            caption += _draw_front(ax, series, key)
+        ax.set_ylabel(f"{ACCURACIES[key]} (%)")
+    _finish(axes[-1], cost)
+    for ax in axes[:-1]:
+        ax.tick_params(labelbottom=False)
+    _bound(axes[0], series, keys)
+    legend(figure, keys_of(series))
+    return Drawn(f"accuracy-{cost.slug}", f"Accuracy against {cost.title}", caption, figure)
+
+
+def _draw(ax: "Axes", series: Sequence[Series], key: str, cost: Cost, **style: Any) -> None:
+    """One kind of accuracy of all series."""
+    for member in series:
+        look = {"color": member.color, "linestyle": member.dash, "marker": member.marker} | style
+        curve = mean_curve(member, key, cost)
+        if cost.unit and not (curve.cost > 0).any():
+            _level(ax, curve, look)
+            continue
+        seen = curve.cost > 0 if cost.unit else np.ones(curve.cost.shape, bool)
+        x, mean, half = curve.cost[seen], curve.accuracy[seen], curve.half_width[seen]
+        ax.plot(x, 100 * mean, markevery=(0.0, 0.15) if seen.sum() > 8 else None, **look)
+        _band(ax, x, mean - half, mean + half, member.color)
+
+
+def _draw_clients(ax: "Axes", member: Series, cost: Cost) -> None:
+    """The range of a single run's clients."""
+    run = member.runs[0]
+    x = cost.values(run)
+    low, high = (column(run, f"personal_accuracy_{end}") for end in ("p10", "p90"))
+    seen = np.isfinite(x) & ((x > 0) | (not cost.unit))
+    _band(ax, x[seen], low[seen], high[seen], member.color)
+
+
+def _band(ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
+    if np.isfinite(low).any():
+        low, high = np.clip((low, high), 0, 1)
+        ax.fill_between(x, 100 * low, 100 * high, color=color, alpha=0.13, linewidth=0)
+
+
+def _level(ax: "Axes", curve: Curve, look: dict[str, Any]) -> None:
+    """The last accuracy of a run that spent nothing: it has no place on a log axis."""
+    if curve.accuracy.size:
+        ax.axhline(100 * curve.accuracy[-1], color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
+
+
+def _draw_front(ax: "Axes", series: Sequence[Series], key: str) -> str:
+    """Draws the Pareto front behind the curves, as broad steps; returns what the caption says of it."""
+    front = front_of(series, key)
+    paid = front.cost > 0
+    if not paid.any():
+        return ""
+    right = max(curve.cost.max(initial=0) for curve in (mean_curve(m, key, BYTES) for m in series))
+    x, y = np.append(front.cost[paid], right), 100 * np.append(front.accuracy[paid], front.accuracy[-1])
+    ax.step(x, y, where="post", color=FRONT, linewidth=6, alpha=0.55, zorder=0.9, solid_joinstyle="round")
+    what = ACCURACIES[key]
+    return f" Broad grey line: the Pareto front of {what} and bytes; on it: {', '.join(front.labels)}."
+
+
+def _bound(ax: "Axes", series: Sequence[Series], keys: Sequence[str]) -> None:
+    """Limits by the means, so that a wide interval does not squeeze the curves; never outside 0 to 100 %."""
+    means = np.concatenate([mean_curve(member, key, ROUNDS).accuracy for member in series for key in keys])
+    if means.size:
+        low, high = 100 * means.min(), 100 * means.max()
+        margin = max(4.0, 0.08 * (high - low))
+        ax.set_ylim(max(low - margin, -1.0), min(high + margin, 101.0))
+
+
+def _finish(ax: "Axes", cost: Cost) -> None:
+    if cost.unit:
+        log_axis(ax, cost.unit)
+    ax.set_xlabel(cost.label)

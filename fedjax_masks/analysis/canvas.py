@@ -1,0 +1,104 @@
+"""What figures are drawn on: sizes, legends, text, ticks; no display and no pyplot."""
+
+from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedjax_masks.analysis.style import INK, Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 5.0
+
+
+class Drawn(NamedTuple):
+    """A figure with what the page says about it.
+
+    Attributes:
+      slug: A short name, for file names and anchors.
+      title: The heading.
+      caption: How to read it.
+      figure: The figure.
+    """
+
+    slug: str
+    title: str
+    caption: str
+    figure: "Figure"
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches."""
+    return _figure_class()(figsize=(width, height), layout="constrained")
+
+
+@cache
+def _figure_class() -> type["Figure"]:
+    """A figure that a notebook shows even where pyplot was never imported."""
+    from matplotlib.figure import Figure
+
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            buffer = BytesIO()
+            self.savefig(buffer, format="png", dpi=120)
+            return buffer.getvalue()
+
+    return NotebookFigure
+
+
+def line(color: str, dash: Any, marker: str = "") -> Any:
+    """A line for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=color, linestyle=dash, marker=marker)
+
+
+def keys_of(series: Sequence[Series]) -> list[tuple[Any, str]]:
+    """The entries of the legend; how many seeds a series has is said where that differs."""
+    told = len({len(member.runs) for member in series}) > 1
+    return [
+        (
+            line(member.color, member.dash, member.marker),
+            plain(member.label) + (f" ({len(member.runs)} seeds)" if told and len(member.runs) > 1 else ""),
+        )
+        for member in series
+    ]
+
+
+def legend(figure: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
+    """A legend under the figure, in as many columns as its labels leave room for.
+
+    The figure grows by the legend's height, so that the axes keep theirs.
+    """
+    longest = max(len(label) for _, label in entries)
+    width, height = figure.get_size_inches()
+    ncols = max(1, min(len(entries), int(width * 12 / (longest + 6))))
+    figure.set_size_inches(width, height + 0.2 * -(-len(entries) // ncols))
+    handles, labels = zip(*entries)
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, labelcolor=INK, handlelength=2.8)
+
+
+def log_axis(ax: "Axes", unit: str) -> None:
+    """A logarithmic x axis whose few ticks carry SI prefixes: ``10 MB``.
+
+    Args:
+      ax: Axes whose data have been drawn.
+      unit: Behind the prefix.
+    """
+    from matplotlib.ticker import EngFormatter, LogLocator
+
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    ax.xaxis.set_major_formatter((lambda value, _: f"{value:,.6g} s") if unit == "s" else EngFormatter(unit))
+    ax.minorticks_off()
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib takes as it is: no mathematics, no label hidden by an underscore."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text

@@ -1,0 +1,109 @@
+"""Tables as files: CSV for programs, LaTeX for papers."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from fedjax_masks.analysis.curves import ACCURACIES, COSTS, mean_curve
+from fedjax_masks.analysis.style import Series
+from fedjax_masks.analysis.table import Table, is_best
+from fedjax_masks.errors import UserError
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+    "÷": r"$\div$",
+    "·": r"$\cdot$",
+}
+
+
+def write_tables(tables: Sequence[Table], series: Sequence[Series], folder: str | Path) -> list[Path]:
+    """Writes each table as ``SLUG.csv`` and ``SLUG.tex``, and all curves as ``curves.csv``.
+
+    CSV files hold plain numbers in base units; LaTeX files hold what the page shows, as ``tabular`` with
+    the rules of the package booktabs.
+
+    Args:
+      tables: The tables.
+      series: Whose curves to write.
+      folder: Where to; made if need be.
+
+    Returns:
+      The files.
+
+    Raises:
+      ValueError: The folder is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"tables={str(folder)!r}: is a file; a directory is accepted")
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {f"{table.slug}.csv": as_csv(table.rows) for table in tables}
+    texts |= {f"{table.slug}.tex": as_latex(table) for table in tables}
+    texts["curves.csv"] = as_csv(_points(series))
+    for name, text in texts.items():
+        partial = folder / f".{name}.partial"
+        partial.write_text(text, "utf-8", newline="")
+        os.replace(partial, folder / name)
+    return [folder / name for name in texts]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as comma-separated values with a heading; empty where a figure does not apply.
+
+    >>> print(as_csv([{"label": "a, b", "p": 0.5}, {"label": "c", "seeds": 3}]).strip())
+    label,p,seeds
+    "a, b",0.5,
+    c,,3
+    """
+    text = StringIO()
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_latex(table: Table) -> str:
+    """A table as LaTeX: one row per series, the best of a column bold, the note as a comment."""
+    head = " & ".join(["", *(escape(column.title) for column in table.columns)])
+    lines = [f"% {table.title}. {table.note}".strip(), rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}"]
+    lines += [r"\toprule", head + r" \\", r"\midrule"]
+    for row in table.rows:
+        cells = [escape(str(row["label"]))]
+        for column in table.columns:
+            text = escape(column.text(row))
+            cells.append(rf"\textbf{{{text}}}" if is_best(column, row, table.rows) else text)
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def escape(text: str) -> str:
+    r"""Text as LaTeX prints it.
+
+    >>> print(escape("81.2 ± 1.3 %"))
+    81.2 $\pm$ 1.3 \%
+    """
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _points(series: Sequence[Series]) -> list[dict[str, Any]]:
+    """Every point of every curve, with all that was spent up to it."""
+    rows = []
+    for member in series:
+        for key, what in ACCURACIES.items():
+            curves = {cost.slug: mean_curve(member, key, cost) for cost in COSTS}
+            spent = {slug: dict(zip(curve.rounds, curve.cost)) for slug, curve in curves.items()}
+            for done, mean, half in zip(*(curves["rounds"][i] for i in (0, 2, 3))):
+                row = {"label": member.label, "accuracy": what.split()[0], "seeds": len(member.runs)}
+                row |= {slug: float(along[done]) for slug, along in spent.items() if done in along}
+                rows.append(row | {"mean": float(mean), "ci95": float(half) if half == half else None})
+    return rows

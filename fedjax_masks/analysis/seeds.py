@@ -1,0 +1,89 @@
+"""The headline numbers over seeds: one row per series."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedjax_masks.analysis.curves import ACCURACIES, BYTES, front_of, mean_curve
+from fedjax_masks.analysis.intervals import half_width
+from fedjax_masks.analysis.style import Series
+from fedjax_masks.analysis.table import Row, Table, columns, comparison_table
+
+_WORDS = {key: text.partition(" ")[0] for key, text in ACCURACIES.items()}
+
+
+def series_table(series: Sequence[Series]) -> Table:
+    """Compares series by their means over seeds.
+
+    Args:
+      series: The series.
+
+    Returns:
+      A table whose rows have the keys of :func:`~fedjax_masks.analysis.table.comparison_table`,
+      means over seeds, and with ``_ci95`` appended half the width of the 95 % confidence interval
+      (None of a single seed); ``label``; ``seeds``, how many; ``front``, of which accuracies the
+      series is on the Pareto front against bytes, where there is more than one series.
+    """
+    runs = [run for member in series for run in member.runs]
+    single = iter(comparison_table(runs))
+    fronts = _fronts(series)
+    rows = []
+    for member in series:
+        own = [next(single) for _ in member.runs]
+        row: Row = {"label": member.label, "seeds": len(own)}
+        for key in own[0]:
+            row |= _summed_up(key, [one[key] for one in own])
+        row["front"] = fronts.get(member.label)
+        rows.append(row)
+    return Table("summary", "Comparison", _note(rows), columns(rows), rows)
+
+
+def runs_table(series: Sequence[Series]) -> Table:
+    """Every run for itself."""
+    runs = [run for member in series for run in member.runs]
+    rows = [{"label": row["run"]} | row for row in comparison_table(runs)]
+    return Table("runs", "Every run", "", columns(rows), rows)
+
+
+def _summed_up(key: str, values: Sequence[Any]) -> Row:
+    """One figure of several seeds."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return {key: None}
+    if key == "rounds":
+        return {key: min(present)}
+    if all(isinstance(value, float) for value in present):
+        width = half_width(present)
+        return {key: sum(present) / len(present), f"{key}_ci95": width if width == width else None}
+    different = list(dict.fromkeys(present))
+    return {key: different[0] if len(different) == 1 else ", ".join(map(str, different))}
+
+
+def _fronts(series: Sequence[Series]) -> dict[str, str]:
+    """Of which accuracies a series is on the front; nothing of a series alone."""
+    keys = [k for k in ACCURACIES if any(mean_curve(member, k, BYTES).cost.size for member in series)]
+    on = {key: front_of(series, key).labels for key in keys if len(series) > 1}
+    mine = {m.label: [_WORDS[key] for key, labels in on.items() if m.label in labels] for m in series}
+    short = {label: "yes" if len(keys) == 1 else " + ".join(words) for label, words in mine.items() if words}
+    return short if len(series) > 1 else {}
+
+
+def _note(rows: Sequence[Row]) -> str:
+    """How to read the table."""
+    parts = ["Accuracies at the last evaluation; p10, p50 and p90 are percentiles of the clients."]
+    if any(row["seeds"] > 1 for row in rows):
+        parts.append("Means over seeds; ± is half the width of the 95 % confidence interval (Student's t).")
+    if any(row["mb_total"] is not None for row in rows):
+        parts.append("1 MB = 1e6 bytes; per client and round is the mean over all rounds.")
+    if any(row["mb_setup"] is not None for row in rows):
+        parts.append(
+            "Setup is what every device gets once, before the first round; it is in no other column."
+        )
+    if any(row["ratio"] is not None for row in rows):
+        parts.append("FedAvg's bytes: per client and round, both directions, on the same data.")
+    if any(row["front"] for row in rows):
+        parts.append("On the Pareto front: at some point, no other was as accurate for as few bytes.")
+    if len({row["data"] for row in rows}) > 1:
+        parts.append("The runs are on different data: compare with care.")
+    elif len(rows) > 1:
+        parts.append("Bold: the best of its column.")
+    return " ".join(parts)
