@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedjax_masks.analysis.canvas import WIDTH, Drawn, keys_of, legend, line, log_axis, new_figure
+from fedjax_masks.analysis.canvas import WIDTH, Drawn, keys_of, legend, line, log_axis, new_figure, plain
 from fedjax_masks.analysis.curves import (
     ACCURACIES,
     BYTES,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_BANDS_UP_TO = 4
 _CAPTIONS = {
     "bytes": (
         "All that was sent, up and down, by all clients so far; further left is cheaper. A run that sends "
@@ -82,7 +83,36 @@ def _as_record(run: Any) -> RunRecord:
 def accuracy_figures(series: Sequence[Series]) -> list[Drawn]:
     """Accuracy against every cost that some run has counted; against bytes first."""
     drawn = [_against(series, cost) for cost in COSTS]
-    return [item for item in drawn if item is not None]
+    return [item for item in [*drawn, seed_bands(series)] if item is not None]
+
+
+def seed_bands(series: Sequence[Series]) -> Drawn | None:
+    """A small panel per series with the interval over seeds, where one panel cannot hold them all."""
+    key = next((key for key in ACCURACIES if have(series, key)), None)
+    if key is None or len(series) <= _BANDS_UP_TO or all(len(member.runs) == 1 for member in series):
+        return None
+    rows = -(-len(series) // 3)
+    figure = new_figure(WIDTH, 0.5 + 1.25 * rows)
+    axes = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, member in zip(axes, series):
+        for other in series:
+            curve = mean_curve(other, key, ROUNDS)
+            ax.plot(curve.rounds, 100 * curve.accuracy, color=FRONT, linewidth=0.8)
+        _draw(ax, [member._replace(marker="", dash="-")], key, ROUNDS)
+        ax.set_title(plain(member.label))
+        ax.tick_params(labelbottom=True)
+    for ax in axes[len(series) :]:
+        ax.set_visible(False)
+    _bound(axes[0], series, [key])
+    _finish(axes[0], ROUNDS)
+    axes[0].set_xlabel("")
+    figure.supxlabel("rounds", fontsize="medium")
+    figure.supylabel(f"{ACCURACIES[key]} (%)", fontsize="medium")
+    caption = (
+        "Each in turn, over the others in grey. Line: mean over seeds; band: its 95 % confidence interval "
+        "(Student's t), which is wide where seeds are few."
+    )
+    return Drawn("seed-bands", "How sure the means are", caption, figure)
 
 
 def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
@@ -93,10 +123,12 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
     figure = new_figure(WIDTH, 0.7 + 2.5 * len(keys))
     axes = figure.subplots(len(keys), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     caption = _CAPTIONS[cost.slug]
+    bands = len(series) <= _BANDS_UP_TO
     if any(len(member.runs) > 1 for member in series):
-        caption += " Lines: mean over seeds; bands: its 95 % confidence interval."
+        what = "bands: its" if bands else "whiskers at their ends:"
+        caption += f" Lines: means over seeds; {what} 95 % confidence interval."
     for ax, key in zip(axes, keys):
-        _draw(ax, series, key, cost)
+        _draw(ax, series, key, cost, bands=bands)
         if cost is BYTES and len(series) > 1:
             caption += _draw_front(ax, series, key)
         ax.set_ylabel(f"{ACCURACIES[key]} (%)")
@@ -108,9 +140,11 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
     return Drawn(f"accuracy-{cost.slug}", f"Accuracy against {cost.title}", caption, figure)
 
 
-def _draw(ax: "Axes", series: Sequence[Series], key: str, cost: Cost, **style: Any) -> None:
-    """One kind of accuracy of all series."""
-    for member in series:
+def _draw(
+    ax: "Axes", series: Sequence[Series], key: str, cost: Cost, *, bands: bool = True, **style: Any
+) -> None:
+    """One kind of accuracy of all series, with intervals as bands, or as whiskers at the ends."""
+    for place, member in enumerate(series):
         look = {"color": member.color, "linestyle": member.dash, "marker": member.marker} | style
         curve = mean_curve(member, key, cost)
         if cost.unit and not (curve.cost > 0).any():
@@ -119,7 +153,12 @@ def _draw(ax: "Axes", series: Sequence[Series], key: str, cost: Cost, **style: A
         seen = curve.cost > 0 if cost.unit else np.ones(curve.cost.shape, bool)
         x, mean, half = curve.cost[seen], curve.accuracy[seen], curve.half_width[seen]
         ax.plot(x, 100 * mean, markevery=(0.0, 0.15) if seen.sum() > 8 else None, **look)
-        _band(ax, x, mean - half, mean + half, member.color)
+        if bands:
+            _band(ax, x, mean - half, mean + half, member.color)
+        elif x.size:
+            # At the same round the whiskers of several series stand side by side.
+            aside = 0.0 if cost.unit else 3.0 * (place - (len(series) - 1) / 2)
+            _whisker(ax, x[-1], mean[-1], half[-1], member.color, aside)
 
 
 def _draw_clients(ax: "Axes", member: Series, cost: Cost) -> None:
@@ -137,6 +176,16 @@ def _band(ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, color: s
         ax.fill_between(x, 100 * low, 100 * high, color=color, alpha=0.13, linewidth=0)
 
 
+def _whisker(ax: "Axes", x: float, mean: float, half: float, color: str, aside: float) -> None:
+    """An interval as a bar, moved aside by so many points."""
+    from matplotlib.transforms import ScaledTranslation
+
+    if np.isfinite(half):
+        moved = ScaledTranslation(aside / 72, 0, ax.figure.dpi_scale_trans)
+        ends = (100 * max(mean - half, 0.0), 100 * min(mean + half, 1.0))
+        ax.plot((x, x), ends, color=color, linewidth=1.1, alpha=0.75, transform=ax.transData + moved)
+
+
 def _level(ax: "Axes", curve: Curve, look: dict[str, Any]) -> None:
     """The last accuracy of a run that spent nothing: it has no place on a log axis."""
     if curve.accuracy.size:
@@ -144,28 +193,35 @@ def _level(ax: "Axes", curve: Curve, look: dict[str, Any]) -> None:
 
 
 def _draw_front(ax: "Axes", series: Sequence[Series], key: str) -> str:
-    """Draws the Pareto front behind the curves, as broad steps; returns what the caption says of it."""
+    """Marks the Pareto front: rings, joined by broad steps; returns what the caption says of it."""
     front = front_of(series, key)
     paid = front.cost > 0
     if not paid.any():
         return ""
-    right = max(curve.cost.max(initial=0) for curve in (mean_curve(m, key, BYTES) for m in series))
-    x, y = np.append(front.cost[paid], right), 100 * np.append(front.accuracy[paid], front.accuracy[-1])
-    ax.step(x, y, where="post", color=FRONT, linewidth=6, alpha=0.55, zorder=0.9, solid_joinstyle="round")
+    x, y = front.cost[paid], 100 * front.accuracy[paid]
+    ax.step(x, y, where="post", color=FRONT, linewidth=5, zorder=0.9)
+    ax.plot(x, y, "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.1)
     what = ACCURACIES[key]
-    return f" Broad grey line: the Pareto front of {what} and bytes; on it: {', '.join(front.labels)}."
+    return f" Rings: the Pareto front of {what} and all bytes: {', '.join(front.labels)}."
 
 
 def _bound(ax: "Axes", series: Sequence[Series], keys: Sequence[str]) -> None:
-    """Limits by the means, so that a wide interval does not squeeze the curves; never outside 0 to 100 %."""
-    means = np.concatenate([mean_curve(member, key, ROUNDS).accuracy for member in series for key in keys])
-    if means.size:
-        low, high = 100 * means.min(), 100 * means.max()
-        margin = max(4.0, 0.08 * (high - low))
-        ax.set_ylim(max(low - margin, -1.0), min(high + margin, 101.0))
+    """Limits by the means and the last intervals: a wide one at the start does not squeeze the curves."""
+    ends = []
+    for curve in (mean_curve(member, key, ROUNDS) for member in series for key in keys):
+        last = curve.accuracy[-1:] + np.outer((-1, 1), np.nan_to_num(curve.half_width[-1:])).ravel()
+        ends.extend(np.clip(np.concatenate([curve.accuracy, last]), 0, 1))
+    if ends:
+        low, high = 100 * min(ends), 100 * max(ends)
+        margin = max(2.0, 0.06 * (high - low))
+        ax.set_ylim(max(low - margin, -2.0), min(high + margin, 102.0))
 
 
 def _finish(ax: "Axes", cost: Cost) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     if cost.unit:
         log_axis(ax, cost.unit)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(cost.label)

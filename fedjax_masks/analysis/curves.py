@@ -124,12 +124,12 @@ def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[in
 
 
 class Front(NamedTuple):
-    """The most accuracy that any series reached for at most so much.
+    """The series that no other beats, by their last evaluations.
 
     Attributes:
       cost: ``float64[points]``, ascending.
       accuracy: ``float64[points]``, ascending.
-      labels: Who is on it, from the cheapest on.
+      labels: Who they are, from the cheapest on.
     """
 
     cost: np.ndarray
@@ -138,11 +138,9 @@ class Front(NamedTuple):
 
 
 def front_of(series: Sequence[Series], key: str, cost: Cost = BYTES) -> Front:
-    """The Pareto front over all evaluations of all series: each may be stopped at any time."""
-    curves = [mean_curve(member, key, cost) for member in series]
-    owners = [member.label for member, curve in zip(series, curves) for _ in curve.cost]
-    costs = np.concatenate([curve.cost for curve in curves])
-    accuracies = np.concatenate([curve.accuracy for curve in curves])
+    """The Pareto front of all that the series spent and what they reached by it, means over seeds."""
+    curves = {member.label: mean_curve(member, key, cost) for member in series}
+    ends = {label: (c.cost[-1], c.accuracy[-1]) for label, c in curves.items() if c.cost.size}
+    costs, accuracies = np.array(list(ends.values()), np.float64).reshape(-1, 2).T
     front = pareto_front(costs.tolist(), accuracies.tolist())
-    labels = tuple(dict.fromkeys(owners[index] for index in front))
-    return Front(costs[front], accuracies[front], labels)
+    return Front(costs[front], accuracies[front], tuple(list(ends)[index] for index in front))

@@ -20,6 +20,7 @@ _FACTS = (
     ("partition {}", "data.partition"),
     ("{} clients", "data.clients"),
     ("{} per round", "cohort"),
+    ("{} rounds", "rounds"),
 )
 
 _CARDS_UP_TO = 5
@@ -123,13 +124,15 @@ def _collapsed(table: Table, colors: dict[str, str]) -> str:
 
 def _table(table: Table, colors: dict[str, str]) -> str:
     """One row per series; on a narrow screen a few rows become cards, many scroll sideways."""
-    shown = [column for column in table.columns if column.needs not in ("model", "data", "seed")]
+    shown = [column for column in table.columns if not _is_told_elsewhere(column, table.rows)]
     head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in shown)
     body = []
     for row in table.rows:
         cells = "".join(_cell(column, row, table.rows) for column in shown)
         dot = f'<span class="dot" style="background:{variable(colors[row["label"]])}"></span>'
-        heading = f'<th scope="row">{dot}{escape(row["label"])}{"".join(map(_small, _under(row)))}</th>'
+        heading = (
+            f'<th scope="row">{dot}{escape(row["label"])}{"".join(map(_small, _under(row, table.rows)))}</th>'
+        )
         body.append(f"<tr>{heading}{cells}</tr>")
     lines = "\n".join(body)
     kind = "runs cards" if len(table.rows) <= _CARDS_UP_TO else "runs"
@@ -139,15 +142,23 @@ def _table(table: Table, colors: dict[str, str]) -> str:
     )
 
 
-def _under(row: Row) -> list[str]:
-    """What stands small under a row's name: the run's name where it is one run, seeds, model and data."""
+def _is_told_elsewhere(column: Column, rows: Sequence[Row]) -> bool:
+    """Above the table or under the name of a row."""
+    alike = len({column.text(row) for row in rows}) == 1 < len(rows)
+    return column.needs in ("model", "data", "seed") or (column.needs == "rounds" and alike)
+
+
+def _under(row: Row, rows: Sequence[Row]) -> list[str]:
+    """What stands small under a row's name: the run where it is one, and what rows differ in."""
     if "run" not in row:
         return []
     alone = row.get("seeds", 1) == 1
     name = row["run"] if alone and row["run"] != row["label"] else ""
-    seed = "" if row["seed"] is None else f"{'seed' if alone else 'seeds'} {row['seed']}"
-    model = " · ".join(str(row[key]) for key in ("model", "data") if row[key] is not None)
-    return [" · ".join(filter(None, (name, seed))), model]
+    told = {key: row[key] for key in ("seed", "model", "data") if row[key] is not None}
+    if len(rows) > 1:
+        told = {key: value for key, value in told.items() if len({other[key] for other in rows}) > 1}
+    seed = f"{'seed' if alone else 'seeds'} {told.pop('seed')}" if "seed" in told else ""
+    return [" · ".join(filter(None, (name, seed))), " · ".join(told.values())]
 
 
 def _cell(column: Column, row: Row, rows: Sequence[Row]) -> str:

@@ -81,7 +81,7 @@ def _note(rows: Sequence[Row]) -> str:
     if any(row["ratio"] is not None for row in rows):
         parts.append("FedAvg's bytes: per client and round, both directions, on the same data.")
     if any(row["front"] for row in rows):
-        parts.append("On the Pareto front: at some point, no other was as accurate for as few bytes.")
+        parts.append("On the Pareto front: in the end, no other was as accurate for as few bytes.")
     if len({row["data"] for row in rows}) > 1:
         parts.append("The runs are on different data: compare with care.")
     elif len(rows) > 1:

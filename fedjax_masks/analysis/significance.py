@@ -60,7 +60,7 @@ def paired(mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
     """
     differences = [a - b for a, b in zip(mine, theirs, strict=True)]
     mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
-    ratio = abs(mean) / deviation * len(differences) ** 0.5 if deviation else math.inf * bool(mean)
+    ratio = abs(mean) / deviation * len(differences) ** 0.5 if deviation else math.inf
     p = 1.0 if mean == 0 else 2 * float(student.sf(ratio, len(differences) - 1))
     return Comparison(len(differences), mean, half_width(differences), p)
 
@@ -167,8 +167,8 @@ _COLUMNS = (
         lambda row: f"{100 * row['difference']:+.1f} ± {100 * row['half_width']:.1f}",
         "difference",
     ),
+    Column("verdict", lambda row: row["verdict"], "verdict"),
     Column("p, corrected", lambda row: _p(row["p_holm"]), "p_holm"),
     Column("p, alone", lambda row: _p(row["p"]), "p"),
     Column("seeds in common", lambda row: str(row["seeds"]), "seeds"),
-    Column("verdict", lambda row: row["verdict"], "verdict"),
 )

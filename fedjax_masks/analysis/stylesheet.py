@@ -35,7 +35,9 @@ thead th{border-bottom-color:var(--muted)}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 tbody th{font-weight:600;min-width:12rem;overflow-wrap:anywhere}
 .runs:not(.cards) th:first-child{position:sticky;left:0;background:var(--page);z-index:1}
-.runs:not(.cards) thead th{min-width:5.6rem}
+.runs:not(.cards){font-size:.86rem}
+.runs:not(.cards) th,.runs:not(.cards) td{padding:.42rem .45rem}
+.runs:not(.cards) th:first-child{min-width:8rem;padding-left:0}
 tbody th small{display:block;font-weight:400;color:var(--muted);font-size:.8rem}
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.45em}
 td.best{font-weight:700}
@@ -43,12 +45,13 @@ td.none{color:var(--muted)}
 .pair{white-space:nowrap}
 .grid{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:2.6rem 2.4rem;margin-bottom:2.6rem}
 figure{margin:0;min-width:0}
-.grid:has(#mask-density) #client-spread{grid-row:span 2}
 figure svg{display:block;width:100%;height:auto;overflow:visible;margin:.7rem 0 .6rem}
 figure svg text{font-family:inherit!important}
 details{border-top:1px solid var(--line);padding:.9rem 0}
 summary{cursor:pointer;font-weight:600}
-.scroll{overflow-x:auto;margin-top:.8rem}
+.scroll{overflow-x:auto;margin-top:.8rem;
+ background:linear-gradient(to left,var(--page) 40%,transparent) right/48px 100% no-repeat local,
+ linear-gradient(to left,#8886,transparent) right/16px 100% no-repeat scroll}
 .keys{font-size:.84rem}
 .keys th,.keys td{text-align:left;font-weight:400;padding:.28rem .9rem .28rem 0;overflow-wrap:anywhere}
 .keys td{min-width:7rem;max-width:26rem}
@@ -69,7 +72,7 @@ footer{border-top:1px solid var(--line);padding-top:1rem}
  .cards td{font-size:.9rem;display:flex;justify-content:space-between;gap:1rem}
  .cards td::before{content:attr(data-label);color:var(--muted);font-weight:400}
  .cards td.none{display:none}
- .runs:not(.cards) th:first-child{min-width:7.5rem;max-width:9.5rem}
+ .runs:not(.cards) th:first-child{min-width:6.6rem;max-width:9rem}
 }
 @media print{main{max-width:none;padding:0}figure,tr{break-inside:avoid}}
 """

@@ -14,11 +14,11 @@ from fedjax_masks.errors import UserError
 
 _SHARE = 0.95
 _TITLES = {
-    "bytes": "bytes, all clients",
+    "bytes": "bytes in total",
     "rounds": "rounds",
-    "flops": "FLOPs, all clients",
+    "flops": "FLOPs of all clients",
     "seconds": "simulated seconds",
-    "joules": "joules, all clients",
+    "joules": "joules of all clients",
 }
 
 
@@ -60,18 +60,17 @@ def cost_of_target(run: RunRecord, key: str, target: float, cost: Cost) -> float
 def _table(series: Sequence[Series], key: str, target: float | None) -> Table:
     aim = common_target(series, key) if target is None else target
     rows = [_row(member, key, aim) for member in series if have([member], key)]
-    costs = [cost for cost in COSTS if any(row[cost.slug] is not None for row in rows)]
     shown = [
-        Column(f"{_TITLES[cost.slug]} to target", _text(cost), cost.slug, min)
-        for cost in sorted(costs, key=lambda cost: cost.slug != "rounds")
+        Column(_TITLES[cost.slug], _text(cost), cost.slug, min)
+        for cost in (ROUNDS, *(cost for cost in COSTS if cost is not ROUNDS))
+        if cost is ROUNDS or any(row[cost.slug] is not None for row in rows)
     ]
-    reached = Column("seeds that reached it", lambda row: f"{row['reached']} of {row['seeds']}", "reached")
     what = ACCURACIES[key]
     return Table(
         f"target-{what.split()[0]}",
         f"To {100 * aim:g} % {what}",
         _note(aim, what, target is None, rows),
-        [*shown, reached],
+        shown,
         rows,
     )
 
@@ -94,12 +93,16 @@ def _text(cost: Cost) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         mean, width = row[cost.slug], row[f"{cost.slug}_ci95"]
         if mean is None:
-            return "not reached" if row["reached"] < row["seeds"] else NOT_APPLICABLE
+            return _short_of_it(row) if row["reached"] < row["seeds"] else NOT_APPLICABLE
         if not cost.unit:
             return f"{mean:.0f}" if not width else f"{mean:.0f} ± {width:.0f}"
         return si(mean, cost.unit)
 
     return text
+
+
+def _short_of_it(row: Row) -> str:
+    return f"{row['reached']} of {row['seeds']} seeds" if row["reached"] else "not reached"
 
 
 def _note(target: float, what: str, chosen: bool, rows: Sequence[Row]) -> str:

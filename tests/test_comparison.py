@@ -1,0 +1,284 @@
+"""Comparing series over seeds: means, the Pareto front, costs of a target, tests, tables, partitions."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+from handwritten import COHORT, make_run, read
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedjax_masks import cli
+from fedjax_masks.analysis import compare, group, load_runs, write_report
+from fedjax_masks.analysis.curves import BYTES, GLOBAL, PERSONAL, ROUNDS, front_of, mean_curve, pareto_front
+from fedjax_masks.analysis.export import escape, write_tables
+from fedjax_masks.analysis.partition import divisions_of, partition_figure
+from fedjax_masks.analysis.seeds import series_table
+from fedjax_masks.analysis.significance import holm, paired, significance_tables
+from fedjax_masks.analysis.targets import cost_of_target, target_tables
+from fedjax_masks.data import label_histogram, load_task
+from fedjax_masks.errors import UserError
+
+PERSONALS = {"fedavg": (0.70, 0.74, 0.69), "fedmask": (0.81, 0.86, 0.80), "local": (0.75, 0.70, 0.72)}
+TRAFFIC = {"fedavg": 1_000_000, "fedmask": 30_000, "local": 0}
+SHARES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A directory of three algorithms by three seeds, as deep as a sweep makes them."""
+    root = tmp_path_factory.mktemp("sweep")
+    for name, personals in PERSONALS.items():
+        for seed, personal in enumerate(personals):
+            make_run(
+                root / name / f"seed-{seed}",
+                algorithm=name,
+                personal=personal,
+                global_=None if name == "local" else personal - 0.05,
+                up=TRAFFIC[name],
+                down=TRAFFIC[name],
+                seed=seed,
+                spent={"client_flops_total": 3e9, "sim_seconds": 2.5} if name != "local" else {},
+            )
+    return root
+
+
+@pytest.fixture(scope="module")
+def series(sweep):
+    return group(load_runs([sweep]))
+
+
+def test_runs_are_found_at_any_depth_each_once_and_by_names_that_differ(tmp_path):
+    for place in ("a/seed-0", "a/seed-1", "b/deep/seed-0", "c/deep/seed-0"):
+        make_run(tmp_path / place, rounds=5)
+    make_run(tmp_path / "a/seed-0/checkpoints/inner", rounds=5)  # part of a run, whatever it looks like
+    runs = load_runs([tmp_path / "c", tmp_path, tmp_path / "a" / "seed-1"])
+    assert [run.name for run in runs] == ["c/deep/seed-0", "a/seed-0", "seed-1", "b/deep/seed-0"]
+
+
+@pytest.mark.parametrize("paths", [[], ["empty"], ["nowhere"]])
+def test_where_there_is_no_run_nothing_is_read(tmp_path, paths):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"none given|no config\.json|no such directory"):
+        load_runs([tmp_path / path for path in paths])
+
+
+def test_curves_are_means_with_students_interval_over_the_rounds_that_all_seeds_have(tmp_path):
+    paths = [make_run(tmp_path / str(seed), personal=0.5 + 0.1 * seed, seed=seed) for seed in range(3)]
+    lines = (paths[0] / "metrics.jsonl").read_text().splitlines()
+    (paths[0] / "metrics.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    (member,) = group(load_runs(paths))
+    curve = mean_curve(member, PERSONAL, BYTES)
+    assert curve.rounds.tolist() == [10, 15, 20]
+    assert curve.cost == pytest.approx(1_500_000 * COHORT * curve.rounds)
+    assert curve.accuracy == pytest.approx(0.6 * curve.rounds / 20)
+    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem([0.5, 0.6, 0.7]))
+    assert 2 * curve.half_width[-1] == pytest.approx(high - low)
+    alone = group(load_runs(paths[1:2]))[0]
+    assert np.isnan(mean_curve(alone, PERSONAL, ROUNDS).half_width).all()
+
+
+@given(SHARES)
+def test_the_front_is_what_nothing_beats(points):
+    costs, accuracies = zip(*points)
+    front = pareto_front(costs, accuracies)
+
+    def beaten(point):
+        return any(
+            cost <= point[0] and accuracy >= point[1] and (cost, accuracy) != point
+            for cost, accuracy in points
+        )
+
+    assert {points[index] for index in front} == {point for point in points if not beaten(point)}
+    assert [costs[index] for index in front] == sorted({costs[index] for index in front})
+
+
+def test_the_front_is_marked_in_the_first_figure_and_named_in_the_table(series, sweep, tmp_path):
+    assert front_of(series, PERSONAL).labels == ("local", "fedmask")
+    assert front_of(series, GLOBAL).labels == ("fedmask",)
+    rows = {row["label"]: row["front"] for row in series_table(series).rows}
+    assert rows == {"fedavg": None, "fedmask": "personal + global", "local": "personal"}
+    _, page = read(write_report([sweep], tmp_path / "cmp.html"))
+    figures = [name for name in page.ids if re.fullmatch(r"accuracy-\w+", name)]
+    assert figures == ["accuracy-bytes", "accuracy-rounds", "accuracy-flops", "accuracy-seconds"]
+    assert "personal accuracy and all bytes: local, fedmask." in " ".join(page.words)
+
+
+def test_the_summary_has_a_row_per_series_with_means_and_intervals(series):
+    rows = {row["label"]: row for row in series_table(series).rows}
+    for name, personals in PERSONALS.items():
+        assert rows[name]["personal_accuracy"] == pytest.approx(np.mean(personals))
+        half = stats.t.ppf(0.975, 2) * stats.sem(personals)
+        assert rows[name]["personal_accuracy_ci95"] == pytest.approx(half)
+        assert rows[name]["seeds"] == 3
+    assert rows["local"]["global_accuracy"] is None
+    assert rows["fedavg"]["client_gflops"] == pytest.approx(3 / COHORT)
+
+
+def test_a_targets_cost_is_that_of_the_first_evaluation_that_reached_it(series):
+    fedmask = next(member for member in series if member.label == "fedmask")
+    run = fedmask.runs[0]  # 0.81 at round 20, in equal steps
+    assert cost_of_target(run, PERSONAL, 0.5, ROUNDS) == 15
+    assert cost_of_target(run, PERSONAL, 0.5, BYTES) == 15 * COHORT * 60_000
+    assert cost_of_target(run, PERSONAL, 0.9, ROUNDS) is None
+    table = target_tables(series, 0.72)[0]
+    text = {row["label"]: [column.text(row) for column in table.columns] for row in table.rows}
+    assert text["fedavg"][0] == "1 of 3 seeds"
+    assert text["fedmask"][:2] == ["20", "4.80 MB"]
+    assert text["local"][0] == "2 of 3 seeds"
+
+
+def test_the_default_target_is_within_reach_of_half_of_the_series(series):
+    personal, global_ = target_tables(series)
+    assert {row["target"] for row in personal.rows} == {0.68}  # 95 % of local's 0.723
+    assert {row["target"] for row in global_.rows} == {0.73}  # of two series the better
+    assert "95 %" in personal.note
+    assert "95 %" not in target_tables(series, 0.5)[0].note
+
+
+def test_the_paired_test_is_scipys(series):
+    (personal, global_) = significance_tables(series)
+    rows = {row["label"]: row for row in personal.rows}
+    assert list(rows) == ["fedmask", "local"]
+    for name, row in rows.items():
+        expected = stats.ttest_rel(PERSONALS[name], PERSONALS["fedavg"])
+        assert row["p"] == pytest.approx(expected.pvalue)
+        low, high = expected.confidence_interval()
+        assert (row["difference"], 2 * row["half_width"]) == pytest.approx(((low + high) / 2, high - low))
+    assert (rows["fedmask"]["verdict"], rows["local"]["verdict"]) == ("better", "no difference shown")
+    assert "2 comparisons" in personal.note
+    assert [row["label"] for row in global_.rows] == ["fedmask"]
+
+
+def test_only_seeds_in_common_are_compared(tmp_path):
+    seeds = {"fedavg": (0, 1, 2), "adp": (2, 1, 7)}
+    for name, own in seeds.items():
+        for seed in own:
+            make_run(tmp_path / name / str(seed), algorithm=name, personal=0.5 + 0.01 * seed, seed=seed)
+    table = significance_tables(group(load_runs([tmp_path])))[0]
+    assert [(row["seeds"], row["difference"], row["p"]) for row in table.rows] == [(2, 0.0, 1.0)]
+    assert significance_tables(group(load_runs([tmp_path / "adp"]))) == []
+
+
+def test_the_baseline_is_the_users_choice(series):
+    assert "local in personal" in significance_tables(series, "local")[0].title
+    best = significance_tables(series, "best")[0]
+    assert "Difference from fedmask" in best.title
+    assert "flatters" in best.note
+    with pytest.raises(UserError, match=r"baseline='fedmsk'.*did you mean 'fedmask'"):
+        significance_tables(series, "fedmsk")
+
+
+def test_a_difference_without_spread_is_certain_and_no_difference_is_none():
+    assert paired([0.75, 0.5], [0.5, 0.25]).p == 0
+    assert paired([0.5, 0.5], [0.5, 0.5])[1:] == (0.0, 0.0, 1.0)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_corrected_values_are_no_smaller_keep_the_order_and_stay_probabilities(values):
+    corrected = holm(values)
+    assert all(p <= q <= 1 for p, q in zip(values, corrected))
+    assert corrected[int(np.argmin(values))] == pytest.approx(min(1, len(values) * min(values)))
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= 0).all()
+
+
+def test_tables_are_written_as_numbers_and_as_latex(series, tmp_path):
+    tables = compare(series, target=0.6)
+    paths = write_tables(tables, series, tmp_path / "new" / "tables")
+    assert {path.name for path in paths} == {path.name for path in (tmp_path / "new" / "tables").iterdir()}
+    folder = paths[0].parent
+    rows = list(csv.DictReader((folder / "summary.csv").read_text("utf-8").splitlines()))
+    assert float(rows[1]["personal_accuracy"]) == pytest.approx(np.mean(PERSONALS["fedmask"]))
+    assert rows[2]["global_accuracy"] == ""
+    points = list(csv.DictReader((folder / "curves.csv").read_text("utf-8").splitlines()))
+    assert len(points) == 5 * 4  # three series with personal accuracy, two with global, four evaluations
+    last = next(p for p in points if (p["label"], p["accuracy"], p["rounds"]) == ("fedavg", "global", "20.0"))
+    assert float(last["bytes"]) == 20 * COHORT * 2_000_000
+    assert float(last["flops"]) == pytest.approx(60e9)
+    for table in tables:
+        text = (folder / f"{table.slug}.tex").read_text("utf-8")
+        body = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert len(body) == 1 + len(table.rows)
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(table.columns)}
+        assert not re.search(r"(?<!\\)[%#_]", "\n".join(body))
+        assert "".join(body).isascii()
+    assert r"\textbf{82.3 $\pm$ 8.0 \%}" in (folder / "summary.tex").read_text("utf-8")
+
+
+def test_latex_prints_what_users_write():
+    assert escape("a_b&50%{^~\\}") == (r"a\_b\&50\%\{\textasciicircum{}\textasciitilde{}\textbackslash{}\}")
+
+
+def test_the_picture_shows_the_runs_own_division(sweep):
+    divisions, missing = divisions_of(load_runs([sweep]))
+    assert missing == []
+    (division,) = divisions
+    counts = label_histogram(load_task("digits", clients=10, partition="shards:2"))
+    np.testing.assert_array_equal(division.counts, counts)
+    drawn = partition_figure(divisions)
+    (cells,) = drawn.figure.axes[0].collections
+    assert len(cells.get_paths()) == (counts > 0).sum()
+    darkest = cells.get_facecolor()[:, 3].argmax()
+    column, row = cells.get_paths()[darkest].vertices[0].astype(int)
+    assert counts[column, row] == counts.max()
+    assert f"darkest: {counts.max()}." in drawn.caption
+
+
+def test_data_that_are_not_here_are_not_fetched_but_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    paths = [make_run(tmp_path / "a"), make_run(tmp_path / "b", data="mnist")]
+    text, page = read(write_report(paths, tmp_path / "cmp.html"))
+    assert "partition" in page.ids
+    assert "The division of the data is not shown, for want of them: mnist, shards:2" in " ".join(page.words)
+    assert text.count("<title>") == 1
+
+
+def test_many_series_have_whiskers_and_a_panel_each(tmp_path):
+    names = ("fedavg", "fedprox", "scaffold", "fednova", "adp", "mpfl", "fedskel", "ecofed")
+    for place, name in enumerate(names):
+        for seed in range(2):
+            personal = 0.5 + 0.02 * place + 0.03 * seed
+            make_run(tmp_path / name / str(seed), algorithm=name, personal=personal, global_=None, seed=seed)
+    report = write_report([tmp_path], tmp_path / "out" / "cmp.html")
+    text, page = read(report)
+    assert "seed-bands" in page.ids
+    assert "whiskers at their ends" in text
+    assert (report.parent / "cmp_figures" / "seed-bands.png").exists()
+    looks = {(member.color, member.marker, str(member.dash)) for member in group(load_runs([tmp_path]))}
+    assert len(looks) == len(names)
+
+
+def test_from_the_command_line(sweep, tmp_path, capsys):
+    page, tables = tmp_path / "cmp.html", tmp_path / "tables"
+    assert cli.main(["report", str(sweep), "--out", str(page), "--target", "0.6", "--baseline", "local"]) == 0
+    assert "82.3 ± 8.0 %" in capsys.readouterr().out
+    words = " ".join(read(page)[1].words)
+    assert "To 60 % personal accuracy" in words
+    assert "Difference from local in personal accuracy" in words
+    assert not tables.exists()
+    assert cli.main(["compare", str(sweep), "--tables", str(tables)]) == 0
+    out = capsys.readouterr().out
+    assert "To 68 % personal accuracy" in out
+    assert "Difference from fedavg in personal accuracy" in out
+    assert [path.suffix for path in tables.iterdir()].count(".tex") == 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--target", "80"], "target=80"),
+        (["--target", "nan"], "target=nan"),
+        (["--baseline", "nobody"], "baseline='nobody'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_and_leaves_nothing(sweep, tmp_path, capsys, argv, message):
+    out = tmp_path / "out" / "cmp.html"
+    assert cli.main(["report", str(sweep), "--out", str(out), *argv]) == 2
+    _, error = capsys.readouterr()
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.parent.exists()
