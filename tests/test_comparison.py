@@ -198,6 +198,8 @@ def test_tables_are_written_as_numbers_and_as_latex(series, tmp_path):
     last = next(p for p in points if (p["label"], p["accuracy"], p["rounds"]) == ("fedavg", "global", "20.0"))
     assert float(last["bytes"]) == 20 * COHORT * 2_000_000
     assert float(last["flops"]) == pytest.approx(60e9)
+    clients = list(csv.DictReader((folder / "clients.csv").read_text("utf-8").splitlines()))
+    assert len(clients) == 9 * 10
     for table in tables:
         text = (folder / f"{table.slug}.tex").read_text("utf-8")
         body = [line for line in text.splitlines() if line.endswith(r"\\")]

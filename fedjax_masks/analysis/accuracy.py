@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
 _BANDS_UP_TO = 4
 _CAPTIONS = {
-    "bytes": (
-        "All that was sent, up and down, by all clients so far; further left is cheaper. A run that sends "
-        "nothing is a level line."
-    ),
+    "bytes": ("All that was sent, up and down, by all clients so far; further left is cheaper."),
     "rounds": (
         "Personal: mean over clients of each client's own model on its own test data. Global: the global "
         "model on the global test set. Each where it exists."
@@ -54,8 +51,8 @@ def plot_run(*runs: Any) -> "Figure":
 
     Returns:
       A figure of two panels; the personal accuracy is drawn solid, the global accuracy dotted.
-      The band is the 95 % confidence interval over seeds; of a single run, the range from the 10th
-      to the 90th percentile of its clients. A notebook shows it.
+      Bands are the 95 % confidence interval over seeds; of single runs, if they are few, the range from
+      the 10th to the 90th percentile of the clients. A notebook shows it.
     """
     with drawing():
         series = group([_as_record(run) for run in runs])
@@ -64,8 +61,7 @@ def plot_run(*runs: Any) -> "Figure":
         for ax, cost in zip(axes, (ROUNDS, BYTES)):
             _draw(ax, series, PERSONAL, cost)
             _draw(ax, series, GLOBAL, cost, linestyle=":", marker="")
-            if len(runs) == 1:
-                _draw_clients(ax, series[0], cost)
+            _draw_clients(ax, series, cost)
             _finish(ax, cost)
         axes[0].set_ylabel("accuracy (%)")
         keys = keys_of(series) if len(series) > 1 else []
@@ -124,11 +120,15 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
     axes = figure.subplots(len(keys), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     caption = _CAPTIONS[cost.slug]
     bands = len(series) <= _BANDS_UP_TO
+    if cost.unit and any(_spends_nothing(mean_curve(m, key, cost)) for m in series for key in keys):
+        caption += " A level line: the last accuracy of one that spent nothing."
     if any(len(member.runs) > 1 for member in series):
         what = "bands: its" if bands else "whiskers at their ends:"
         caption += f" Lines: means over seeds; {what} 95 % confidence interval."
     for ax, key in zip(axes, keys):
         _draw(ax, series, key, cost, bands=bands)
+        if key == PERSONAL and _draw_clients(ax, series, cost):
+            caption += " Bands: 10th to 90th percentile of the clients."
         if cost is BYTES and len(series) > 1:
             caption += _draw_front(ax, series, key)
         ax.set_ylabel(f"{ACCURACIES[key]} (%)")
@@ -147,7 +147,9 @@ def _draw(
     for place, member in enumerate(series):
         look = {"color": member.color, "linestyle": member.dash, "marker": member.marker} | style
         curve = mean_curve(member, key, cost)
-        if cost.unit and not (curve.cost > 0).any():
+        if not curve.cost.size:
+            continue
+        if cost.unit and _spends_nothing(curve):
             _level(ax, curve, look)
             continue
         seen = curve.cost > 0 if cost.unit else np.ones(curve.cost.shape, bool)
@@ -155,19 +157,23 @@ def _draw(
         ax.plot(x, 100 * mean, markevery=(0.0, 0.15) if seen.sum() > 8 else None, **look)
         if bands:
             _band(ax, x, mean - half, mean + half, member.color)
-        elif x.size:
-            # At the same round the whiskers of several series stand side by side.
-            aside = 0.0 if cost.unit else 3.0 * (place - (len(series) - 1) / 2)
+        else:
+            # The whiskers of several series at one place stand side by side.
+            aside = (1.6 if cost.unit else 3.0) * (place - (len(series) - 1) / 2)
             _whisker(ax, x[-1], mean[-1], half[-1], member.color, aside)
 
 
-def _draw_clients(ax: "Axes", member: Series, cost: Cost) -> None:
-    """The range of a single run's clients."""
-    run = member.runs[0]
-    x = cost.values(run)
-    low, high = (column(run, f"personal_accuracy_{end}") for end in ("p10", "p90"))
-    seen = np.isfinite(x) & ((x > 0) | (not cost.unit))
-    _band(ax, x[seen], low[seen], high[seen], member.color)
+def _draw_clients(ax: "Axes", series: Sequence[Series], cost: Cost) -> bool:
+    """Where there are a few runs of one seed each, the range of each one's clients; whether there are."""
+    if len(series) > _BANDS_UP_TO or any(len(member.runs) > 1 for member in series):
+        return False
+    for member in series:
+        run = member.runs[0]
+        x = cost.values(run)
+        low, high = (column(run, f"personal_accuracy_{end}") for end in ("p10", "p90"))
+        seen = np.isfinite(x) & ((x > 0) | (not cost.unit))
+        _band(ax, x[seen], low[seen], high[seen], member.color)
+    return True
 
 
 def _band(ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
@@ -188,8 +194,11 @@ def _whisker(ax: "Axes", x: float, mean: float, half: float, color: str, aside: 
 
 def _level(ax: "Axes", curve: Curve, look: dict[str, Any]) -> None:
     """The last accuracy of a run that spent nothing: it has no place on a log axis."""
-    if curve.accuracy.size:
-        ax.axhline(100 * curve.accuracy[-1], color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
+    ax.axhline(100 * curve.accuracy[-1], color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
+
+
+def _spends_nothing(curve: Curve) -> bool:
+    return curve.cost.size > 0 and not (curve.cost > 0).any()
 
 
 def _draw_front(ax: "Axes", series: Sequence[Series], key: str) -> str:

@@ -92,7 +92,8 @@ def log_axis(ax: "Axes", unit: str) -> None:
 
     ax.set_xscale("log")
     low, high = ax.get_xlim()
-    subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
+    ratio = high / low
+    subs = (1.0, 2.0, 5.0) if ratio < 30 else (1.0, 3.0) if ratio < 300 else (1.0,)
     ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
     ax.xaxis.set_major_formatter((lambda value, _: f"{value:,.6g} s") if unit == "s" else EngFormatter(unit))
     ax.minorticks_off()

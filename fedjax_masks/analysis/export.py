@@ -26,14 +26,14 @@ _LATEX = {
 
 
 def write_tables(tables: Sequence[Table], series: Sequence[Series], folder: str | Path) -> list[Path]:
-    """Writes each table as ``SLUG.csv`` and ``SLUG.tex``, and all curves as ``curves.csv``.
+    """Writes each table as ``SLUG.csv`` and ``SLUG.tex``, all curves and every client's last accuracy.
 
     CSV files hold plain numbers in base units; LaTeX files hold what the page shows, as ``tabular`` with
     the rules of the package booktabs.
 
     Args:
       tables: The tables.
-      series: Whose curves to write.
+      series: Whose ``curves.csv`` and ``clients.csv`` to write.
       folder: Where to; made if need be.
 
     Returns:
@@ -48,7 +48,7 @@ def write_tables(tables: Sequence[Table], series: Sequence[Series], folder: str 
     folder.mkdir(parents=True, exist_ok=True)
     texts = {f"{table.slug}.csv": as_csv(table.rows) for table in tables}
     texts |= {f"{table.slug}.tex": as_latex(table) for table in tables}
-    texts["curves.csv"] = as_csv(_points(series))
+    texts |= {"curves.csv": as_csv(_points(series)), "clients.csv": as_csv(_clients(series))}
     for name, text in texts.items():
         partial = folder / f".{name}.partial"
         partial.write_text(text, "utf-8", newline="")
@@ -107,3 +107,13 @@ def _points(series: Sequence[Series]) -> list[dict[str, Any]]:
                 row |= {slug: float(along[done]) for slug, along in spent.items() if done in along}
                 rows.append(row | {"mean": float(mean), "ci95": float(half) if half == half else None})
     return rows
+
+
+def _clients(series: Sequence[Series]) -> list[dict[str, Any]]:
+    """Every client's personal accuracy at the end of every run."""
+    return [
+        {"label": member.label, "run": run.name, "client": client, "personal_accuracy": accuracy}
+        for member in series
+        for run in member.runs
+        for client, accuracy in enumerate(run.summary.get("client_accuracy") or ())
+    ]

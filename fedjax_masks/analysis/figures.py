@@ -45,7 +45,7 @@ def client_spread(series: Sequence[Series]) -> Drawn | None:
 
 def mask_density(series: Sequence[Series]) -> Drawn | None:
     """Mask density of each layer, at the first and the last evaluation."""
-    found = [(member, densities) for member in series if (densities := layer_densities(member.runs[0]))]
+    found = [(member, densities) for member in series if (densities := _densities(member))]
     if not found:
         return None
     layers = list(dict.fromkeys(layer for _, densities in found for layer in densities))
@@ -53,9 +53,8 @@ def mask_density(series: Sequence[Series]) -> Drawn | None:
     ax = figure.subplots()
     for place, (member, densities) in enumerate(found):
         offset = (place - (len(found) - 1) / 2) * 0.7 / len(found)
-        for layer, values in densities.items():
-            values = values[np.isfinite(values)]
-            ends, height = (100 * values[0], 100 * values[-1]), layers.index(layer) + offset
+        for layer, ends in densities.items():
+            height = layers.index(layer) + offset
             ax.plot(ends, (height, height), color=member.color, linewidth=1.4)
             ax.plot(*ends[:1], height, member.marker, color=member.color, markerfacecolor="none")
             ax.plot(*ends[1:], height, member.marker, color=member.color)
@@ -64,7 +63,7 @@ def mask_density(series: Sequence[Series]) -> Drawn | None:
     ax.grid(False, axis="y")
     legend(figure, keys_of([member for member, _ in found]))
     caption = (
-        "Share of each layer's weights that the masks keep, mean over clients: hollow at the first "
+        "Share of each layer's weights that the masks keep, mean over clients and seeds: hollow at the first "
         "evaluation, filled at the last."
     )
     return Drawn("mask-density", "Mask density by layer", caption, figure)
@@ -100,6 +99,16 @@ def traffic(series: Sequence[Series]) -> Drawn | None:
         "bytes). What devices hold from the start is not in it."
     )
     return Drawn("traffic", "Communication per round", caption, figure)
+
+
+def _densities(member: Series) -> dict[str, tuple[float, float]]:
+    """Weights that each layer keeps at its first and last evaluation, in percent: means over seeds."""
+    ends: dict[str, list[np.ndarray]] = {}
+    for run in member.runs:
+        for layer, values in layer_densities(run).items():
+            ends.setdefault(layer, []).append(100 * values[np.isfinite(values)][[0, -1]])
+    means = {layer: np.mean(pairs, 0) for layer, pairs in ends.items()}
+    return {layer: (float(first), float(last)) for layer, (first, last) in means.items()}
 
 
 def _spread(member: Series) -> np.ndarray:

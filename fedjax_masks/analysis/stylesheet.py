@@ -33,11 +33,11 @@ th,td{padding:.5rem .6rem;text-align:right;border-bottom:1px solid var(--line);v
 thead th{color:var(--muted);font-weight:500;font-size:.8rem;line-height:1.3;vertical-align:bottom}
 thead th{border-bottom-color:var(--muted)}
 th:first-child,td:first-child{text-align:left;padding-left:0}
-tbody th{font-weight:600;min-width:12rem;overflow-wrap:anywhere}
+tbody th{font-weight:600;overflow-wrap:anywhere}
 .runs:not(.cards) th:first-child{position:sticky;left:0;background:var(--page);z-index:1}
-.runs:not(.cards){font-size:.86rem}
-.runs:not(.cards) th,.runs:not(.cards) td{padding:.42rem .45rem}
-.runs:not(.cards) th:first-child{min-width:8rem;padding-left:0}
+.runs{font-size:.86rem}
+.runs th,.runs td{padding:.42rem .45rem}
+.runs th:first-child{min-width:7rem;padding-left:0}
 tbody th small{display:block;font-weight:400;color:var(--muted);font-size:.8rem}
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.45em}
 td.best{font-weight:700}
