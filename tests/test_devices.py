@@ -264,6 +264,25 @@ def test_records_add_up_seconds_and_joules(algorithm):
     assert plain.records[0]["sim_seconds"] is None
 
 
+def test_clients_that_are_gone_have_computed_nothing(algorithm):
+    gone, runs = [], {}
+    for name, population in (("all", None), ("some", Population(fleet(), available=0.5, dropout=0.3))):
+        runs[name] = fm.simulate(
+            algorithm,
+            cases.task(),
+            rounds=1,
+            cohort=9,
+            population=population,
+            on_chunk=[lambda chunk: gone.append(chunk.metrics.train)],
+        )
+    everyone, some = gone
+    present = (some["away"] + some["lost"]) == 0
+    assert 0 < present.sum() < 9
+    total = {name: run.records[-1]["client_flops_total"] for name, run in runs.items()}
+    assert total["all"] == pytest.approx(everyone["flops"].sum())
+    assert total["some"] == pytest.approx(everyone["flops"][present].sum())
+
+
 def test_servers_that_train_take_time():
     task = cases.task()
     algorithm = fm.ecofed(fm.models.mlp(task, hidden=(8,)), SGD, batch_size=4)

@@ -125,9 +125,10 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
     if any(len(member.runs) > 1 for member in series):
         what = "bands: its" if bands else "whiskers at their ends:"
         caption += f" Lines: means over seeds; {what} 95 % confidence interval."
+    clients = False
     for ax, key in zip(axes, keys):
         _draw(ax, series, key, cost, bands=bands)
-        if key == PERSONAL and _draw_clients(ax, series, cost):
+        if key == PERSONAL and (clients := _draw_clients(ax, series, cost)):
             caption += " Bands: 10th to 90th percentile of the clients."
         if cost is BYTES and len(series) > 1:
             caption += _draw_front(ax, series, key)
@@ -135,7 +136,8 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
     _finish(axes[-1], cost)
     for ax in axes[:-1]:
         ax.tick_params(labelbottom=False)
-    _bound(axes[0], series, keys)
+    if not clients:
+        _bound(axes[0], series, keys)
     legend(figure, keys_of(series))
     return Drawn(f"accuracy-{cost.slug}", f"Accuracy against {cost.title}", caption, figure)
 
@@ -158,8 +160,8 @@ def _draw(
         if bands:
             _band(ax, x, mean - half, mean + half, member.color)
         else:
-            # The whiskers of several series at one place stand side by side.
-            aside = (1.6 if cost.unit else 3.0) * (place - (len(series) - 1) / 2)
+            # At the same round the whiskers of several series stand side by side.
+            aside = 0.0 if cost.unit else 3.0 * (place - (len(series) - 1) / 2)
             _whisker(ax, x[-1], mean[-1], half[-1], member.color, aside)
 
 
@@ -232,5 +234,5 @@ def _finish(ax: "Axes", cost: Cost) -> None:
     if cost.unit:
         log_axis(ax, cost.unit)
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     ax.set_xlabel(cost.label)

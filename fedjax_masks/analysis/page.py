@@ -21,6 +21,7 @@ _FACTS = (
     ("{} clients", "data.clients"),
     ("{} per round", "cohort"),
     ("{} rounds", "rounds"),
+    ("seed {}", "seed"),
 )
 
 _CARDS_UP_TO = 5
