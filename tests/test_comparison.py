@@ -238,6 +238,32 @@ def test_data_that_are_not_here_are_not_fetched_but_said(tmp_path, monkeypatch):
     assert text.count("<title>") == 1
 
 
+def test_what_is_on_different_data_is_compared_apart(tmp_path):
+    for data, gain in (("digits", 0.0), ("mnist", 0.2)):
+        for name, personal in (("fedavg", 0.5), ("adp", 0.6)):
+            for seed in range(2):
+                make_run(
+                    tmp_path / data / name / str(seed),
+                    algorithm=name,
+                    personal=personal + gain + 0.01 * seed,
+                    global_=None,
+                    up=2_000_000 if name == "adp" else 1_000,
+                    data=data,
+                    seed=seed,
+                )
+    series = group(load_runs([tmp_path]))
+    tests = significance_tables(series)
+    assert [table.slug for table in tests] == [
+        "significance-personal-digits-shards-2",
+        "significance-personal-mnist-shards-2",
+    ]
+    assert [[row["seeds"] for row in table.rows] for table in tests] == [[2], [2]]
+    assert [row["difference"] for table in tests for row in table.rows] == pytest.approx([0.1, 0.1])
+    assert [{row["target"] for row in table.rows} for table in target_tables(series)] == [{0.57}, {0.76}]
+    # On digits nothing is beaten by what ran on the easier data.
+    assert {row["front"] for row in series_table(series).rows} == {"yes"}
+
+
 def test_many_series_have_whiskers_and_a_panel_each(tmp_path):
     names = ("fedavg", "fedprox", "scaffold", "fednova", "adp", "mpfl", "fedskel", "ecofed")
     for place, name in enumerate(names):

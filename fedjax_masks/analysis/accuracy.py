@@ -20,7 +20,7 @@ from fedjax_masks.analysis.curves import (
     mean_curve,
 )
 from fedjax_masks.analysis.records import RunRecord, column
-from fedjax_masks.analysis.style import FRONT, INK, Series, drawing, group
+from fedjax_masks.analysis.style import FRONT, INK, Series, by_data, drawing, group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,8 +130,8 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
         _draw(ax, series, key, cost, bands=bands)
         if key == PERSONAL and (clients := _draw_clients(ax, series, cost)):
             caption += " Bands: 10th to 90th percentile of the clients."
-        if cost is BYTES and len(series) > 1:
-            caption += _draw_front(ax, series, key)
+        if cost is BYTES:
+            caption += "".join(_draw_front(ax, members, key, name) for name, members in by_data(series))
         ax.set_ylabel(f"{ACCURACIES[key]} (%)")
     _finish(axes[-1], cost)
     for ax in axes[:-1]:
@@ -203,16 +203,16 @@ def _spends_nothing(curve: Curve) -> bool:
     return curve.cost.size > 0 and not (curve.cost > 0).any()
 
 
-def _draw_front(ax: "Axes", series: Sequence[Series], key: str) -> str:
+def _draw_front(ax: "Axes", series: Sequence[Series], key: str, name: str) -> str:
     """Marks the Pareto front: rings, joined by broad steps; returns what the caption says of it."""
     front = front_of(series, key)
     paid = front.cost > 0
-    if not paid.any():
+    if len(series) == 1 or not paid.any():
         return ""
     x, y = front.cost[paid], 100 * front.accuracy[paid]
     ax.step(x, y, where="post", color=FRONT, linewidth=5, zorder=0.9)
     ax.plot(x, y, "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.1)
-    what = ACCURACIES[key]
+    what = ACCURACIES[key] + (f" on {name}" if name else "")
     return f" Rings: the Pareto front of {what} and all bytes: {', '.join(front.labels)}."
 
 

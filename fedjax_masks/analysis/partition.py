@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_masks.analysis.canvas import WIDTH, Drawn, new_figure
-from fedjax_masks.analysis.records import RunRecord
+from fedjax_masks.analysis.records import RunRecord, data_settings, data_title
 from fedjax_masks.analysis.style import PALETTE
 
 _CLIENTS, _PANELS = 60, 4
@@ -35,22 +35,15 @@ def divisions_of(runs: Sequence[RunRecord]) -> tuple[list[Division], list[str]]:
       The different divisions, and why others could not be had, one line each.
     """
     found, missing = [], []
-    for settings in _different([run.config.get("data") for run in runs]):
-        title = f"{settings.get('name')}, {settings.get('partition', 'iid')}"
+    different = {json.dumps(data_settings(run), sort_keys=True): run for run in reversed(runs)}
+    for run in reversed(different.values()):
+        if not data_settings(run):
+            continue
         try:
-            found.append(Division(title, _histogram(settings)))
+            found.append(Division(data_title(run), _histogram(run.config["data"])))
         except (ValueError, TypeError, OSError) as error:
-            missing.append(f"{title}: {' '.join(str(error).split())}")
+            missing.append(f"{data_title(run)}: {' '.join(str(error).split())}")
     return found, missing
-
-
-def _different(settings: Sequence[Any]) -> list[dict[str, Any]]:
-    kept: dict[str, dict[str, Any]] = {}
-    for entry in settings:
-        if isinstance(entry, dict):
-            what = {key: value for key, value in entry.items() if key not in ("seed", "dir", "cache_dir")}
-            kept.setdefault(json.dumps(what, sort_keys=True), entry)
-    return list(kept.values())
 
 
 def _histogram(settings: dict[str, Any]) -> np.ndarray:

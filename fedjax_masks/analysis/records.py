@@ -180,6 +180,18 @@ def setting(run: RunRecord, section: str, key: str) -> Any:
     return inner.get(key) if isinstance(inner, Mapping) else None
 
 
+def data_settings(run: RunRecord) -> dict[str, Any]:
+    """Which data and how divided: what runs must share to be compared; without seeds and folders."""
+    settings = run.config.get("data")
+    apart = ("seed", "dir", "cache_dir")
+    return {k: v for k, v in settings.items() if k not in apart} if isinstance(settings, Mapping) else {}
+
+
+def data_title(run: RunRecord) -> str:
+    """The data set and its partition, in words."""
+    return f"{setting(run, 'data', 'name')}, {setting(run, 'data', 'partition') or 'iid'}"
+
+
 def algorithm_name(run: RunRecord) -> str:
     """The algorithm's name; the run's own where the configuration does not say."""
     return str(setting(run, "algorithm", "name") or run.name)

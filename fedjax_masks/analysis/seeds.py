@@ -5,7 +5,7 @@ from typing import Any
 
 from fedjax_masks.analysis.curves import ACCURACIES, BYTES, front_of, mean_curve
 from fedjax_masks.analysis.intervals import half_width
-from fedjax_masks.analysis.style import Series
+from fedjax_masks.analysis.style import Series, by_data
 from fedjax_masks.analysis.table import Row, Table, columns, comparison_table
 
 _WORDS = {key: text.partition(" ")[0] for key, text in ACCURACIES.items()}
@@ -25,7 +25,7 @@ def series_table(series: Sequence[Series]) -> Table:
     """
     runs = [run for member in series for run in member.runs]
     single = iter(comparison_table(runs))
-    fronts = _fronts(series)
+    fronts = {label: on for _, members in by_data(series) for label, on in _fronts(members).items()}
     rows = []
     for member in series:
         own = [next(single) for _ in member.runs]
@@ -59,12 +59,11 @@ def _summed_up(key: str, values: Sequence[Any]) -> Row:
 
 
 def _fronts(series: Sequence[Series]) -> dict[str, str]:
-    """Of which accuracies a series is on the front; nothing of a series alone."""
+    """Of which accuracies a series is on the front of those on the same data; nothing of one alone."""
     keys = [k for k in ACCURACIES if any(mean_curve(member, k, BYTES).cost.size for member in series)]
     on = {key: front_of(series, key).labels for key in keys if len(series) > 1}
     mine = {m.label: [_WORDS[key] for key, labels in on.items() if m.label in labels] for m in series}
-    short = {label: "yes" if len(keys) == 1 else " + ".join(words) for label, words in mine.items() if words}
-    return short if len(series) > 1 else {}
+    return {label: "yes" if len(keys) == 1 else " + ".join(words) for label, words in mine.items() if words}
 
 
 def _note(rows: Sequence[Row]) -> str:

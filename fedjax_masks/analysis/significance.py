@@ -10,8 +10,8 @@ from scipy.stats import t as student
 from fedjax_masks.analysis.curves import ACCURACIES
 from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import RunRecord, flatten, last
-from fedjax_masks.analysis.style import Series
-from fedjax_masks.analysis.table import Column, Row, Table
+from fedjax_masks.analysis.style import Series, by_data
+from fedjax_masks.analysis.table import Column, Row, Table, slug
 from fedjax_masks.errors import unknown
 
 _LEVEL = 0.05
@@ -35,7 +35,7 @@ class Comparison(NamedTuple):
 
 
 def significance_tables(series: Sequence[Series], baseline: str | None = None) -> list[Table]:
-    """One table for each kind of accuracy of which several series have several common seeds.
+    """One table for each data set and kind of accuracy of which several series have several common seeds.
 
     Args:
       series: The series.
@@ -48,7 +48,7 @@ def significance_tables(series: Sequence[Series], baseline: str | None = None) -
     known = {name for member in series for name in (member.label, member.algorithm)} | {"best"}
     if baseline is not None and baseline not in known:
         raise unknown("baseline", baseline, known)
-    tables = [_table(series, key, baseline) for key in ACCURACIES]
+    tables = [_table(members, key, baseline, name) for name, members in by_data(series) for key in ACCURACIES]
     return [table for table in tables if table is not None]
 
 
@@ -78,7 +78,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _table(series: Sequence[Series], key: str, baseline: str | None) -> Table | None:
+def _table(series: Sequence[Series], key: str, baseline: str | None, name: str) -> Table | None:
     scores = {member.label: _by_seed(member, key) for member in series}
     able = [member for member in series if len(scores[member.label]) > 1]
     reference = _reference(able, scores, baseline)
@@ -93,8 +93,8 @@ def _table(series: Sequence[Series], key: str, baseline: str | None) -> Table | 
     rows = [_row(*entry) for entry in zip(others, found, corrected)]
     what = ACCURACIES[key]
     return Table(
-        f"significance-{what.split()[0]}",
-        f"Difference from {reference.label} in {what}",
+        slug(f"significance-{what.split()[0]}", name),
+        f"Difference from {reference.label} in {what}" + (f" on {name}" if name else ""),
         _note(reference, rows, baseline),
         _COLUMNS,
         rows,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from fedjax_masks.analysis.records import RunRecord, algorithm_name, flatten
+from fedjax_masks.analysis.records import RunRecord, algorithm_name, data_settings, data_title, flatten
 
 INK, MUTED, GRID = "#1c2530", "#66717d", "#e1e5ea"
 BASELINE = "#5a6570"
@@ -101,6 +101,25 @@ def group(runs: Sequence[RunRecord]) -> list[Series]:
             )
         )
     return series
+
+
+def by_data(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
+    """The series that may be compared with one another: those on the same data, divided alike.
+
+    Returns:
+      What the data are called, and the series on them; the name is empty where all are on the same.
+    """
+    groups: dict[str, list[Series]] = {}
+    for member in series:
+        groups.setdefault(json.dumps(data_settings(member.runs[0]), sort_keys=True, default=str), []).append(
+            member
+        )
+    titles = [data_title(members[0].runs[0]) for members in groups.values()]
+    if len(titles) == 1:
+        titles = [""]
+    again = [titles[:place].count(title) for place, title in enumerate(titles)]
+    names = [f"{title} ({n + 1})" if n else title for title, n in zip(titles, again)]
+    return list(zip(names, groups.values()))
 
 
 @contextmanager

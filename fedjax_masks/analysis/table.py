@@ -1,6 +1,7 @@
 """The headline numbers of several runs, side by side."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -93,6 +94,15 @@ def is_best(column: Column, row: Row, rows: Sequence[Row]) -> bool:
     if column.best is None or len(set(present)) < 2 or len({other.get("data") for other in rows}) > 1:
         return False
     return row[column.needs] == column.best(present)
+
+
+def slug(*words: str) -> str:
+    """Words as the name of a file and of an anchor.
+
+    >>> slug("target-global", "digits, shards:2"), slug("target-global", "")
+    ('target-global-digits-shards-2', 'target-global')
+    """
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
 
 def percent(value: float | None, half_width: float | None = None) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 from fedjax_masks.analysis.curves import ACCURACIES, COSTS, ROUNDS, Cost, have, mean_curve
 from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import RunRecord, column
-from fedjax_masks.analysis.style import Series
-from fedjax_masks.analysis.table import NOT_APPLICABLE, Column, Row, Table, si
+from fedjax_masks.analysis.style import Series, by_data
+from fedjax_masks.analysis.table import NOT_APPLICABLE, Column, Row, Table, si, slug
 from fedjax_masks.errors import UserError
 
 _SHARE = 0.95
@@ -23,7 +23,7 @@ _TITLES = {
 
 
 def target_tables(series: Sequence[Series], target: float | None = None) -> list[Table]:
-    """One table for each kind of accuracy that some run has.
+    """One table for each kind of accuracy that some run has, and for each data set.
 
     Args:
       series: The series.
@@ -34,7 +34,12 @@ def target_tables(series: Sequence[Series], target: float | None = None) -> list
     """
     if target is not None and not 0 < target <= 1:
         raise UserError(f"target={target:g}: accepted is a share above 0 and at most 1, as in 0.8")
-    return [_table(series, key, target) for key in ACCURACIES if have(series, key)]
+    return [
+        _table(members, key, target, name)
+        for name, members in by_data(series)
+        for key in ACCURACIES
+        if have(members, key)
+    ]
 
 
 def common_target(series: Sequence[Series], key: str) -> float:
@@ -57,7 +62,7 @@ def cost_of_target(run: RunRecord, key: str, target: float, cost: Cost) -> float
     return float(spent[hits[0]]) if hits.size and np.isfinite(spent[hits[0]]) else None
 
 
-def _table(series: Sequence[Series], key: str, target: float | None) -> Table:
+def _table(series: Sequence[Series], key: str, target: float | None, name: str) -> Table:
     aim = common_target(series, key) if target is None else target
     rows = [_row(member, key, aim) for member in series if have([member], key)]
     shown = [
@@ -67,25 +72,27 @@ def _table(series: Sequence[Series], key: str, target: float | None) -> Table:
     ]
     what = ACCURACIES[key]
     return Table(
-        f"target-{what.split()[0]}",
-        f"To {100 * aim:g} % {what}",
+        slug(f"target-{what.split()[0]}", name),
+        f"To {100 * aim:g} % {what}" + (f" on {name}" if name else ""),
         _note(aim, what, target is None, rows),
         shown,
         rows,
     )
 
 
-def _row(member: Series, key: str, target: float) -> Row:
+def _row(member: Series, accuracy: str, target: float) -> Row:
     """Means over the seeds that got there; none where a seed did not, as it would flatter."""
     row: Row = {"label": member.label, "algorithm": member.algorithm, "target": target}
-    spent = {cost.slug: [cost_of_target(run, key, target, cost) for run in member.runs] for cost in COSTS}
+    spent = {
+        cost.slug: [cost_of_target(run, accuracy, target, cost) for run in member.runs] for cost in COSTS
+    }
     row |= {"seeds": len(member.runs), "reached": sum(value is not None for value in spent["rounds"])}
-    for slug, values in spent.items():
+    for key, values in spent.items():
         known = [value for value in values if value is not None]
         complete = len(known) == len(values)
         width = half_width(known) if complete else math.nan
-        row[slug] = sum(known) / len(known) if complete else None
-        row[f"{slug}_ci95"] = width if width == width else None
+        row[key] = sum(known) / len(known) if complete else None
+        row[f"{key}_ci95"] = width if width == width else None
     return row
 
 
