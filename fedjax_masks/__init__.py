@@ -17,13 +17,19 @@ from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
 from fedjax_masks.algorithms.fedprox import fedprox
+from fedjax_masks.algorithms.fedsgd import fedsgd
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.heterofl import heterofl
+from fedjax_masks.algorithms.lgfedavg import lgfedavg
 from fedjax_masks.algorithms.lgl import lgl
 from fedjax_masks.algorithms.masked_fedavg import masked_fedavg
 from fedjax_masks.algorithms.mpfl import mpfl, mpfl_search
+from fedjax_masks.algorithms.perfedavg import perfedavg
 from fedjax_masks.algorithms.scaffold import scaffold
+from fedjax_masks.algorithms.sign import sign
 from fedjax_masks.algorithms.splitfed import splitfed
 from fedjax_masks.algorithms.standalone import standalone
+from fedjax_masks.algorithms.topk import topk
 from fedjax_masks.data import load_task
 from fedjax_masks.runner import Run, simulate
 from fedjax_masks.simulation import Plan, make_simulation
@@ -45,7 +51,10 @@ __all__ = [
     "fedmask",
     "fednova",
     "fedprox",
+    "fedsgd",
     "fedskel",
+    "heterofl",
+    "lgfedavg",
     "lgl",
     "load_task",
     "make_simulation",
@@ -53,10 +62,13 @@ __all__ = [
     "models",
     "mpfl",
     "mpfl_search",
+    "perfedavg",
     "scaffold",
+    "sign",
     "simulate",
     "splitfed",
     "standalone",
+    "topk",
 ]
 
 __version__ = "0.1.0"

@@ -31,6 +31,12 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         down=wire.quantize(8),
     ),
     "fedprox": lambda model: fm.fedprox(model, optax.sgd(0.1), batch_size=4, mu=0.1),
+    "fedsgd": lambda model: fm.fedsgd(model, optax.sgd(0.5, momentum=0.5), batch_size=4),
+    "lgfedavg": lambda model: fm.lgfedavg(model, optax.sgd(0.1), batch_size=4),
+    "perfedavg": lambda model: fm.perfedavg(model, optax.sgd(0.1), batch_size=4, alpha=0.1, support=8),
+    "topk": lambda model: fm.topk(model, optax.sgd(0.1), batch_size=4),
+    "sign": lambda model: fm.sign(model, optax.sgd(0.1), batch_size=4),
+    "heterofl": lambda model: fm.heterofl(model, optax.sgd(0.1), batch_size=4, ratios=(1.0, 0.3)),
     "fednova": lambda model: fm.fednova(model, optax.sgd(0.05, momentum=0.5), batch_size=4),
     "scaffold": lambda model: fm.scaffold(model, optax.sgd(0.1), batch_size=4),
     "fedskel": lambda model: fm.fedskel(

@@ -125,6 +125,35 @@ def ratios_of(capability: np.ndarray, *, least: float = 0.1) -> tuple[tuple[floa
     return tuple((found / 10).tolist()), tier_of.astype(np.int32)
 
 
+def ratio_tiers(
+    ratios: Sequence[float] | Literal["devices"], capability: np.ndarray | None
+) -> tuple[Sequence[float], Tiers]:
+    """Which client has which ratio.
+
+    Args:
+      ratios: In (0, 1]; client ``i`` has ``ratios[i % len(ratios)]``. ``"devices"``: :func:`ratios_of`.
+      capability: ``float[num_clients]``, for ``"devices"``.
+
+    Returns:
+      The ratios, and the tiers of clients that share one.
+
+    Raises:
+      UserError: The ratios are those of devices, and there are none.
+      ValueError: A ratio is out of range.
+    """
+    if ratios != "devices":
+        tiers = Tiers(len(ratios), lambda ids: ids % len(ratios))
+    elif capability is None:
+        raise UserError("ratios=devices: the clients have no devices; accepted with --devices SPEC")
+    else:
+        ratios, tier_of = ratios_of(capability)
+        tiers = Tiers(len(ratios), lambda ids: tier_of[ids])
+    for ratio in ratios:
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratios={ratio}: accepted is above 0 and at most 1")
+    return ratios, tiers
+
+
 def fedskel(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -173,16 +202,7 @@ def fedskel(
       >>> first > later
       True
     """
-    if ratios != "devices":
-        tiers = Tiers(len(ratios), lambda ids: ids % len(ratios))
-    elif capability is None:
-        raise UserError("ratios=devices: the clients have no devices; accepted with --devices SPEC")
-    else:
-        ratios, tier_of = ratios_of(capability)
-        tiers = Tiers(len(ratios), lambda ids: tier_of[ids])
-    for ratio in ratios:
-        if not 0 < ratio <= 1:
-            raise ValueError(f"ratios={ratio}: accepted is above 0 and at most 1")
+    ratios, tiers = ratio_tiers(ratios, capability)
     pruned = prunable_kernels(model, dense=prune_dense)
     keep = {k.name: [keep_count(k.outputs, ratio) for ratio in ratios] for k in pruned}
     fit = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "augment": augment}

@@ -19,12 +19,18 @@ from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
 from fedjax_masks.algorithms.fedprox import fedprox
+from fedjax_masks.algorithms.fedsgd import fedsgd
 from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.heterofl import heterofl
+from fedjax_masks.algorithms.lgfedavg import lgfedavg
 from fedjax_masks.algorithms.lgl import lgl
 from fedjax_masks.algorithms.mpfl import mpfl
+from fedjax_masks.algorithms.perfedavg import perfedavg
 from fedjax_masks.algorithms.scaffold import scaffold
+from fedjax_masks.algorithms.sign import sign
 from fedjax_masks.algorithms.splitfed import splitfed
 from fedjax_masks.algorithms.standalone import standalone
+from fedjax_masks.algorithms.topk import topk
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.models import Model
 from fedjax_masks.values import Decay, Momentum, Rate
@@ -56,12 +62,18 @@ REGISTRY: dict[str, Entry] = {
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "fednova": Entry(fednova, "sgd", 0.03),
     "fedprox": Entry(fedprox, "sgd", 0.03),
+    "fedsgd": Entry(fedsgd, "sgd", 0.3),
     "fedskel": Entry(fedskel, "sgd", 0.03),
+    "heterofl": Entry(heterofl, "sgd", 0.03),
+    "lgfedavg": Entry(lgfedavg, "sgd", 0.03),
     "lgl": Entry(lgl, "sgd", 0.03),
     "local": Entry(standalone, "sgd", 0.03),
     "mpfl": Entry(mpfl, "adam", 0.01),
+    "perfedavg": Entry(perfedavg, "sgd", 0.03),
     "scaffold": Entry(scaffold, "sgd", 0.03),
+    "sign": Entry(sign, "sgd", 0.03),
     "splitfed": Entry(splitfed, "sgd", 0.03),
+    "topk": Entry(topk, "sgd", 0.03),
 }
 
 OptimizerName = Literal["sgd", "adam", "adamw", "yogi", "adagrad", "rmsprop"]

@@ -1,0 +1,98 @@
+"""LG-FedAvg: every client sees in its own way, all judge alike.
+
+Liang, Liu, Ziyin, Allen, Auerbach, Brent, Salakhutdinov, Morency: "Think Locally, Act Globally: Federated
+Learning with Local and Global Representations", 2020, arXiv 2001.01523. A client trains its whole model;
+the first layers, its representation, never leave it, and the head behind them is FedAvg's.
+
+A client's model is its own representation under the newest head. For data of unknown origin the paper
+asks all clients; there is no global model here. The authors start from some rounds of FedAvg, we from the
+common initial parameters, or from whatever the model was pre-trained to.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import optax
+
+from fedjax_masks import local, trees
+from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.algorithms.fedavg import Server, averaging
+from fedjax_masks.errors import unknown
+from fedjax_masks.models import Model
+
+
+def lgfedavg(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    epochs: int = 1,
+    batch_size: int = 10,
+    shared: Sequence[str] | None = None,
+    server_optimizer: optax.GradientTransformation | None = None,
+    augment: local.Augment | None = None,
+) -> FederatedAlgorithm:
+    """LG-FedAvg.
+
+    Args:
+      model: The architecture, and where all clients start.
+      optimizer: The clients' optimiser, of all layers, fresh in every round.
+      epochs: Local epochs per round.
+      batch_size: Examples per local step.
+      shared: The stages that are averaged, by name (``["dense1", "dense2"]``); None is the last two,
+        or the last of a model with two. The others stay with the client.
+      server_optimizer: Applied to the negative mean update of what is shared; None takes the mean.
+      augment: ``(key, inputs) -> inputs`` on every training batch.
+
+    Returns:
+      The algorithm. Its clients' states are their local layers; there is no global model.
+
+    Raises:
+      UserError: There is no such stage, or none is shared.
+
+    Example:
+      >>> import optax, fedjax_masks as fm
+      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
+      >>> algorithm = fm.lgfedavg(fm.models.cnn(task), optax.sgd(0.1), shared=("dense2",))
+      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
+      >>> run.records[-1]["bytes_up"]  # of three clients, (128 + 1) * 10 floats each
+      15480
+    """
+    stages = tuple(jax.eval_shape(model.init, jax.random.key(0)))
+    ordered = (*model.splits, *(name for name in stages if name not in model.splits))
+    chosen = ordered[1:][-2:] if shared is None else tuple(shared)
+    for name in chosen or ("",):
+        if name not in stages:
+            raise unknown("shared", name, ordered)
+
+    def head(params: Params) -> Params:
+        return {name: stage for name, stage in params.items() if name in chosen}
+
+    def representation(params: Params) -> Params:
+        return {name: stage for name, stage in params.items() if name not in chosen}
+
+    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    average = averaging(
+        model._replace(init=lambda key: head(model.init(key))),
+        fit,
+        server_optimizer=server_optimizer,
+    )
+
+    def init(key: chex.PRNGKey, task: Task) -> State:
+        own = representation(model.init(key))
+        return average.init(key, task)._replace(clients=trees.replicate(own, task.num_clients))
+
+    def train(
+        key: chex.PRNGKey, common: Any, message: Params, client: Params, data: ClientData
+    ) -> tuple[Params, Params, Metrics]:
+        del common
+        params, metrics = fit(key, client | message, data)
+        update = trees.sub(head(params), message)
+        return representation(params), update, metrics._asdict()
+
+    def predict(common: Any, server: Server, client: Params, x: jax.Array) -> jax.Array:
+        del common
+        return model.apply(client | server.params, x)
+
+    return average._replace(init=init, train=train, predict=predict, predict_global=None)

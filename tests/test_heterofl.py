@@ -1,0 +1,132 @@
+"""HeteroFL against its paper: slices, their mean, their bytes and what they save."""
+
+import math
+
+import cases
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import payload, trees
+from fedjax_masks.algorithms.heterofl import ownership, put_back, sliced, take
+from fedjax_masks.compaction import keep_outputs
+
+SGD = optax.sgd(0.1, momentum=0.5)
+
+
+def run(algorithm, rounds=2):
+    simulation = fm.make_simulation(algorithm, cases.task(), cohort=5, seed=7, chunk=2)
+    state, metrics = simulation.run(simulation.init(), 0, rounds)
+    return jax.device_get(state), metrics
+
+
+def test_of_one_tier_it_is_fedavg():
+    model = fm.models.mlp(cases.task(), hidden=(8,))
+    state, _ = run(fm.heterofl(model, SGD, batch_size=4, ratios=(1.0,)))
+    plain, _ = run(fm.fedavg(model, SGD, batch_size=4))
+    chex.assert_trees_all_close(state.server.average, plain.server, rtol=1e-6, atol=1e-7)
+
+
+def test_a_slice_is_the_model_without_the_other_channels():
+    task = cases.task((8, 8, 1))
+    model = fm.models.cnn(task)
+    params = model.init(jax.random.key(0))
+    small = sliced(model, 0.25)
+    owned = ownership(model, [small])
+    part = take(params, owned, 0)
+    keep = {k.name: np.arange(k.outputs) < math.ceil(0.25 * k.outputs) for k in model.kernels[:-1]}
+    chex.assert_trees_all_equal(part, keep_outputs(model, params, keep)[1])
+    whole = put_back(part, params, owned, 0)
+    chex.assert_trees_all_equal(take(whole, owned, 0), part)
+    x = task.inputs[:3]
+    np.testing.assert_allclose(small.apply(part, x), model.apply(whole, x), rtol=1e-4, atol=1e-5)
+
+
+def test_residual_networks_have_slices():
+    model = fm.models.resnet20(cases.task((8, 8, 1)), norm="batch")
+    small = sliced(model, 0.5)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    part = jax.eval_shape(lambda: take(trees.zeros_like(shapes), ownership(model, [small]), 0))
+    chex.assert_trees_all_equal_shapes(part, jax.eval_shape(small.init, jax.random.key(0)))
+
+
+def test_every_parameter_is_the_mean_of_its_owners():
+    task = cases.task()
+    model, ratios = fm.models.mlp(task, hidden=(8,)), (1.0, 0.5)
+    algorithm = fm.heterofl(model, optax.sgd(0.1), batch_size=4, ratios=ratios)
+    state = algorithm.init(jax.random.key(0), task)
+    before = state.server.average.params
+    total, weights = jax.tree.map(np.zeros_like, before), jax.tree.map(np.zeros_like, before)
+    partials = []
+    for client in (3, 4, 7):
+        key, size = jax.random.key(client), float(task.train.sizes[client])
+        width = 4 if client % 2 else 8
+        data = cases.data_of(task, client, tier=client % 2)
+        message = payload.poison(algorithm.send(state.server, client))
+        _, upload, _ = algorithm.train(key, (), message, state.clients[client], data)
+        partials.append(algorithm.reduce(payload.poison(upload), size))
+        # The slice, trained as a model of its own.
+        part = {
+            "dense1": {
+                "kernel": before["dense1"]["kernel"][:, :width],
+                "bias": before["dense1"]["bias"][:width],
+            },
+            "dense2": {"kernel": before["dense2"]["kernel"][:width], "bias": before["dense2"]["bias"]},
+        }
+        narrow = fm.fedavg(fm.models.mlp(task, hidden=(width,)), optax.sgd(0.1), batch_size=4)
+        _, update, _ = narrow.train(key, (), part, (), data)
+        for layer, name in (
+            ("dense1", "kernel"),
+            ("dense1", "bias"),
+            ("dense2", "kernel"),
+            ("dense2", "bias"),
+        ):
+            place = tuple(slice(n) for n in update[layer][name].shape)
+            total[layer][name][place] += size * np.asarray(update[layer][name])
+            weights[layer][name][place] += size
+    cohort = fm.Cohort(np.array([3, 4, 7]), np.array([20.0, 9.0, 11.0]))
+    server = algorithm.merge(
+        jax.random.key(0), (), state.server, jax.tree.map(lambda *p: sum(p), *partials), cohort
+    )
+    expected = jax.tree.map(lambda w, t, n: w + t / np.maximum(n, 1), before, total, weights)
+    chex.assert_trees_all_close(server.average.params, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bytes_and_flops_are_those_of_the_slice():
+    task = cases.task()
+    model, ratios = fm.models.mlp(task, hidden=(32,)), (1.0, 0.25)
+    algorithm = fm.heterofl(model, SGD, batch_size=4, ratios=ratios)
+    state = algorithm.init(jax.random.key(0), task)
+    flops = []
+    for tier, width in enumerate((32, 8)):
+        message = algorithm.send(state.server, tier)
+        _, upload, metrics = algorithm.train(
+            jax.random.key(1), (), message, state.clients[tier], cases.data_of(task, tier, tier)
+        )
+        parameters = (6 + 1) * width + (width + 1) * 3
+        assert payload.bits(message) == payload.bits(upload) == 32 * parameters
+        np.testing.assert_allclose(metrics["density"], parameters / trees.size(state.server.average.params))
+        flops.append(float(metrics["flops"] / metrics["steps"]))
+    assert flops[1] < 0.4 * flops[0]
+
+
+def test_a_client_predicts_with_its_slice():
+    task = cases.task()
+    model = fm.models.mlp(task, hidden=(8,))
+    algorithm = fm.heterofl(model, SGD, ratios=(1.0, 0.5))
+    state = algorithm.init(jax.random.key(0), task)
+    x = task.test_inputs[:5]
+    for tier, width in enumerate((1.0, 0.5)):
+        small = sliced(model, width)
+        part = take(state.server.average.params, ownership(model, [small]), 0)
+        logits = algorithm.predict((), state.server, state.clients[tier], x)
+        np.testing.assert_allclose(logits, small.apply(part, x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.5])
+def test_ratios_out_of_range_are_refused(ratio):
+    with pytest.raises(ValueError, match="ratios="):
+        fm.heterofl(fm.models.mlp(cases.task()), SGD, ratios=(ratio,))
