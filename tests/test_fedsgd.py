@@ -24,7 +24,7 @@ def test_a_round_is_a_step_of_gradient_descent_on_the_data_of_the_cohort(batch_s
         expected = [w - 0.5 * g for w, g in zip(expected, gradient)]
     state, metrics = simulation.run(state, 0, 3)
     reference.assert_close(state.server.params, expected)
-    np.testing.assert_array_equal(metrics.bytes_up, 5 * 4 * trees.size(state.server.params))
+    np.testing.assert_array_equal(metrics.bytes_up, 4 * trees.size(state.server.params))
 
 
 def test_a_second_epoch_is_refused():

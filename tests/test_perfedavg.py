@@ -43,7 +43,7 @@ def test_against_numpy(model, alpha):
         expected = reference.weighted_mean(trained, [task.train.sizes[client] for client, _ in clients])
     state, metrics = simulation.run(state, 0, 3)
     reference.assert_close(state.server.params, expected)
-    np.testing.assert_array_equal(metrics.bytes_up, 5 * 4 * trees.size(state.server.params))
+    np.testing.assert_array_equal(metrics.bytes_up, 4 * trees.size(state.server.params))
 
 
 def test_a_client_predicts_with_the_newest_model_one_step_on_its_own_data_away(model):
