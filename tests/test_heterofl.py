@@ -1,6 +1,5 @@
 """HeteroFL against its paper: slices, their mean, their bytes and what they save."""
 
-import itertools
 import math
 
 import cases
