@@ -16,6 +16,7 @@ from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
+from fedjax_masks.algorithms.fedpm import fedpm
 from fedjax_masks.algorithms.fedprox import fedprox
 from fedjax_masks.algorithms.fedsgd import fedsgd
 from fedjax_masks.algorithms.fedskel import fedskel
@@ -50,6 +51,7 @@ __all__ = [
     "fedgkt",
     "fedmask",
     "fednova",
+    "fedpm",
     "fedprox",
     "fedsgd",
     "fedskel",

@@ -18,6 +18,7 @@ from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
+from fedjax_masks.algorithms.fedpm import fedpm
 from fedjax_masks.algorithms.fedprox import fedprox
 from fedjax_masks.algorithms.fedsgd import fedsgd
 from fedjax_masks.algorithms.fedskel import fedskel
@@ -61,6 +62,7 @@ REGISTRY: dict[str, Entry] = {
     "fedgkt": Entry(fedgkt, "sgd", 0.03),
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "fednova": Entry(fednova, "sgd", 0.03),
+    "fedpm": Entry(fedpm, "adam", 0.1, prefix="score_"),
     "fedprox": Entry(fedprox, "sgd", 0.03),
     "fedsgd": Entry(fedsgd, "sgd", 0.3),
     "fedskel": Entry(fedskel, "sgd", 0.03),
