@@ -13,6 +13,7 @@ from fedjax_masks.algorithm import (
 from fedjax_masks.algorithms.adp import adp
 from fedjax_masks.algorithms.ecofed import ecofed
 from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.algorithms.feddst import feddst
 from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
@@ -23,6 +24,7 @@ from fedjax_masks.algorithms.fedskel import fedskel
 from fedjax_masks.algorithms.heterofl import heterofl
 from fedjax_masks.algorithms.lgfedavg import lgfedavg
 from fedjax_masks.algorithms.lgl import lgl
+from fedjax_masks.algorithms.lotteryfl import lotteryfl
 from fedjax_masks.algorithms.masked_fedavg import masked_fedavg
 from fedjax_masks.algorithms.mpfl import mpfl, mpfl_search
 from fedjax_masks.algorithms.perfedavg import perfedavg
@@ -48,6 +50,7 @@ __all__ = [
     "adp",
     "ecofed",
     "fedavg",
+    "feddst",
     "fedgkt",
     "fedmask",
     "fednova",
@@ -59,6 +62,7 @@ __all__ = [
     "lgfedavg",
     "lgl",
     "load_task",
+    "lotteryfl",
     "make_simulation",
     "masked_fedavg",
     "models",

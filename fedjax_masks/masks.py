@@ -183,6 +183,23 @@ def filter_mask(
     return mask
 
 
+def weight_mask(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.Array]) -> Params:
+    """Brings masks of single weights to the parameters; all that is no kernel is True.
+
+    Args:
+      kernels: The model's kernels, ``model.kernels``.
+      params: The model's parameters, for their shapes.
+      mask: By layer name: bool, shaped like the kernel.
+
+    Returns:
+      Pytree of bool like ``params``, with axes of size 1 where it does not vary.
+    """
+    whole = jax.tree.map(lambda a: jnp.ones((1,) * a.ndim, bool), params)
+    for kernel in kernels:
+        whole = trees.put(whole, kernel.path, mask[kernel.name])
+    return whole
+
+
 def prune(params: Params, kept: Params) -> Params:
     """The parameters, and exactly 0 where the mask ``kept`` is False.
 

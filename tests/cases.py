@@ -48,6 +48,12 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "mpfl": lambda model: fm.mpfl(
         model, optax.sgd(0.1), batch_size=4, iterations=2, search_epochs=2, prune_dense=True
     ),
+    # A large epsilon, for the reason above fedmask-entropy.
+    "fedpm": lambda model: fm.fedpm(model, optax.adam(0.3, eps=1e-3), batch_size=4),
+    "lotteryfl": lambda model: fm.lotteryfl(model, optax.sgd(0.1), epochs=2, batch_size=4, held_out=3),
+    "feddst": lambda model: fm.feddst(
+        model, optax.sgd(0.1), batch_size=4, sparsity=0.5, adjust_every=2, adjust_share=0.3
+    ),
     "ecofed": lambda model: fm.ecofed(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
     "splitfed": lambda model: fm.splitfed(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
     "lgl": lambda model: fm.lgl(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),

@@ -139,7 +139,9 @@ def fedpm(
         received = {
             name: jnp.where(message.flag, part.codes * part.scale, 0.5) for name, part in message.tree.items()
         }
-        start = {name: jax.scipy.special.logit(jnp.clip(p, margin, 1 - margin)) for name, p in received.items()}
+        start = {
+            name: jax.scipy.special.logit(jnp.clip(p, margin, 1 - margin)) for name, p in received.items()
+        }
 
         def loss(learnt: Learnt, batch: local.Batch) -> jax.Array:
             drawn = jax.random.fold_in(step_key, learnt.step.astype(jnp.uint32))
@@ -194,7 +196,7 @@ def straight_through_less(draws: jax.Array, probability: jax.Array) -> jax.Array
     >>> float(jax.grad(straight_through_less, argnums=1)(0.3, 0.7))
     1.0
     """
-    return (draws < probability).astype(probability.dtype)
+    return jnp.less(draws, probability).astype(jnp.result_type(probability))
 
 
 @straight_through_less.defjvp
@@ -217,7 +219,7 @@ def _counting(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
     def init(params: Learnt) -> optax.OptState:
         return optimizer.init(params.scores)
 
-    def update(updates: Learnt, state: optax.OptState, params: Learnt) -> tuple[Learnt, optax.OptState]:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         scores, state = optimizer.update(updates.scores, state, params.scores)
         return Learnt(scores, jnp.ones_like(updates.step)), state
 

@@ -15,6 +15,7 @@ from fedjax_masks.algorithm import FederatedAlgorithm
 from fedjax_masks.algorithms.adp import adp
 from fedjax_masks.algorithms.ecofed import ecofed
 from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.algorithms.feddst import feddst
 from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.fednova import fednova
@@ -25,6 +26,7 @@ from fedjax_masks.algorithms.fedskel import fedskel
 from fedjax_masks.algorithms.heterofl import heterofl
 from fedjax_masks.algorithms.lgfedavg import lgfedavg
 from fedjax_masks.algorithms.lgl import lgl
+from fedjax_masks.algorithms.lotteryfl import lotteryfl
 from fedjax_masks.algorithms.mpfl import mpfl
 from fedjax_masks.algorithms.perfedavg import perfedavg
 from fedjax_masks.algorithms.scaffold import scaffold
@@ -59,6 +61,7 @@ REGISTRY: dict[str, Entry] = {
     "adp": Entry(adp, "sgd", 0.03),
     "ecofed": Entry(ecofed, "sgd", 0.03),
     "fedavg": Entry(fedavg, "sgd", 0.03),
+    "feddst": Entry(feddst, "sgd", 0.03),
     "fedgkt": Entry(fedgkt, "sgd", 0.03),
     "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
     "fednova": Entry(fednova, "sgd", 0.03),
@@ -70,6 +73,7 @@ REGISTRY: dict[str, Entry] = {
     "lgfedavg": Entry(lgfedavg, "sgd", 0.03),
     "lgl": Entry(lgl, "sgd", 0.03),
     "local": Entry(standalone, "sgd", 0.03),
+    "lotteryfl": Entry(lotteryfl, "sgd", 0.03),
     "mpfl": Entry(mpfl, "adam", 0.01),
     "perfedavg": Entry(perfedavg, "sgd", 0.03),
     "scaffold": Entry(scaffold, "sgd", 0.03),
