@@ -70,11 +70,12 @@ class Upload(NamedTuple):
     """What a client sends.
 
     Attributes:
-      update: What training added, under the client's new mask.
+      params: The trained weights, under the client's new mask; not what training added to them, of which
+        rounding would leave something where a weight was dropped and grown again.
       mask: The new mask, in rounds that readjust it.
     """
 
-    update: Masked
+    params: Masked
     mask: When
 
 
@@ -185,18 +186,20 @@ def feddst(
         report = trees.add(metrics, spent)._replace(loss=metrics.loss, steps=metrics.steps)._asdict()
         report |= {"density": density(new), "readjusted": moved / sum(counts.values())}
         # The server knows the mask: it is its own, or the one in the same upload.
-        update = Masked(trees.sub(params, start), kept_of(params, new))
-        return mask, Upload(update, When(drop > 0, new)), report
+        trained = Masked(params, kept_of(params, new))
+        return mask, Upload(trained, When(drop > 0, new)), report
 
     def reduce(upload: Upload, weight: jax.Array) -> WeightedSum:
-        values, held = upload.update
+        values, held = upload.params
         owned = jax.tree.map(lambda m: jnp.where(m, weight, 0.0), held)
         return WeightedSum(jax.tree.map(lambda v, m, w: jnp.where(m, v, 0) * w, values, held, owned), owned)
 
     def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: WeightedSum, cohort: Cohort) -> Server:
         del key, common
-        means = jax.tree.map(lambda t, w: weighted_mean(WeightedSum(t, w), 0.0), *uploads)
-        params, support = trees.add(server.params, means), kernels(uploads.weight)
+        params = jax.tree.map(
+            lambda t, w, old: weighted_mean(WeightedSum(t, w), old), *uploads, server.params
+        )
+        support = kernels(uploads.weight)
         mask = {n: strongest(w, support[n], counts[n]) for n, w in kernels(params).items()}
         came = jnp.any(cohort.weight > 0)
         mask = trees.where(came, mask, server.mask)

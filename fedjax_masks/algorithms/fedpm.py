@@ -221,6 +221,6 @@ def _counting(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         scores, state = optimizer.update(updates.scores, state, params.scores)
-        return Learnt(scores, jnp.ones_like(updates.step)), state
+        return updates._replace(scores=scores, step=jnp.ones_like(updates.step)), state
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
