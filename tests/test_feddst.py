@@ -1,0 +1,214 @@
+"""FedDST against its paper: densities of layers, pruning and growing, the server's mask, bytes."""
+
+from types import SimpleNamespace
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+import fedjax_masks as fm
+from fedjax_masks import payload
+from fedjax_masks.algorithm import Cohort
+from fedjax_masks.algorithms.feddst import Upload, kept_counts, readjust, strongest
+from fedjax_masks.data.tasks import rows_of
+from fedjax_masks.simulation import make_simulation
+
+LAYERS = ("dense1", "dense2")
+WEIGHTS, BIASES = 6 * 8 + 8 * 3, 8 + 3
+
+
+def mlp():
+    return fm.models.mlp(cases.task(), hidden=(8,))
+
+
+def feddst(optimizer=None, **options):
+    options = {"batch_size": 4, "sparsity": 0.5} | options
+    return fm.feddst(mlp(), optimizer or optax.sgd(0.1), **options)
+
+
+def kernels_of(params):
+    return {name: np.asarray(params[name]["kernel"]) for name in LAYERS}
+
+
+def largest(values, number):
+    """bool: the largest of all values, the first of equals."""
+    chosen = np.zeros(values.size, bool)
+    chosen[np.argsort(-values, axis=None, kind="stable")[:number]] = True
+    return chosen.reshape(values.shape)
+
+
+def visit(algorithm, server, client=3, mask=None):
+    mask = jax.tree.map(jnp.zeros_like, server.mask) if mask is None else mask
+    message = payload.poison(algorithm.send(server, jnp.int32(client)))
+    data = cases.data_of(cases.task(), client)
+    _, upload, metrics = jax.jit(algorithm.train)(jax.random.key(1), (), message, mask, data)
+    return upload, metrics
+
+
+def start(algorithm):
+    return algorithm.init(jax.random.key(0), cases.task()).server
+
+
+CNN = [
+    SimpleNamespace(name=name, shape=shape)
+    for name, shape in (("a", (3, 3, 1, 32)), ("b", (3, 3, 32, 64)), ("c", (1024, 128)), ("d", (128, 10)))
+]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("distribution", ["erk", "uniform"])
+def test_layers_share_the_budget(sparsity, distribution):
+    counts = kept_counts(CNN, sparsity, distribution)
+    sizes = {layer.name: int(np.prod(layer.shape)) for layer in CNN}
+    assert abs(sum(counts.values()) - (1 - sparsity) * sum(sizes.values())) <= 0.5 * len(CNN)
+    density = {name: counts[name] / sizes[name] for name in counts}
+    if distribution == "uniform":
+        np.testing.assert_allclose(list(density.values()), 1 - sparsity, atol=2e-3)
+    else:
+        factor = min(counts[layer.name] / sum(layer.shape) for layer in CNN)
+        for layer in CNN:
+            whole = factor * sum(layer.shape)
+            assert counts[layer.name] == pytest.approx(min(whole, sizes[layer.name]), rel=0.02)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.05, 0.3, 1.0])
+def test_the_smallest_weights_make_room_for_the_largest_slopes(drop):
+    rng = np.random.default_rng(0)
+    weights, slopes = rng.normal(size=(2, 9, 11)).astype(np.float32)
+    mask = largest(rng.random((9, 11)), 40)
+    keep = max(1, 40 - round(drop * 40))
+    held = largest(np.where(mask, np.abs(weights), -1), keep)
+    grown = largest(np.where(held, -1, np.abs(slopes)), 40 - keep)
+    new, kept = readjust(jnp.array(weights), jnp.array(slopes), jnp.array(mask), 40, jnp.float32(drop))
+    np.testing.assert_array_equal(kept, held)
+    np.testing.assert_array_equal(new, held | grown)
+    assert new.sum() == 40
+
+
+def test_of_equal_weights_those_of_most_support_stay():
+    rng = np.random.default_rng(0)
+    weights = np.where(rng.random(60) < 0.3, 0, rng.normal(size=60)).astype(np.float32)
+    support = rng.integers(0, 4, 60).astype(np.float32)
+    ranked = sorted(range(60), key=lambda i: (-(support[i] > 0), -abs(weights[i]), -support[i], i))
+    for count in (5, 20, 35):
+        expected = np.isin(np.arange(60), ranked[:count])
+        np.testing.assert_array_equal(strongest(jnp.array(weights), jnp.array(support), count), expected)
+
+
+def test_the_share_to_drop_decays_by_half_a_cosine_and_stops():
+    algorithm = feddst(adjust_every=3, adjust_share=0.4, adjust_until=12)
+    server = start(algorithm)
+    for number in range(1, 20):
+        sent = algorithm.send(server._replace(round=jnp.int32(number - 1)), jnp.int32(0)).drop.tree
+        expected = 0.2 * (1 + np.cos(np.pi * number / 12)) if number in (3, 6, 9) else 0.0
+        assert sent == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_client_grows_where_the_gradient_over_its_data_is_largest():
+    """Nothing is learnt before, so that the gradient is that at the weights received."""
+    task, algorithm = cases.task(), feddst(optax.sgd(0.0), adjust_every=1, adjust_share=0.5)
+    server = start(algorithm)
+    upload, metrics = visit(algorithm, server)
+    rows = rows_of(task.train, 3)
+    inputs = task.inputs[rows].astype(np.float64)
+    slopes = reference.gradient(reference.layers(server.params), inputs, task.labels[rows])[::2]
+    drop, moved = 0.25 * (1 + np.cos(np.pi / 200)), 0
+    for name, weights, slope in zip(LAYERS, kernels_of(server.params).values(), slopes):
+        mask = np.asarray(server.mask[name])
+        count = mask.sum()
+        held = largest(np.where(mask, np.abs(weights), -1), count - round(drop * count))
+        grown = largest(np.where(held, -1, np.abs(slope)), round(drop * count))
+        np.testing.assert_array_equal(upload.mask.tree[name], held | grown)
+        np.testing.assert_array_equal(upload.params.values[name]["kernel"], np.where(held, weights, 0))
+        moved += (grown & ~mask).sum()
+    assert metrics["readjusted"] == pytest.approx(moved / sum(int(m.sum()) for m in server.mask.values()))
+    assert moved > 0 and upload.mask.flag
+
+
+def test_the_server_averages_over_holders_and_prunes_to_the_target():
+    algorithm = feddst()
+    server = start(algorithm)
+    rng, weights = np.random.default_rng(0), [3.0, 1.0, 0.0]
+    counts = {name: int(m.sum()) for name, m in server.mask.items()}
+    uploads, masks, values = [], [], []
+    for _ in weights:
+        masks.append({n: largest(rng.random(m.shape), counts[n]) for n, m in server.mask.items()})
+        values.append(jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), server.params))
+        kept = {n: {"kernel": jnp.array(masks[-1][n]), "bias": jnp.ones(1, bool)} for n in LAYERS}
+        bitmap = payload.When(jnp.array(True), jax.tree.map(jnp.asarray, masks[-1]))
+        uploads.append(
+            payload.poison(Upload(payload.Masked(jax.tree.map(jnp.asarray, values[-1]), kept), bitmap))
+        )
+    partials = [algorithm.reduce(up, jnp.float32(w)) for up, w in zip(uploads, weights)]
+    # A client that is left out has weight 0; what it sent adds nothing.
+    total = jax.tree.map(lambda *parts: sum(parts), *partials)
+    cohort = Cohort(jnp.array([5, 2, 1]), jnp.array(weights, jnp.float32))
+    after = algorithm.merge(jax.random.key(0), (), server, total, cohort)
+    for name in LAYERS:
+        owners = sum(w * m[name] for w, m in zip(weights, masks))
+        sums = sum(w * np.where(m[name], v[name]["kernel"], 0) for w, m, v in zip(weights, masks, values))
+        mean = np.divide(sums, owners, out=np.zeros_like(sums), where=owners > 0)
+        kept = largest(np.where(owners > 0, np.abs(mean), -1), counts[name])
+        np.testing.assert_array_equal(after.mask[name], kept)
+        np.testing.assert_allclose(after.params[name]["kernel"], np.where(kept, mean, 0), rtol=1e-5)
+        bias = (3 * values[0][name]["bias"] + values[1][name]["bias"]) / 4
+        np.testing.assert_allclose(after.params[name]["bias"], bias, rtol=1e-5)
+    assert not after.told.any()
+
+
+def test_dense_and_without_readjustment_it_is_fedavg():
+    task, model = cases.task(), mlp()
+    options = {"epochs": 2, "batch_size": 4}
+    simulations = [
+        make_simulation(algorithm, task, cohort=5, seed=7, chunk=3)
+        for algorithm in (
+            fm.feddst(model, optax.sgd(0.1), sparsity=0.0, adjust_every=1, adjust_share=0.0, **options),
+            fm.fedavg(model, optax.sgd(0.1), **options),
+        )
+    ]
+    ours, plain = (simulation.run(simulation.init(), 0, 3) for simulation in simulations)
+    chex.assert_trees_all_close(ours[0].server.params, plain[0].server.params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(ours[1].bytes_up, plain[1].bytes_up)
+
+
+def test_the_mask_moves_in_its_rounds_only_and_keeps_its_size():
+    algorithm = feddst(adjust_every=3, adjust_share=0.5)
+    simulation = make_simulation(algorithm, cases.task(), cohort=9, chunk=1)
+    state, moved = simulation.init(), []
+    counts = {name: int(m.sum()) for name, m in state.server.mask.items()}
+    assert sum(counts.values()) == WEIGHTS // 2
+    for index in range(6):
+        before = jax.device_get(state.server.mask)
+        state, _ = simulation.run(state, index, 1)
+        after = jax.device_get(state.server)
+        moved.append(any((after.mask[name] != before[name]).any() for name in LAYERS))
+        assert {name: m.sum() for name, m in after.mask.items()} == counts
+        assert not any(w[~after.mask[n]].any() for n, w in kernels_of(after.params).items())
+    assert moved == [False, False, True, False, False, True]
+
+
+def test_bytes_are_those_of_the_weights_kept_and_of_a_mask_that_moves():
+    """32 (1 - S) M, and M more on readjustment: up in its round, down after it, or at first contact."""
+    algorithm = feddst(adjust_every=2, adjust_share=0.5)
+    simulation = make_simulation(algorithm, cases.task(), cohort=9, chunk=1)
+    state, weights = simulation.init(), 32 * (WEIGHTS // 2 + BIASES)
+    for index, (down, up) in enumerate([(True, False), (False, True), (True, False), (False, True)]):
+        message = algorithm.send(state.server, jnp.int32(3))
+        upload, _ = visit(algorithm, state.server, mask=jax.tree.map(lambda a: a[3], state.clients))
+        assert payload.bits(message) == weights + down * WEIGHTS
+        assert payload.bits(upload) == weights + up * WEIGHTS
+        state, metrics = simulation.run(state, index, 1)
+        assert metrics.bytes_up.sum() == 9 * -(-(weights + up * WEIGHTS) // 8)
+        assert metrics.bytes_down.sum() == 9 * -(-(weights + down * WEIGHTS) // 8)
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 1.0}, {"adjust_share": 1.5}, {"adjust_every": 0}])
+def test_bad_options_are_named(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        feddst(**options)
