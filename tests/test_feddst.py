@@ -70,10 +70,11 @@ def test_layers_share_the_budget(sparsity, distribution):
     if distribution == "uniform":
         np.testing.assert_allclose(list(density.values()), 1 - sparsity, atol=2e-3)
     else:
-        factor = min(counts[layer.name] / sum(layer.shape) for layer in CNN)
-        for layer in CNN:
-            whole = factor * sum(layer.shape)
-            assert counts[layer.name] == pytest.approx(min(whole, sizes[layer.name]), rel=0.02)
+        # Where a layer is not whole, its weights are in proportion to the sum of its axes.
+        factors = {x.name: counts[x.name] / sum(x.shape) for x in CNN}
+        partial = [factors[x.name] for x in CNN if density[x.name] < 1]
+        factor = max(factors.values())
+        np.testing.assert_allclose(partial, [factor] * len(partial), rtol=0.02)
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.05, 0.3, 1.0])
@@ -94,7 +95,7 @@ def test_of_equal_weights_those_of_most_support_stay():
     rng = np.random.default_rng(0)
     weights = np.where(rng.random(60) < 0.3, 0, rng.normal(size=60)).astype(np.float32)
     support = rng.integers(0, 4, 60).astype(np.float32)
-    ranked = sorted(range(60), key=lambda i: (-(support[i] > 0), -abs(weights[i]), -support[i], i))
+    ranked = sorted(range(60), key=lambda i: (support[i] == 0, -abs(weights[i]), -support[i], i))
     for count in (5, 20, 35):
         expected = np.isin(np.arange(60), ranked[:count])
         np.testing.assert_array_equal(strongest(jnp.array(weights), jnp.array(support), count), expected)
@@ -127,7 +128,8 @@ def test_a_client_grows_where_the_gradient_over_its_data_is_largest():
         np.testing.assert_array_equal(upload.params.values[name]["kernel"], np.where(held, weights, 0))
         moved += (grown & ~mask).sum()
     assert metrics["readjusted"] == pytest.approx(moved / sum(int(m.sum()) for m in server.mask.values()))
-    assert moved > 0 and upload.mask.flag
+    assert moved > 0
+    assert upload.mask.flag
 
 
 def test_the_server_averages_over_holders_and_prunes_to_the_target():

@@ -87,7 +87,7 @@ def test_a_client_that_does_well_prunes_what_it_received_and_rewinds(threshold):
     state = started(lotteryfl(), other_params())
     before = some_mask(2)
     new, _, upload, metrics = visit(lotteryfl(threshold=threshold), state, mask=before)
-    pruned = 0 < metrics["validation_accuracy"] and not threshold
+    pruned = metrics["validation_accuracy"] > 0 and not threshold
     assert upload.mask.flag == pruned
     for name in LAYERS:
         received = np.where(before[name], state.server.params[name]["kernel"], 0)
@@ -124,7 +124,8 @@ def test_examples_are_held_out_once_and_evenly(period):
         parts = [np.asarray(part.rows)[: int(part.size)] for part in (training, validation)]
         np.testing.assert_array_equal(parts[1], mine[period - 1 :: period])
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.sort(mine))
-        assert training.longest == training.size and validation.longest == validation.size
+        assert training.longest == training.size
+        assert validation.longest == validation.size
 
 
 def test_without_pruning_it_is_fedavg():
