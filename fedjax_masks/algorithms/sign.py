@@ -57,8 +57,8 @@ def sign(
       >>> task = fm.load_task("digits", clients=10, partition="iid")
       >>> algorithm = fm.sign(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
-      >>> run.records[-1]["bytes_down"] / run.records[-1]["bytes_up"]
-      32.0
+      >>> round(run.records[-1]["bytes_down"] / run.records[-1]["bytes_up"])
+      32
     """
     if not step > 0:
         raise ValueError(f"step={step}: accepted is above 0")
