@@ -1,6 +1,7 @@
 """FedDST against its paper: densities of layers, pruning and growing, the server's mask, bytes."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import cases
 import chex
@@ -27,7 +28,7 @@ def mlp():
 
 
 def feddst(optimizer=None, **options):
-    options = {"batch_size": 4, "sparsity": 0.5} | options
+    options: Any = {"batch_size": 4, "sparsity": 0.5} | options
     return fm.feddst(mlp(), optimizer or optax.sgd(0.1), **options)
 
 
@@ -165,7 +166,7 @@ def test_the_server_averages_over_holders_and_prunes_to_the_target():
 
 def test_dense_and_without_readjustment_it_is_fedavg():
     task, model = cases.task(), mlp()
-    options = {"epochs": 2, "batch_size": 4}
+    options: Any = {"epochs": 2, "batch_size": 4}
     simulations = [
         make_simulation(algorithm, task, cohort=5, seed=7, chunk=3)
         for algorithm in (

@@ -1,5 +1,7 @@
 """LotteryFL against its paper: when and what a client prunes, rewinding, means over owners, bytes."""
 
+from typing import Any
+
 import cases
 import chex
 import jax
@@ -130,7 +132,7 @@ def test_examples_are_held_out_once_and_evenly(period):
 
 def test_without_pruning_it_is_fedavg():
     task, model = cases.task(), mlp()
-    options = {"epochs": 2, "batch_size": 4}
+    options: Any = {"epochs": 2, "batch_size": 4}
     ticket = fm.lotteryfl(model, optax.sgd(0.1), prune_share=0.0, held_out=0, **options)
     simulations = [
         make_simulation(algorithm, task, cohort=5, seed=7, chunk=3)
