@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; 'run' continues with --resume", file=sys.stderr)
+        print("interrupted; 'run' and 'sweep' continue with --resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it at exit.
@@ -112,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     pretraining = add("pretrain", _pretrain, "train a model's first stages before any client does")
     _add_keys(pretraining, _PRETRAIN_FLAGS)
     pretraining.add_argument("--out", metavar="FILE.npz", help="also write the parameters to a file")
+
+    sweep = add("sweep", _sweep, "run a grid of experiments; seeds and rates in one compiled program")
+    sweep.add_argument("file", metavar="FILE.toml", help="a configuration with a [grid] or [[runs]]")
+    sweep.add_argument("--out", metavar="DIR", required=True, help="the sweep's directory")
+    sweep.add_argument("--resume", action="store_true", help="skip what has finished in --out")
+    sweep.add_argument("--quiet", action="store_true", help="no plan, no progress, no table")
 
     bench = add("bench", _bench, "measure the engine's speed")
     bench.add_argument("--workload", metavar="NAME", default="femnist-cnn", help="default: %(default)s")
@@ -198,6 +204,14 @@ def _run(arguments: argparse.Namespace) -> None:
         experiment.run_experiment(chosen, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
     if not arguments.quiet and hosts.first():
         print_table([load_run(arguments.out)])
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from fedjax_masks.sweep import print_sweep, run_sweep
+
+    run_sweep(arguments.file, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
+    if not arguments.quiet:
+        print_sweep(arguments.out)
 
 
 def _assignment(text: str) -> tuple[str, str]:

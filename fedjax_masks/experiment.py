@@ -13,7 +13,8 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.models import Model, Problem, build_model
 from fedjax_masks.pretraining import Pretrained, pretrain, start_from
 from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_length, run_rounds
-from fedjax_masks.simulation import Simulation, make_simulation
+from fedjax_masks.simulation import Batch, alone, make_simulation
 from fedjax_masks.simulation.plan import parse_plan
 from fedjax_masks.telemetry import progress
 from fedjax_masks.wire import parse_wire, with_wire
@@ -49,25 +50,37 @@ def build(config: Config) -> tuple[FederatedAlgorithm, Task]:
     Raises:
       ValueError: Something does not exist, or does not fit together.
     """
-    task = _task(config)
-    training, options = config.training, dict(config.algorithm.options)
-    if training.augment == "crop_flip":
-        options["augment"] = crop_flip
-    make_model = _model_maker(config)
+    task = load(config)
+    return algorithm_maker(config, task)(config), task
+
+
+def algorithm_maker(config: Config, task: Task) -> Callable[[Config], FederatedAlgorithm]:
+    """What builds the algorithm of a configuration, or of one that differs in the algorithm's options.
+
+    Raises:
+      ValueError: Something does not exist, or does not fit together.
+    """
+    training, make_model = config.training, _model_maker(config)
     found = pretrain(make_model, task, config.pretraining, cache_dir=config.data.cache_dir)
-    population = _population(config, task)
-    if population is not None and "capability" in registry.parameters(config.algorithm.name):
-        options["capability"] = np.asarray(population.fleet.flops)
-    algorithm = registry.build(
-        config.algorithm.name,
-        start_from(make_model(task), found.params),
-        options=options,
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        server_optimizer=_server_optimizer(config.server_optimizer),
-    )
-    up, down = (parse_wire(text) if text else None for text in (config.wire.up, config.wire.down))
-    return with_wire(algorithm, up=up, down=down) if up or down else algorithm, task
+    model = start_from(make_model(task), found.params)
+    given: dict[str, Any] = {"augment": crop_flip} if training.augment == "crop_flip" else {}
+    devices = population(config, task)
+    if devices is not None and "capability" in registry.parameters(config.algorithm.name):
+        given["capability"] = np.asarray(devices.fleet.flops)
+
+    def make(config: Config) -> FederatedAlgorithm:
+        algorithm = registry.build(
+            config.algorithm.name,
+            model,
+            options={**config.algorithm.options, **given},
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            server_optimizer=_server_optimizer(config.server_optimizer),
+        )
+        up, down = (parse_wire(text) if text else None for text in (config.wire.up, config.wire.down))
+        return with_wire(algorithm, up=up, down=down) if up or down else algorithm
+
+    return make
 
 
 def pretrained(config: Config) -> Pretrained:
@@ -76,10 +89,15 @@ def pretrained(config: Config) -> Pretrained:
     Raises:
       ValueError: Something does not exist, or does not fit together.
     """
-    return pretrain(_model_maker(config), _task(config), config.pretraining, cache_dir=config.data.cache_dir)
+    return pretrain(_model_maker(config), load(config), config.pretraining, cache_dir=config.data.cache_dir)
 
 
-def _task(config: Config) -> Task:
+def load(config: Config) -> Task:
+    """Loads and divides the data.
+
+    Raises:
+      ValueError: They do not exist, or cannot be divided as asked.
+    """
     data = dataclasses.asdict(config.data)
     return load_task(data.pop("name"), data_dir=data.pop("dir"), **data)
 
@@ -88,7 +106,8 @@ def _model_maker(config: Config) -> Callable[[Problem], Model]:
     return lambda problem: build_model(config.model.name, problem, **config.model.options)
 
 
-def _population(config: Config, task: Task) -> Population | None:
+def population(config: Config, task: Task) -> Population | None:
+    """The clients' devices and links; None where no time is simulated."""
     if config.devices is None:
         return None
     return make_population(config.devices, task.num_clients, seed=config.seed)
@@ -128,7 +147,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
             seed=config.seed,
             chunk=chunk_length(config.eval_every),
             plan=_plan(stored, config),
-            population=_population(config, task),
+            population=population(config, task),
         )
     quiet = quiet or not hosts.first()
     if not quiet:
@@ -136,7 +155,8 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
     created = hosts.first() and not out.exists()
     hosts.wait("all have read the run directory")
     try:
-        return _run_in(out, config, simulation, stored, quiet=quiet)
+        (run,) = run_in([out], [config], alone(simulation), [stored], quiet=quiet)
+        return run
     except Exception:
         if created and not any((out / name).exists() for name in (_METRICS, _CHECKPOINTS)):
             shutil.rmtree(out, ignore_errors=True)
@@ -178,6 +198,16 @@ def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]
     return {}
 
 
+def is_finished(out: Path) -> bool:
+    """Whether a run's directory is complete."""
+    return (out / _SUMMARY).exists()
+
+
+def rounds_saved(out: Path) -> int:
+    """Rounds up to the last checkpoint of a run; 0 without one."""
+    return max((int(step.name) for step in checkpoint.steps(out / _CHECKPOINTS)), default=0)
+
+
 def _check_same(stored: Mapping[str, Any], config: Config) -> None:
     before, now = flat(stored), flat(json.loads(json.dumps(as_dict(config))))
     for key, value in now.items():
@@ -202,31 +232,58 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _run_in(
-    out: Path, config: Config, simulation: Simulation, stored: Mapping[str, Any], *, quiet: bool
-) -> Run:
-    if hosts.first():
-        out.mkdir(parents=True, exist_ok=True)
-    if not stored:
-        stored = _complete(config, simulation)
+def run_in(
+    outs: Sequence[Path],
+    configs: Sequence[Config],
+    batch: Batch,
+    stored: Sequence[Mapping[str, Any]],
+    *,
+    quiet: bool,
+) -> list[Run]:
+    """Runs a batch from the runs' last checkpoints on, and writes their directories.
+
+    Args:
+      outs: The runs' directories.
+      configs: The runs' configurations, alike in all that a batch shares.
+      batch: The compiled runs.
+      stored: What :func:`open_directory` found in each directory.
+      quiet: No progress on the terminal.
+
+    Raises:
+      UserError: The runs' last checkpoints are not of the same round.
+    """
+    config, environment = configs[0], []
+    for out, own, before in zip(outs, configs, stored):
         if hosts.first():
-            checkpoint.write_atomically(out / _CONFIG, json.dumps(stored, indent=2))
-    state, start = _resume(out, simulation.init())
-    with progress(config.algorithm.name, done=start.round, rounds=config.rounds, quiet=quiet) as show:
-        run = run_rounds(
-            simulation,
+            out.mkdir(parents=True, exist_ok=True)
+        environment.append(before or _complete(own, batch))
+        if not before and hosts.first():
+            checkpoint.write_atomically(out / _CONFIG, json.dumps(environment[-1], indent=2))
+    initial = batch.init()
+    states, starts = zip(*(_resume(out, batch.take(initial, run)) for run, out in enumerate(outs)))
+    if len({start.round for start in starts}) > 1:
+        raise UserError(
+            f"out={str(outs[0])!r}: its last checkpoint and those of its like differ in their rounds"
+        )
+    state = batch.stack(states) if starts[0].round else initial
+    with progress(config.algorithm.name, done=starts[0].round, rounds=config.rounds, quiet=quiet) as show:
+        runs = run_rounds(
+            batch,
             state,
             rounds=config.rounds,
             eval_every=config.eval_every,
-            start=start,
-            records=read_records(out),
-            on_chunk=(*writers(out, config), show),
+            starts=starts,
+            records=[read_records(out) for out in outs],
+            on_chunk=[(*own, *([] if run else [show])) for run, own in enumerate(writers(outs, config))],
         )
-    run = dataclasses.replace(run, config=stored, directory=out)
+    runs = [
+        dataclasses.replace(run, config=own, directory=out) for run, own, out in zip(runs, environment, outs)
+    ]
     if hosts.first():
-        _write_results(out, run)
+        for run, out in zip(runs, outs):
+            _write_results(out, run)
     hosts.wait("the results are written")
-    return run
+    return runs
 
 
 def _resume(out: Path, state: State) -> tuple[State, Totals]:
@@ -240,13 +297,13 @@ def _resume(out: Path, state: State) -> tuple[State, Totals]:
     return (state, Totals()) if restored is None else (restored.state, Totals(**restored.meta["totals"]))
 
 
-def _complete(config: Config, simulation: Simulation) -> dict[str, Any]:
+def _complete(config: Config, batch: Batch) -> dict[str, Any]:
     """The content of ``config.json``."""
     device = jax.devices()[0]
     return {
         **as_dict(config),
-        "chosen_plan": str(simulation.plan),
-        "chosen_plan_reason": simulation.plan.reason,
+        "chosen_plan": str(batch.plan),
+        "chosen_plan_reason": batch.plan.reason,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": {
             "system": platform.platform(),
@@ -266,9 +323,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def writers(out: Path, config: Config) -> tuple[OnChunk, ...]:
-    """What writes a run's records, notes and checkpoints at the end of every chunk."""
-    return (_journal(out), _checkpoints(out, config)) if hosts.first() else ()
+def writers(outs: Sequence[Path], config: Config) -> list[tuple[OnChunk, ...]]:
+    """What writes each run's records, notes and checkpoints at the end of every chunk."""
+    hooks = [(_journal(out), save) for out, save in zip(outs, _checkpoints(outs, config))]
+    return hooks if hosts.first() else [()] * len(outs)
 
 
 def _journal(out: Path) -> OnChunk:
@@ -290,26 +348,29 @@ def _append(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _checkpoints(out: Path, config: Config) -> OnChunk:
-    """Saves at the end of a chunk, if the time spent on saving stays within its share."""
-    began, spent, cost = time.perf_counter(), 0.0, None
+def _checkpoints(outs: Sequence[Path], config: Config) -> list[OnChunk]:
+    """Saves at the end of a chunk, if the time spent on saving stays within its share.
 
-    def save(chunk: Chunk) -> None:
-        nonlocal spent, cost
+    The first of several runs decides for all, so that their checkpoints are of the same rounds.
+    """
+    began, spent, cost, due = time.perf_counter(), 0.0, None, False
+
+    def save(run: int, chunk: Chunk) -> None:
+        nonlocal spent, cost, due
         before = time.perf_counter()
         cost = checkpoint.estimate_seconds(chunk.state) if cost is None else cost
-        last = chunk.totals.round == chunk.rounds
-        share = config.checkpoint_share
-        if not last and share < 1 and spent + cost > share * (before - began):
+        if run == 0:
+            last, share = chunk.totals.round == chunk.rounds, config.checkpoint_share
+            due = last or share == 1 or spent + len(outs) * cost <= share * (before - began)
+        if not due:
             return
-        meta = {"totals": chunk.totals._asdict(), "lengths": _lengths(out)}
-        checkpoint.save(
-            out / _CHECKPOINTS, chunk.totals.round, chunk.state, meta, keep=config.keep_checkpoints
-        )
+        meta = {"totals": chunk.totals._asdict(), "lengths": _lengths(outs[run])}
+        directory = outs[run] / _CHECKPOINTS
+        checkpoint.save(directory, chunk.totals.round, chunk.state, meta, keep=config.keep_checkpoints)
         cost = time.perf_counter() - before
         spent += cost
 
-    return save
+    return [partial(save, run) for run in range(len(outs))]
 
 
 def _lengths(out: Path) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """One experiment in memory: rounds in chunks, evaluation between them, records for people.
 
-:func:`run_rounds` is the only loop over rounds; :func:`simulate` runs it in memory,
-:func:`fedjax_masks.experiment.run_experiment` around a run directory.
+:func:`run_rounds` is the only loop over rounds, of one run or of several in step; :func:`simulate` runs it
+in memory, :func:`fedjax_masks.experiment.run_experiment` around a run directory.
 """
 
 import logging
@@ -16,7 +16,7 @@ import numpy as np
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
-from fedjax_masks.simulation import Evaluation, RoundMetrics, Simulation, make_simulation
+from fedjax_masks.simulation import Batch, Evaluation, RoundMetrics, alone, make_simulation
 
 Record = dict[str, Any]
 
@@ -50,9 +50,6 @@ class Totals(NamedTuple):
     sim_seconds: float = 0.0
     energy_joules: float = 0.0
     client_flops: float = 0.0
-
-
-_NOTHING = Totals()
 
 
 class Chunk(NamedTuple):
@@ -148,7 +145,9 @@ def simulate(
         plan=plan,
         population=population,
     )
-    return run_rounds(simulation, simulation.init(), rounds=rounds, eval_every=eval_every, on_chunk=on_chunk)
+    batch = alone(simulation)
+    (run,) = run_rounds(batch, batch.init(), rounds=rounds, eval_every=eval_every, on_chunk=[on_chunk])
+    return run
 
 
 def chunk_length(eval_every: int) -> int:
@@ -157,49 +156,63 @@ def chunk_length(eval_every: int) -> int:
 
 
 def run_rounds(
-    simulation: Simulation,
+    batch: Batch,
     state: State,
     *,
     rounds: int,
     eval_every: int,
-    start: Totals = _NOTHING,
-    records: Sequence[Record] = (),
-    on_chunk: Sequence[OnChunk] = (),
-) -> Run:
-    """Runs the rounds after ``start``.
+    on_chunk: Sequence[Sequence[OnChunk]],
+    starts: Sequence[Totals] | None = None,
+    records: Sequence[Sequence[Record]] | None = None,
+) -> list[Run]:
+    """Runs the rounds after ``starts``, of all runs of a batch in step.
 
     Args:
-      simulation: Made with a chunk of :func:`chunk_length`.
-      state: The state at ``start``; donated.
-      rounds: Rounds of the whole run.
+      batch: Made with a chunk of :func:`chunk_length`; one simulation as :func:`alone` gives it.
+      state: The runs' state at ``starts``; donated.
+      rounds: Rounds of the whole runs.
       eval_every: Rounds between two evaluations.
-      start: What had added up before.
-      records: The records up to ``start``.
-      on_chunk: Called at the end of every chunk.
+      on_chunk: For each run, what is called at the end of every chunk.
+      starts: For each run, what had added up before; the same number of rounds in all.
+      records: For each run, the records up to its start.
+
+    Returns:
+      The runs. Their wall time is that of the batch.
     """
-    totals, records, evaluation = start, list(records), None
-    busy, began = 0.0, time.perf_counter() - start.wall_seconds
-    while totals.round < rounds:
-        first = totals.round
-        stop = min(first + chunk_length(eval_every), (first // eval_every + 1) * eval_every, rounds)
+    starts = [Totals()] * len(on_chunk) if starts is None else starts
+    totals, (done,) = list(starts), {start.round for start in starts}
+    kept = [list(own) for own in records or [()] * len(starts)]
+    evaluations, busy, began, before_us = None, 0.0, time.perf_counter(), done
+    while done < rounds:
+        first, done = done, _stop(done, eval_every, rounds)
         before = time.perf_counter()
-        state, metrics = simulation.run(state, first, stop - first)
+        state, metrics = batch.run(state, first, done - first)
         busy += time.perf_counter() - before
-        evaluated = stop % eval_every == 0 or stop == rounds
-        evaluation = simulation.evaluate(state) if evaluated else None
-        totals = _add(totals, metrics, time.perf_counter() - began)
-        if evaluation is not None:
-            records.append(make_record(metrics, evaluation, totals))
-        told = notes(metrics, first)
-        for note in told:
-            _LOGGER.warning(note)
-        for hook in on_chunk:
-            hook(Chunk(rounds, totals, state, metrics, records[-1] if evaluated else None, told))
-    if evaluation is None:
-        evaluation = simulation.evaluate(state)
-    done = totals.round - start.round
-    summary = summarize(records, evaluation, simulation, done / busy if done else None)
-    return Run(records, state, evaluation, summary)
+        evaluated = done % eval_every == 0 or done == rounds
+        evaluations = batch.evaluate(state) if evaluated else None
+        passed = time.perf_counter() - began
+        for run, own in enumerate(metrics):
+            totals[run] = _add(totals[run], own, starts[run].wall_seconds + passed)
+            if evaluations is not None:
+                kept[run].append(make_record(own, evaluations[run], totals[run]))
+            told = notes(own, first)
+            for note in told:
+                _LOGGER.warning(note)
+            record = kept[run][-1] if evaluated else None
+            chunk = Chunk(rounds, totals[run], batch.take(state, run), own, record, told)
+            for hook in on_chunk[run]:
+                hook(chunk)
+    evaluations = batch.evaluate(state) if evaluations is None else evaluations
+    speed = (done - before_us) / busy if busy else None
+    return [
+        Run(own, batch.take(state, run), evaluation, summarize(own, evaluation, batch, speed))
+        for run, (own, evaluation) in enumerate(zip(kept, evaluations))
+    ]
+
+
+def _stop(first: int, eval_every: int, rounds: int) -> int:
+    """The last round of the chunk that starts after round ``first``."""
+    return min(first + chunk_length(eval_every), (first // eval_every + 1) * eval_every, rounds)
 
 
 def _add(totals: Totals, metrics: RoundMetrics, wall_seconds: float) -> Totals:
@@ -264,7 +277,7 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -
 def summarize(
     records: Sequence[Record],
     evaluation: Evaluation,
-    simulation: Simulation,
+    batch: Batch,
     rounds_per_second: float | None,
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
@@ -272,7 +285,7 @@ def summarize(
     Args:
       records: Of the whole run.
       evaluation: Of the final state.
-      simulation: That ran, or would have run, its end.
+      batch: That ran, or would have run, its end.
       rounds_per_second: Of this process, without compilation and evaluation.
     """
     accuracies = {}
@@ -280,14 +293,14 @@ def summarize(
         values = [record[name] for record in records if record[name] is not None]
         accuracies |= {f"best_{name}": max(values, default=None)}
         accuracies |= {f"last_{name}": values[-1] if values else None}
-    stats = simulation.stats()._asdict()
+    stats = batch.stats()._asdict()
     return {
         **records[-1],
         **accuracies,
         "rounds_per_second": rounds_per_second,
         **stats,
-        "setup_bytes": simulation.setup_bytes,
-        "memory_bytes": simulation.memory_bytes,
+        "setup_bytes": batch.setup_bytes,
+        "memory_bytes": batch.memory_bytes,
         "client_accuracy": [_number(accuracy) for accuracy in evaluation.personal],
     }
 

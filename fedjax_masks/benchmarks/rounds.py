@@ -24,7 +24,7 @@ from fedjax_masks.config import make_config
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.experiment import writers
 from fedjax_masks.runner import chunk_length, run_rounds
-from fedjax_masks.simulation import make_simulation
+from fedjax_masks.simulation import alone, make_simulation
 from fedjax_masks.telemetry import progress
 
 Setup = tuple[FederatedAlgorithm, Task, int]
@@ -142,8 +142,14 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
             tempfile.TemporaryDirectory() as out,
             progress("bench", done=0, rounds=rounds, quiet=False) as show,
         ):
-            hooks = (*writers(Path(out), config), show)
-            run_rounds(simulation, simulation.init(), rounds=rounds, eval_every=chunk, on_chunk=hooks)
+            (hooks,) = writers([Path(out)], config)
+            run_rounds(
+                alone(simulation),
+                simulation.init(),
+                rounds=rounds,
+                eval_every=chunk,
+                on_chunk=[(*hooks, show)],
+            )
 
     taken = measure.in_turns({"bare": bare, "runner": whole}, 15)
     return {

@@ -1,7 +1,20 @@
 """The simulation engine: plans, rounds, evaluation."""
 
+from fedjax_masks.simulation.batch import Batch, alone, can_trace, make_batch
 from fedjax_masks.simulation.engine import Simulation, make_simulation
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
 
-__all__ = ["Evaluation", "Plan", "RoundMetrics", "Simulation", "Stats", "make_simulation", "parse_plan"]
+__all__ = [
+    "Batch",
+    "Evaluation",
+    "Plan",
+    "RoundMetrics",
+    "Simulation",
+    "Stats",
+    "alone",
+    "can_trace",
+    "make_batch",
+    "make_simulation",
+    "parse_plan",
+]

@@ -5,7 +5,7 @@ and ``shard_map``.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
 from fedjax_masks.simulation.round import RoundReport, Setting, run_chunk
 
-_EVAL_BATCH = 100
+EVAL_BATCH = 100
 
 
 class Simulation(NamedTuple):
@@ -53,7 +53,7 @@ class Simulation(NamedTuple):
     memory_bytes: int
 
 
-class _Shapes(NamedTuple):
+class Shapes(NamedTuple):
     """Shapes of everything that one client handles, found without running anything."""
 
     state: State
@@ -62,23 +62,44 @@ class _Shapes(NamedTuple):
     metrics: list[str]
 
 
-def _trace_client(
-    algorithm: FederatedAlgorithm, task: Task, key: chex.PRNGKey, examples: arrays.Examples
-) -> tuple[FederatedAlgorithm, _Shapes]:
-    """Traces one client's round; in the algorithm that comes back, training is not traced again."""
-    state = jax.eval_shape(lambda key: algorithm.init(key, task), key)
+def trace_client(
+    make_algorithm: Callable[[Any], FederatedAlgorithm],
+    values: Any,
+    task: Task,
+    key: chex.PRNGKey,
+    examples: arrays.Examples,
+) -> tuple[Callable[[Any], FederatedAlgorithm], Shapes]:
+    """Traces one client's round, for all values of some options at once.
+
+    Args:
+      make_algorithm: ``(values) -> FederatedAlgorithm``.
+      values: The options' values or shapes, any pytree; ``()`` where there are none.
+      task: Data and clients.
+      key: A key like the simulation's.
+      examples: The training data.
+
+    Returns:
+      ``make_algorithm``, in whose algorithms training is not traced again; and the shapes.
+    """
+    state = jax.eval_shape(lambda values, key: make_algorithm(values).init(key, task), values, key)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    message = jax.eval_shape(algorithm.send, state.server, scalar)
+    message = jax.eval_shape(
+        lambda values, *sent: make_algorithm(values).send(*sent), values, state.server, scalar
+    )
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
     data = jax.eval_shape(
         lambda e, s: arrays.client_data(e, Rows(s, s, s, s), Block(s, s), arrays.capacity(task)),
         examples,
         scalar,
     )
-    arguments = (key, state.common, message, client, data)
-    train = flops.trace(algorithm.train, *arguments)
+    arguments = (values, key, state.common, message, client, data)
+    train = flops.trace(lambda values, *args: make_algorithm(values).train(*args), *arguments)
     _, upload, metrics = train.out
-    return algorithm._replace(train=train.call), _Shapes(state, message, upload, sorted(metrics))
+
+    def make(values: Any) -> FederatedAlgorithm:
+        return make_algorithm(values)._replace(train=partial(train.call, values))
+
+    return make, Shapes(state, message, upload, sorted(metrics))
 
 
 def make_simulation(
@@ -114,9 +135,10 @@ def make_simulation(
     """
     if not 1 <= cohort <= task.num_clients:
         raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
-    init_key, rounds_key = jax.eval_shape(_keys, np.uint32(seed))
+    init_key, rounds_key = jax.eval_shape(keys, np.uint32(seed))
     train = arrays.train_examples(task)
-    algorithm, shapes = _trace_client(algorithm, task, init_key, train)
+    make, shapes = trace_client(lambda _: algorithm, (), task, init_key, train)
+    algorithm = make(())
     asked = parse_plan(plan, cohort=cohort)
 
     static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
@@ -127,7 +149,7 @@ def make_simulation(
     def compile_chunk(plan: Plan) -> Any:
         tried.append(plan)
         setting = Setting(algorithm, plan, arrays.capacity(task), poison, timer)
-        place = _placement(plan)
+        place = placement(plan)
         program = jax.jit(
             partial(run_chunk, setting),
             donate_argnums=0,
@@ -142,12 +164,12 @@ def make_simulation(
     began = time.perf_counter()
     program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
     compile_seconds = time.perf_counter() - began
-    place = _placement(fitted)
-    train, fleet = _put((train, fleet), place)
+    place = placement(fitted)
+    train, fleet = put((train, fleet), place)
     number = np.uint32(seed)
-    rounds_key = jax.jit(lambda number: _keys(number)[1], out_shardings=place)(number)
+    rounds_key = jax.jit(lambda number: keys(number)[1], out_shardings=place)(number)
     padding = {"examples": 0.0, "slots": 0.0}
-    initial = jax.jit(lambda number: algorithm.init(_keys(number)[0], task), out_shardings=place)
+    initial = jax.jit(lambda number: algorithm.init(keys(number)[0], task), out_shardings=place)
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
         if not 1 <= num_rounds <= chunk:
@@ -155,10 +177,10 @@ def make_simulation(
         rounds = range(first_round, first_round + num_rounds)
         cohorts = lay_out_rounds(rounds, seed, cohort, task, algorithm, fitted)
         padded = jax.tree.map(lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), cohorts)
-        arguments = _put((np.int32(first_round), np.int32(num_rounds), padded), place)
+        arguments = put((np.int32(first_round), np.int32(num_rounds), padded), place)
         state, report = program(state, train, rounds_key, *arguments, fleet)
         report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
-        metrics = _round_metrics(cohorts, report, cohort, shapes, static_bits, timer)
+        metrics = round_metrics(cohorts, report, cohort, shapes, static_bits, timer)
         for name in padding:
             padding[name] += float(np.sum(metrics.train.get(name, 0.0)))
         return state, metrics
@@ -178,36 +200,36 @@ def make_simulation(
     )
 
 
-def _keys(seed: Any) -> tuple[chex.PRNGKey, chex.PRNGKey]:
+def keys(seed: Any) -> tuple[chex.PRNGKey, chex.PRNGKey]:
     """Of the initial state, and of all rounds."""
     init_key, rounds_key = jax.random.split(jax.random.key(seed))
     return init_key, rounds_key
 
 
-def _placement(plan: Plan) -> Any:
+def placement(plan: Plan) -> Any:
     """Where arrays lie between rounds: one device, or a copy on each."""
     if plan.devices == 1:
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return NamedSharding(device_mesh(plan), PartitionSpec())
 
 
-def _put(tree: Any, place: jax.sharding.Sharding) -> Any:
+def put(tree: Any, place: jax.sharding.Sharding) -> Any:
     """Host arrays, the same in every process, to where arrays lie."""
     if place.is_fully_addressable:
         return jax.device_put(tree, place)
 
-    def put(array: Any) -> jax.Array:
+    def place_one(array: Any) -> jax.Array:
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(place_one, tree)
 
 
-def _round_metrics(
+def round_metrics(
     cohorts: Rows,
     report: RoundReport,
     cohort: int,
-    shapes: _Shapes,
+    shapes: Shapes,
     static_bits: list[int],
     timer: clock.Clock | None,
 ) -> RoundMetrics:
@@ -246,38 +268,57 @@ def _round_metrics(
 
 def _make_evaluate(algorithm: FederatedAlgorithm, task: Task, plan: Plan) -> Callable[[State], Evaluation]:
     """Compiles evaluation on first use; test data go to the device only then."""
-    place = _placement(plan)
-    sizes = np.asarray(task.test.sizes)
+    place = placement(plan)
 
     @cache
     def data() -> arrays.Examples:
-        return _put(arrays.test_examples(task, _EVAL_BATCH), place)
+        return put(arrays.test_examples(task, EVAL_BATCH), place)
 
     @partial(jax.jit, out_shardings=place)
     def on_global(state: State, examples: arrays.Examples) -> jax.Array:
-        return global_correct(algorithm, state, examples, _EVAL_BATCH)
+        return global_correct(algorithm, state, examples, EVAL_BATCH)
 
     @partial(jax.jit, out_shardings=place)
     def on_personal(state: State, examples: arrays.Examples, rows: Rows) -> dict[str, jax.Array]:
-        return personal_correct(algorithm, state, examples, rows, _EVAL_BATCH, plan)
+        return personal_correct(algorithm, state, examples, rows, EVAL_BATCH, plan)
+
+    def evaluate(state: State) -> Evaluation:
+        hits, counts, places = None, None, None
+        if algorithm.predict_global is not None:
+            hits = np.asarray(on_global(state, data()))
+        if algorithm.predict is not None:
+            rows, places = lay_out(np.arange(task.num_clients), task.test, plan)
+            counts = jax.device_get(on_personal(state, data(), jax.device_put(rows, place)))
+        return make_evaluation(task, hits, counts, places)
+
+    return evaluate
+
+
+def make_evaluation(
+    task: Task,
+    hits: np.ndarray | None,
+    counts: Mapping[str, np.ndarray] | None,
+    places: np.ndarray | None,
+) -> Evaluation:
+    """Accuracies from what was classified correctly.
+
+    Args:
+      task: Data and clients.
+      hits: Of :func:`global_correct`; None without a global model.
+      counts: Of :func:`personal_correct`; None where clients have no models of their own.
+      places: ``int64[num_clients]``: each client's place in the counts.
+    """
+    sizes = np.asarray(task.test.sizes)
 
     def share(counts: np.ndarray) -> np.ndarray:
         return np.where(sizes > 0, counts / np.maximum(sizes, 1), np.nan)
 
-    def evaluate(state: State) -> Evaluation:
-        hits = None
-        if algorithm.predict_global is not None:
-            hits = np.asarray(on_global(state, data()))
-        accuracy = None if hits is None else float(hits.mean())
-        if algorithm.predict is None:
-            assert hits is not None, "an algorithm needs predict or predict_global"
-            return Evaluation(accuracy, share(_count_by_client(hits, task)), {})
-        rows, places = lay_out(np.arange(task.num_clients), task.test, plan)
-        counts = jax.device_get(on_personal(state, data(), _put(rows, place)))
-        accuracies = {name: share(count[places]) for name, count in counts.items()}
-        return Evaluation(accuracy, accuracies.pop(""), accuracies)
-
-    return evaluate
+    accuracy = None if hits is None else float(hits.mean())
+    if counts is None:
+        assert hits is not None, "an algorithm needs predict or predict_global"
+        return Evaluation(accuracy, share(_count_by_client(hits, task)), {})
+    accuracies = {name: share(count[places]) for name, count in counts.items()}
+    return Evaluation(accuracy, accuracies.pop(""), accuracies)
 
 
 def _count_by_client(hits: np.ndarray, task: Task) -> np.ndarray:

@@ -1,0 +1,361 @@
+"""Several runs of one program in step: other seeds, other values of numeric options, the same shapes.
+
+A run is the program of :mod:`fedjax_masks.simulation.round`; a batch maps it over one more axis. Runs
+need nothing of each other, so they, and not the clients of a run, are spread over the devices.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_masks import payload, trees
+from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.devices import Population
+from fedjax_masks.simulation import arrays, clock
+from fedjax_masks.simulation.cohorts import lay_out_rounds
+from fedjax_masks.simulation.engine import (
+    EVAL_BATCH,
+    Simulation,
+    keys,
+    make_evaluation,
+    round_metrics,
+    trace_client,
+)
+from fedjax_masks.simulation.evaluate import global_correct, personal_correct
+from fedjax_masks.simulation.layout import Rows, lay_out, padded_length
+from fedjax_masks.simulation.memory import fit_plan
+from fedjax_masks.simulation.plan import Plan, parse_plan
+from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
+from fedjax_masks.simulation.round import Setting, round_step, run_chunk
+
+_AXIS = "runs"
+
+
+class Batch(NamedTuple):
+    """Compiled simulations that run in step, as a record of functions.
+
+    Attributes:
+      init: ``() -> State`` of all runs before round 0; every leaf leads with the runs.
+      run: ``(state, first_round, num_rounds) -> (state, one RoundMetrics a run)``, as
+        :attr:`Simulation.run`.
+      evaluate: ``(state) -> one Evaluation a run``.
+      take: ``(state, run) -> State`` of one run.
+      stack: ``(one State a run) -> State`` of all runs.
+      stats: ``() -> Stats`` of all runs so far.
+      plan: The execution plan within a run; its reason also says how runs are laid out.
+      setup_bytes: Of one run, as of a :class:`Simulation`.
+      memory_bytes: Estimated peak of device memory, of all runs.
+    """
+
+    init: Callable[[], State]
+    run: Callable[[State, int, int], tuple[State, list[RoundMetrics]]]
+    evaluate: Callable[[State], list[Evaluation]]
+    take: Callable[[State, int], State]
+    stack: Callable[[Sequence[State]], State]
+    stats: Callable[[], Stats]
+    plan: Plan
+    setup_bytes: int
+    memory_bytes: int
+
+
+def alone(simulation: Simulation) -> Batch:
+    """One simulation as a batch of one run, without a further axis."""
+
+    def run(state: State, first_round: int, num_rounds: int) -> tuple[State, list[RoundMetrics]]:
+        state, metrics = simulation.run(state, first_round, num_rounds)
+        return state, [metrics]
+
+    return Batch(
+        init=simulation.init,
+        run=run,
+        evaluate=lambda state: [simulation.evaluate(state)],
+        take=lambda state, run: state,
+        stack=lambda states: states[0],
+        stats=simulation.stats,
+        plan=simulation.plan,
+        setup_bytes=simulation.setup_bytes,
+        memory_bytes=simulation.memory_bytes,
+    )
+
+
+def make_batch(
+    make_algorithm: Callable[[Mapping[str, Any]], FederatedAlgorithm],
+    task: Task,
+    *,
+    values: Mapping[str, Sequence[float]],
+    seeds: Sequence[int],
+    cohort: int,
+    chunk: int = 10,
+    plan: str = "auto",
+    population: Population | None = None,
+) -> Batch:
+    """Prepares simulations that differ in their seeds and in the values of numeric options.
+
+    Args:
+      make_algorithm: ``(options) -> FederatedAlgorithm``; the options are traced scalars.
+      task: Data and clients, of all runs.
+      values: Each option's value in every run.
+      seeds: Each run's seed.
+      cohort: Clients per round.
+      chunk: The largest number of rounds that one call of ``run`` may ask for.
+      plan: The plan of a single run; of its devices only their number counts, as those for runs.
+      population: The clients' devices and links, of all runs.
+
+    Returns:
+      The batch, compiled. Each run gives what it would give alone, up to float reassociation.
+
+    Raises:
+      jax.errors.ConcretizationTypeError: The algorithm needs to know the value of an option.
+      ValueError: ``cohort`` is out of range, or the plan is not understood.
+      MemoryError: The runs do not fit into memory even one at a time.
+    """
+    if not 1 <= cohort <= task.num_clients:
+        raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
+    inner, asked = _plans(plan, cohort, len(seeds))
+    columns = {name: np.asarray(column, np.float32) for name, column in values.items()}
+    train = arrays.train_examples(task)
+    scalars = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in columns}
+    make, shapes = trace_client(make_algorithm, scalars, task, jax.random.key(0), train)
+    like = make({name: column[0] for name, column in columns.items()})
+    static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
+    timer = None if population is None else clock.Clock(population, static_bits)
+    fleet = () if population is None else jax.tree.map(jnp.asarray, population.fleet)
+    tried: list[Plan] = []
+
+    def one_chunk(shared: Any, run: Any) -> Any:
+        examples, first, num_rounds, fleet = shared
+        state, values, seed, cohorts = run
+        setting = Setting(make(values), inner, arrays.capacity(task), clock=timer)
+        _, key = keys(seed)
+        return run_chunk(setting, state, examples, key, first, num_rounds, cohorts, fleet)
+
+    def compile_chunk(plan: Plan) -> Any:
+        tried.append(plan)
+        total = _padded(len(seeds), plan)
+        scalar = jax.ShapeDtypeStruct((), jnp.int32)
+        rows = (total, chunk, padded_length(cohort, inner, like.tiers.number))
+        cohorts = Rows(*[jax.ShapeDtypeStruct(rows, jnp.int32)] * len(Rows._fields))
+        each = _with_runs((shapes.state, scalars, jax.ShapeDtypeStruct((), jnp.uint32)), total)
+        states, *others = (*each, cohorts)
+
+        def of_all(states: Any, others: Any, shared: Any) -> Any:
+            return _map_runs(one_chunk, shared, (states, *others), plan)
+
+        place = _placement(plan)
+        program = jax.jit(
+            of_all,
+            donate_argnums=0,
+            in_shardings=(place, place, _everywhere(plan)),
+            out_shardings=place,
+        )
+        return program.lower(states, others, (train, scalar, scalar, fleet)).compile()
+
+    began = time.perf_counter()
+    program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
+    compile_seconds = time.perf_counter() - began
+    total, place, everywhere = _padded(len(seeds), fitted), _placement(fitted), _everywhere(fitted)
+    train, fleet = jax.device_put((train, fleet), everywhere)
+    padded_seeds = _pad(np.asarray(seeds, np.uint32), total)
+    settings = jax.device_put(
+        ({name: _pad(column, total) for name, column in columns.items()}, padded_seeds), place
+    )
+    padding = {"examples": 0.0, "slots": 0.0}
+
+    @partial(jax.jit, out_shardings=place)
+    def initial(settings: Any) -> State:
+        def one(_: Any, run: Any) -> State:
+            values, seed = run
+            init_key, _ = keys(seed)
+            return make(values).init(init_key, task)
+
+        return _map_runs(one, (), settings, fitted)
+
+    def run(state: State, first_round: int, num_rounds: int) -> tuple[State, list[RoundMetrics]]:
+        rounds = range(first_round, first_round + num_rounds)
+        drawn = [lay_out_rounds(rounds, seed, cohort, task, like, inner) for seed in seeds]
+        cohorts = jax.tree.map(
+            lambda *each: _pad(np.pad(each, ((0, 0), (0, chunk - num_rounds), (0, 0))), total), *drawn
+        )
+        others = (*settings, jax.device_put(cohorts, place))
+        counts = jax.device_put((np.int32(first_round), np.int32(num_rounds)), everywhere)
+        state, report = program(state, list(others), (train, *counts, fleet))
+        report = jax.device_get(report)
+        found = []
+        for index, rows in enumerate(drawn):
+            own = jax.tree.map(lambda a, index=index: a[index, :num_rounds], report)
+            found.append(round_metrics(rows, own, cohort, shapes, static_bits, timer))
+            for name in padding:
+                padding[name] += float(np.sum(found[-1].train.get(name, 0.0)))
+        return state, found
+
+    def stats() -> Stats:
+        share = padding["examples"] / padding["slots"] if padding["slots"] else 1.0
+        return Stats(compile_seconds, len(tried), share)
+
+    return Batch(
+        init=lambda: initial(settings),
+        run=run,
+        evaluate=_make_evaluate(make, like, task, settings, inner, fitted, len(seeds)),
+        take=jax.jit(lambda state, run: jax.tree.map(lambda a: a[run], state), out_shardings=everywhere),
+        stack=lambda states: jax.device_put(
+            jax.tree.map(lambda *each: _pad(np.stack(each), total), *map(jax.device_get, states)), place
+        ),
+        stats=stats,
+        plan=replace(inner, reason=_describe(len(seeds), fitted)),
+        setup_bytes=trees.num_bytes(shapes.state.common),
+        memory_bytes=memory_bytes,
+    )
+
+
+def can_trace(
+    make_algorithm: Callable[[Mapping[str, Any]], FederatedAlgorithm],
+    task: Task,
+    names: Sequence[str],
+    *,
+    cohort: int,
+) -> bool:
+    """Whether an algorithm takes traced values for options; not if it looks at them, as ``if`` does."""
+    if not names:
+        return True
+    examples, scalar = arrays.train_examples(task), jax.ShapeDtypeStruct((), jnp.float32)
+    key, plan = jax.random.key(0), parse_plan("scan,mesh:1", cohort=cohort)
+    rows = Rows(*[jax.ShapeDtypeStruct((cohort,), jnp.int32)] * len(Rows._fields))
+
+    def everything(values: Mapping[str, Any], state: State, examples: arrays.Examples, rows: Rows) -> Any:
+        algorithm = make(values)
+        state, report = round_step(Setting(algorithm, plan, capacity), state, examples, rows, key)
+        inputs = examples.inputs[:1]
+        globally, predictors = algorithm.predict_global, (algorithm.predict, *algorithm.probes.values())
+        client = jax.tree.map(lambda a: a[0], state.clients)
+        logits = [f(state.common, state.server, client, inputs) for f in predictors if f is not None]
+        return report, logits, globally and globally(state.common, state.server, inputs)
+
+    values, capacity = dict.fromkeys(names, scalar), arrays.capacity(task)
+    try:
+        make, shapes = trace_client(make_algorithm, values, task, key, examples)
+        jax.eval_shape(everything, values, shapes.state, examples, rows)
+    except jax.errors.JAXTypeError:
+        return False
+    return True
+
+
+def _make_evaluate(
+    make: Callable[[Any], FederatedAlgorithm],
+    like: FederatedAlgorithm,
+    task: Task,
+    settings: Any,
+    inner: Plan,
+    plan: Plan,
+    num_runs: int,
+) -> Callable[[State], list[Evaluation]]:
+    """Compiles evaluation on first use; test data go to the devices only then."""
+    everywhere = _everywhere(plan)
+
+    @cache
+    def data() -> arrays.Examples:
+        return jax.device_put(arrays.test_examples(task, EVAL_BATCH), everywhere)
+
+    @jax.jit
+    def on_global(state: State, examples: arrays.Examples) -> jax.Array:
+        def one(examples: arrays.Examples, run: Any) -> jax.Array:
+            state, (values, _) = run
+            return global_correct(make(values), state, examples, EVAL_BATCH)
+
+        return _map_runs(one, examples, (state, settings), plan)
+
+    @jax.jit
+    def on_personal(state: State, shared: Any) -> dict[str, jax.Array]:
+        def one(shared: Any, run: Any) -> dict[str, jax.Array]:
+            examples, rows = shared
+            state, (values, _) = run
+            return personal_correct(make(values), state, examples, rows, EVAL_BATCH, inner)
+
+        return _map_runs(one, shared, (state, settings), plan)
+
+    def evaluate(state: State) -> list[Evaluation]:
+        nothing = [None] * num_runs
+        hits, counts, places = nothing, nothing, None
+        if like.predict_global is not None:
+            hits = np.asarray(on_global(state, data()))
+        if like.predict is not None:
+            rows, places = lay_out(np.arange(task.num_clients), task.test, inner)
+            found = jax.device_get(on_personal(state, (data(), jax.device_put(rows, everywhere))))
+            counts = [{name: count[run] for name, count in found.items()} for run in range(num_runs)]
+        return [make_evaluation(task, hits[run], counts[run], places) for run in range(num_runs)]
+
+    return evaluate
+
+
+def _plans(text: str, cohort: int, num_runs: int) -> tuple[Plan, Plan]:
+    """The plan of clients within a run, on one device, and that of runs."""
+    kind, _, mesh = text.partition(",mesh:")
+    devices = parse_plan(text, cohort=num_runs).devices if mesh else min(num_runs, jax.device_count())
+    inner = parse_plan(f"{kind},mesh:1", cohort=cohort)
+    if jax.default_backend() == "cpu":
+        return inner, Plan(1, devices, "a core runs one run after the other from its cache")
+    return inner, Plan(-(-num_runs // devices), devices, "an accelerator runs all at once")
+
+
+def _describe(num_runs: int, plan: Plan) -> str:
+    """How many runs go where.
+
+    >>> _describe(32, Plan(1, 2, "why"))
+    '32 runs in one program, 2 devices with 1 run at a time each: why'
+    """
+    devices = "1 device" if plan.devices == 1 else f"{plan.devices} devices"
+    width = "1 run" if plan.block == 1 else f"{plan.block} runs"
+    each = "" if plan.devices == 1 else " each"
+    return f"{num_runs} runs in one program, {devices} with {width} at a time{each}: {plan.reason}"
+
+
+def _padded(num_runs: int, plan: Plan) -> int:
+    """The number of runs that are computed; the last is repeated to fill blocks on every device."""
+    full = plan.block * plan.devices
+    return -(-num_runs // full) * full
+
+
+def _pad(rows: np.ndarray, total: int) -> np.ndarray:
+    return np.pad(rows, [(0, total - len(rows)), *[(0, 0)] * (rows.ndim - 1)], mode="edge")
+
+
+def _with_runs(shapes: Any, total: int) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((total, *a.shape), a.dtype), shapes)
+
+
+def _mesh(plan: Plan) -> Mesh:
+    return Mesh(jax.devices()[: plan.devices], (_AXIS,))
+
+
+def _placement(plan: Plan) -> NamedSharding:
+    """Where what every run has of its own lies."""
+    return NamedSharding(_mesh(plan), PartitionSpec(_AXIS))
+
+
+def _everywhere(plan: Plan) -> NamedSharding:
+    """Where what all runs share lies."""
+    return NamedSharding(_mesh(plan), PartitionSpec())
+
+
+def _map_runs(function: Callable[[Any, Any], Any], shared: Any, runs: Any, plan: Plan) -> Any:
+    """Runs ``function(shared, run)`` for every run, in blocks on every device."""
+
+    def on_device(shared: Any, runs: Any) -> Any:
+        width = plan.block if plan.block > 1 else None
+        return jax.lax.map(partial(function, shared), runs, batch_size=width)
+
+    if plan.devices == 1:
+        return on_device(shared, runs)
+    return jax.shard_map(
+        on_device,
+        mesh=_mesh(plan),
+        in_specs=(PartitionSpec(), PartitionSpec(_AXIS)),
+        out_specs=PartitionSpec(_AXIS),
+        check_vma=False,  # as in the map over clients
+    )(shared, runs)
