@@ -48,11 +48,11 @@ def line(directory: Path) -> dict:
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir")}
     chosen = (
         *("algorithm", "data", "model", "training", "pretraining", "devices", "rounds", "cohort", "seed"),
-        *("chosen_plan", "versions"),
+        *("robust", "attack", "privacy", "chosen_plan", "versions"),
     )
     return {
         "run": directory.name,
-        **{key: config[key] for key in chosen},
+        **{key: config[key] for key in chosen if key in config},
         "device": f"{config['platform']['devices']} x {config['platform']['device']}",
         "cpus": config["platform"]["cpus"],
         **{key: summary[key] for key in _RESULTS},

@@ -173,7 +173,7 @@ def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, s
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from fedjax_masks import config, experiment, weights
+    from fedjax_masks import assembly, config, weights
 
     values = {"algorithm.name": "fedavg", "pretraining.source": "fractal"}
     chosen = config.make_config(values | _values(arguments, _PRETRAIN_FLAGS))
@@ -183,7 +183,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
             f"out={arguments.out!r}: a file that ends in .npz is accepted, in a folder that exists"
         )
     with user_errors():
-        found = experiment.pretrained(chosen)
+        found = assembly.pretrained(chosen)
         if out is not None:
             weights.write_npz(out, found.params)
     accuracy = "" if found.accuracy is None else f", accuracy on held-out images {found.accuracy:.1%}"

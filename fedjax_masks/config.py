@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fedjax_masks.algorithms import registry
 from fedjax_masks.algorithms.registry import OptimizerName, Option
+from fedjax_masks.attacks import Kind
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.pretraining import Pretraining
-from fedjax_masks.values import Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
+from fedjax_masks.values import Bounds, Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
 
 _MODEL_OF = {
     "digits": "cnn",
@@ -82,6 +83,48 @@ class WireConfig:
 
 
 @dataclass(frozen=True)
+class RobustConfig:
+    """What the server does about hostile clients; see :mod:`fedjax_masks.robust`.
+
+    Attributes:
+      merge: What takes the place of the weighted mean.
+      trim: The share that ``trimmed_mean`` cuts off at either end; 0.2 by default.
+      clip: The largest l2 norm of an upload.
+      clip_to_median: The same, in median norms of the cohort.
+    """
+
+    merge: Literal["mean", "median", "trimmed_mean"] = "mean"
+    trim: Annotated[float, Bounds(0, 0.5, below=True)] | None = None
+    clip: Rate | None = None
+    clip_to_median: Rate | None = None
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """Hostile clients, without a kind none; see :func:`fedjax_masks.attacks.with_attack`."""
+
+    kind: Kind | None = None
+    share: Share = 0.2
+    factor: Rate = 1000.0
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy of whole clients; see :mod:`fedjax_masks.privacy`.
+
+    Attributes:
+      norm: The largest l2 norm of an upload; without it, nothing is clipped and no noise added.
+      multiplier: The noise of a round's sum, in norms.
+      delta: By default the number of clients to the power of -1.1.
+    """
+
+    norm: Rate | None = None
+    multiplier: Rate | None = None
+    delta: Annotated[float, Bounds(0, 1, above=True, below=True)] | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment.
 
@@ -93,6 +136,9 @@ class Config:
       training: Local training.
       pretraining: Where the initial parameters come from.
       wire: What compresses uploads and messages on their way.
+      robust: What the server does about hostile clients.
+      attack: Hostile clients.
+      privacy: Noise on uploads, and its guarantee.
       rounds: Rounds of federated learning.
       cohort: Clients per round.
       seed: Of the initial state, the cohorts and the order of examples.
@@ -112,6 +158,9 @@ class Config:
     training: TrainingConfig
     pretraining: Pretraining
     wire: WireConfig
+    robust: RobustConfig
+    attack: AttackConfig
+    privacy: PrivacyConfig
     rounds: Count = 50
     cohort: Count = 10
     seed: Seed = 0
@@ -128,6 +177,9 @@ _SECTIONS = {
     "training": TrainingConfig,
     "pretraining": Pretraining,
     "wire": WireConfig,
+    "robust": RobustConfig,
+    "attack": AttackConfig,
+    "privacy": PrivacyConfig,
 }
 
 
@@ -212,6 +264,10 @@ def _fill(typed: dict[str, Any], given: Mapping[str, Any]) -> None:
         typed["eval_every"] = -(-typed["rounds"] // 20)
     if typed["server_optimizer.name"] and typed["server_optimizer.lr"] is None:
         typed["server_optimizer.lr"] = 1.0 if typed["server_optimizer.name"] == "sgd" else 0.01
+    if typed["robust.merge"] == "trimmed_mean" and typed["robust.trim"] is None:
+        typed["robust.trim"] = 0.2
+    if typed["privacy.norm"] and typed["privacy.multiplier"] is None:
+        typed["privacy.multiplier"] = 1.0
 
 
 def _check(typed: Mapping[str, Any]) -> None:
@@ -227,6 +283,31 @@ def _check(typed: Mapping[str, Any]) -> None:
         )
     if typed["server_optimizer.lr"] is not None and not server:
         raise UserError("server_optimizer.lr: needs server_optimizer.name")
+    if typed["robust.trim"] is not None and typed["robust.merge"] != "trimmed_mean":
+        raise UserError(f"robust.trim={typed['robust.trim']}: needs robust.merge=trimmed_mean")
+    _check_privacy(typed)
+
+
+def _check_privacy(typed: Mapping[str, Any]) -> None:
+    """Refuses what the guarantee of :mod:`fedjax_masks.privacy` does not cover."""
+    if typed["privacy.norm"] is None:
+        for key in ("privacy.multiplier", "privacy.delta"):
+            if typed[key] is not None:
+                raise UserError(f"{key}={typed[key]}: needs privacy.norm")
+        return
+    for key, off in (("robust.merge", "mean"), ("robust.clip", None), ("robust.clip_to_median", None)):
+        if typed[key] != off:
+            raise UserError(
+                f"{key}={typed[key]}: reads single uploads; privacy.norm needs a server that adds up"
+            )
+    if typed["wire.up"] is not None:
+        raise UserError(
+            f"wire.up={typed['wire.up']}: loses noise before the sum; accepted without privacy.norm"
+        )
+    if typed["attack.kind"] is not None:
+        raise UserError(
+            f"attack.kind={typed['attack.kind']}: hostile clients add no noise; accepted without privacy.norm"
+        )
 
 
 def _nest(typed: Mapping[str, Any]) -> Config:

@@ -108,6 +108,11 @@ class Population:
     available: float = 1.0
     overhead: float = 0.0
 
+    @property
+    def loses_clients(self) -> bool:
+        """Whether a client of a cohort may be missing from its merge."""
+        return self.deadline < math.inf or self.dropout > 0 or self.available < 1
+
 
 class Spent(NamedTuple):
     """What a client's round takes.

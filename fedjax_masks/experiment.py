@@ -13,115 +13,27 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 
-from fedjax_masks import checkpoint, hosts
-from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
-from fedjax_masks.algorithms import registry
-from fedjax_masks.config import Config, ServerOptimizerConfig, as_dict, flat
-from fedjax_masks.data import crop_flip, load_task
-from fedjax_masks.devices import Population, make_population
+from fedjax_masks import assembly, checkpoint, hosts
+from fedjax_masks.algorithm import State
+from fedjax_masks.config import Config, as_dict, flat
 from fedjax_masks.errors import UserError, user_errors
-from fedjax_masks.models import Model, Problem, build_model
-from fedjax_masks.pretraining import Pretrained, pretrain, start_from
 from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_length, run_rounds
 from fedjax_masks.simulation import Batch, alone, make_simulation
 from fedjax_masks.simulation.plan import parse_plan
 from fedjax_masks.telemetry import progress
-from fedjax_masks.wire import parse_wire, with_wire
 
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 _METRICS, _LOG = "metrics.jsonl", "log.txt"
 _ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "versions", "platform")
 _PACKAGES = ("fedjax_masks", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
-
-
-def build(config: Config) -> tuple[FederatedAlgorithm, Task]:
-    """Loads the data and builds model and algorithm.
-
-    Raises:
-      ValueError: Something does not exist, or does not fit together.
-    """
-    task = load(config)
-    return algorithm_maker(config, task)(config), task
-
-
-def algorithm_maker(config: Config, task: Task) -> Callable[[Config], FederatedAlgorithm]:
-    """What builds the algorithm of a configuration, or of one that differs in the algorithm's options.
-
-    Raises:
-      ValueError: Something does not exist, or does not fit together.
-    """
-    training, make_model = config.training, _model_maker(config)
-    found = pretrain(make_model, task, config.pretraining, cache_dir=config.data.cache_dir)
-    model = start_from(make_model(task), found.params)
-    given: dict[str, Any] = {"augment": crop_flip} if training.augment == "crop_flip" else {}
-    devices = population(config, task)
-    if devices is not None and "capability" in registry.parameters(config.algorithm.name):
-        given["capability"] = np.asarray(devices.fleet.flops)
-
-    def make(config: Config) -> FederatedAlgorithm:
-        algorithm = registry.build(
-            config.algorithm.name,
-            model,
-            options={**config.algorithm.options, **given},
-            epochs=training.epochs,
-            batch_size=training.batch_size,
-            server_optimizer=_server_optimizer(config.server_optimizer),
-        )
-        up, down = (parse_wire(text) if text else None for text in (config.wire.up, config.wire.down))
-        return with_wire(algorithm, up=up, down=down) if up or down else algorithm
-
-    return make
-
-
-def pretrained(config: Config) -> Pretrained:
-    """Trains, or finds in the cache, what runs with this configuration start from.
-
-    Raises:
-      ValueError: Something does not exist, or does not fit together.
-    """
-    return pretrain(_model_maker(config), load(config), config.pretraining, cache_dir=config.data.cache_dir)
-
-
-def load(config: Config) -> Task:
-    """Loads and divides the data.
-
-    Raises:
-      ValueError: They do not exist, or cannot be divided as asked.
-    """
-    data = dataclasses.asdict(config.data)
-    return load_task(data.pop("name"), data_dir=data.pop("dir"), **data)
-
-
-def _model_maker(config: Config) -> Callable[[Problem], Model]:
-    return lambda problem: build_model(config.model.name, problem, **config.model.options)
-
-
-def population(config: Config, task: Task) -> Population | None:
-    """The clients' devices and links; None where no time is simulated."""
-    if config.devices is None:
-        return None
-    return make_population(config.devices, task.num_clients, seed=config.seed)
-
-
-def _server_optimizer(config: ServerOptimizerConfig) -> optax.GradientTransformation | None:
-    if config.name is None or config.lr is None:
-        return None
-    # Pseudo-gradients are small, and under optax's epsilon all would be scaled to the same step.
-    # Reddi et al. 2021, appendix D, find 1e-3 best on most tasks.
-    options = {} if config.name == "sgd" else {"eps": 1e-3}
-    return registry.make_optimizer(
-        config.name, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, **options
-    )
 
 
 def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False, quiet: bool = False) -> Run:
@@ -139,7 +51,8 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
     out = Path(out_dir)
     with user_errors():
         stored = open_directory(out, config, resume=resume)
-        algorithm, task = build(config)
+        algorithm, task = assembly.build(config)
+        guarantee = assembly.guarantee(config, task)
         simulation = make_simulation(
             algorithm,
             task,
@@ -147,7 +60,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
             seed=config.seed,
             chunk=chunk_length(config.eval_every),
             plan=_plan(stored, config),
-            population=population(config, task),
+            population=assembly.population(config, task),
         )
     quiet = quiet or not hosts.first()
     if not quiet:
@@ -155,7 +68,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
     created = hosts.first() and not out.exists()
     hosts.wait("all have read the run directory")
     try:
-        (run,) = run_in([out], [config], alone(simulation), [stored], quiet=quiet)
+        (run,) = run_in([out], [config], alone(simulation), [stored], [guarantee], quiet=quiet)
         return run
     except Exception:
         if created and not any((out / name).exists() for name in (_METRICS, _CHECKPOINTS)):
@@ -237,6 +150,7 @@ def run_in(
     configs: Sequence[Config],
     batch: Batch,
     stored: Sequence[Mapping[str, Any]],
+    guarantees: Sequence[Mapping[str, float]],
     *,
     quiet: bool,
 ) -> list[Run]:
@@ -247,6 +161,7 @@ def run_in(
       configs: The runs' configurations, alike in all that a batch shares.
       batch: The compiled runs.
       stored: What :func:`open_directory` found in each directory.
+      guarantees: What else each summary holds.
       quiet: No progress on the terminal.
 
     Raises:
@@ -277,7 +192,8 @@ def run_in(
             on_chunk=[(*own, *([] if run else [show])) for run, own in enumerate(writers(outs, config))],
         )
     runs = [
-        dataclasses.replace(run, config=own, directory=out) for run, own, out in zip(runs, environment, outs)
+        dataclasses.replace(run, summary={**run.summary, **more}, config=own, directory=out)
+        for run, own, more, out in zip(runs, environment, guarantees, outs)
     ]
     if hosts.first():
         for run, out in zip(runs, outs):

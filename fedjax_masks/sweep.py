@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_masks import checkpoint, experiment
+from fedjax_masks import assembly, checkpoint, experiment
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.config import Config, as_dict, flat
@@ -87,8 +87,8 @@ def group_jobs(jobs: Sequence[Job], rounds_done: Callable[[Job], int] = lambda j
     groups = []
     for some in alike.values():
         config = some[0].config
-        task = tasks.setdefault(repr(config.data), experiment.load(config))
-        make = experiment.algorithm_maker(config, task)
+        task = tasks.setdefault(repr(config.data), assembly.load(config))
+        make = assembly.algorithm_maker(config, task)
         for job in some:
             make(job.config)
         if config.cohort > task.num_clients:
@@ -192,7 +192,8 @@ def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
     if not quiet:
         print(f"plan: {batch.plan} ({batch.plan.reason})", file=sys.stderr)
     stored = [experiment.open_directory(own, config, resume=True) for own, config in zip(outs, configs)]
-    experiment.run_in(outs, configs, batch, stored, quiet=quiet)
+    guarantees = [assembly.guarantee(config, group.task) for config in configs]
+    experiment.run_in(outs, configs, batch, stored, guarantees, quiet=quiet)
 
 
 def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
@@ -207,7 +208,7 @@ def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
             cohort=config.cohort,
             chunk=chunk_length(config.eval_every),
             plan=config.plan,
-            population=experiment.population(config, group.task),
+            population=assembly.population(config, group.task),
         )
     except MemoryError as error:
         print(f"plan: one run after the other; {error}", file=sys.stderr)

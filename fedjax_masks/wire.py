@@ -5,7 +5,7 @@ compose with :func:`chain` and fit any algorithm::
 
     with_wire(fedavg(model, optimizer), up=chain(top_k(0.1), quantize(8)), down=quantize(8))
 
-Floats alone are transformed, one array at a time, and only those that get smaller; what is
+Floats alone are transformed. Compression takes one array at a time, and only those that get smaller; what is
 Known, Encoded or Quantized already, integers and bools pass as they are. Under a mask only
 what is sent counts, and the mask stays.
 """
@@ -130,7 +130,7 @@ def quantize(bits: int = 8, *, stochastic: bool = False) -> Wire:
         if _holds(payload, Quantized):
             raise ValueError("quantize: the payload is quantised already; accepted is one quantize per link")
         keys = _keys(key if stochastic else None)
-        return _map_floats(lambda leaf, sent: pack_leaf(next(keys), leaf, sent), payload), state
+        return map_floats(lambda leaf, sent: pack_leaf(next(keys), leaf, sent), payload), state
 
     return Wire(lambda _: (), pack, lambda packed: _replace_nodes(Quantized, dequantize, packed))
 
@@ -174,7 +174,7 @@ def top_k(fraction: float, *, error_feedback: bool = True) -> Wire:
 
     def residuals(payload: PyTree) -> PyTree:
         found: list[jax.Array] = []
-        _map_floats(lambda leaf, sent: found.append(_residual_like(leaf)), payload)
+        map_floats(lambda leaf, sent: found.append(_residual_like(leaf)), payload)
         return tuple(found)
 
     def init(like: PyTree) -> PyTree:
@@ -196,7 +196,7 @@ def top_k(fraction: float, *, error_feedback: bool = True) -> Wire:
             new.append(jnp.where(sent, left, residual))
             return packed
 
-        return _map_floats(pack_leaf, payload), tuple(new)
+        return map_floats(pack_leaf, payload), tuple(new)
 
     return Wire(init, pack, lambda packed: _replace_nodes(Sparse, densify, packed))
 
@@ -232,7 +232,106 @@ def densify(sparse: Sparse) -> jax.Array:
     return zeros.at[sparse.indices].set(sparse.values, mode="drop").reshape(shape)
 
 
-def _map_floats(fn: Callable[[Any, Any], Any], payload: PyTree, sent: Any = True) -> PyTree:
+def clip_and_noise(norm: float, multiplier: float, *, cohort: int) -> Wire:
+    """Clips the upload's l2 norm and adds this client's part of the cohort's Gaussian noise.
+
+    The noise has the standard deviation ``multiplier * norm / sqrt(cohort)``, so that an unweighted
+    sum over the cohort has ``multiplier * norm`` (McMahan et al. 2018, "Learning Differentially
+    Private Recurrent Language Models", arXiv 1710.06963, where the server adds it). The norm is that of
+    all floats that are sent together. What that guarantees says :mod:`fedjax_masks.privacy`.
+
+    Args:
+      norm: The largest l2 norm that an upload keeps.
+      multiplier: The noise of the sum, in norms; 0 clips only.
+      cohort: Clients whose uploads are added up.
+
+    Raises:
+      ValueError: An argument is out of range; from ``pack``, if there is no key, or if anything but
+        floats is sent: bits, integers and what is coded have no norm, and noise does not hide them.
+
+    >>> wire = clip_and_noise(1.0, 0.0, cohort=10)
+    >>> sent, _ = wire.pack(jax.random.key(0), jnp.array([3.0, 4.0]), ())
+    >>> [round(value, 3) for value in sent.tolist()]
+    [0.6, 0.8]
+    """
+    for name, value, low in (
+        ("norm", norm, math.ulp(0)),
+        ("multiplier", multiplier, 0),
+        ("cohort", cohort, 1),
+    ):
+        if not low <= value < math.inf:
+            accepted = "above 0" if 0 < low < 1 else f"at least {low}"
+            raise ValueError(f"clip_and_noise: {name}={value}; accepted is a number {accepted}")
+    deviation = multiplier * norm / math.sqrt(cohort)
+
+    def pack(key: chex.PRNGKey | None, payload: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        if key is None:
+            raise ValueError("clip_and_noise: needs a key; accepted is the up link")
+        if (found := kinds(payload)) != {"float"}:
+            others = " and ".join(sorted(found - {"float"})) or "nothing"
+            raise ValueError(f"clip_and_noise: the payload sends {others}; accepted are floats alone")
+        keys = _keys(key)
+
+        def add_noise(leaf: jax.Array, sent: Any) -> jax.Array:
+            noise = deviation * jax.random.normal(next(keys), leaf.shape)
+            return jnp.where(sent, leaf + noise.astype(leaf.dtype), leaf)
+
+        return map_floats(add_noise, clip(payload, norm)), state
+
+    return Wire(lambda _: (), pack, lambda packed: packed)
+
+
+def global_norm(payload: PyTree) -> jax.Array:
+    """``float32[]``: the l2 norm of all floats that a payload sends.
+
+    >>> masked = Masked(jnp.array([4.0, 9.0]), jnp.array([True, False]))
+    >>> float(global_norm({"a": jnp.array(3.0), "b": masked}))
+    5.0
+    """
+    squares = [jnp.zeros(())]
+
+    def add(leaf: jax.Array, sent: Any) -> jax.Array:
+        squares.append(jnp.sum(jnp.square(jnp.where(sent, leaf, 0).astype(jnp.float32))))
+        return leaf
+
+    map_floats(add, payload)
+    return jnp.sqrt(sum(squares))
+
+
+def clip(payload: PyTree, norm: jax.typing.ArrayLike) -> PyTree:
+    """The payload with its floats scaled down, by one factor, to a norm of at most ``norm``."""
+    length = global_norm(payload)
+    factor = jnp.where(length > norm, norm / length, 1)
+    return map_floats(lambda leaf, sent: (leaf * factor).astype(leaf.dtype), payload)
+
+
+def kinds(payload: PyTree) -> set[str]:
+    """What a payload sends: ``"float"``, the names of other dtypes, and of wrappers that are no floats.
+
+    >>> sorted(kinds({"a": jnp.ones(2), "b": Encoded(jnp.ones(3, bool)), "c": Known(jnp.ones(3, bool))}))
+    ['Encoded', 'float']
+    """
+    found: set[str] = set()
+
+    def visit(node: Any) -> None:
+        match node:
+            case Known():
+                return
+            case When(_, tree) | Masked(tree, _):
+                found.update(kinds(tree))
+            case Passed() | Encoded() | Quantized() | Sparse():
+                found.add(type(node).__name__)
+            case _:
+                found.add("float" if jnp.issubdtype(node.dtype, jnp.floating) else str(node.dtype))
+
+    jax.tree.map(visit, payload, is_leaf=lambda node: isinstance(node, _WRAPPERS))
+    return found
+
+
+_WRAPPERS = (Known, Passed, Encoded, Quantized, When, Masked, Sparse)
+
+
+def map_floats(fn: Callable[[Any, Any], Any], payload: PyTree, sent: Any = True) -> PyTree:
     """Replaces every float array that a wire may transform by ``fn(array, sent)``.
 
     ``sent`` broadcasts against the array: which elements are sent.
@@ -243,15 +342,14 @@ def _map_floats(fn: Callable[[Any, Any], Any], payload: PyTree, sent: Any = True
             case Known() | Passed() | Encoded() | Quantized():
                 return node
             case When(flag, tree):
-                return When(flag, _map_floats(fn, tree, flag & sent))
+                return When(flag, map_floats(fn, tree, flag & sent))
             case Masked(values, mask):
-                return Masked(jax.tree.map(lambda m, v: _map_floats(fn, v, m & sent), mask, values), mask)
+                return Masked(jax.tree.map(lambda m, v: map_floats(fn, v, m & sent), mask, values), mask)
             case Sparse(values):
-                return node._replace(values=_map_floats(fn, values))
+                return node._replace(values=map_floats(fn, values))
         return fn(node, sent) if jnp.issubdtype(node.dtype, jnp.floating) else node
 
-    wrappers = (Known, Passed, Encoded, Quantized, When, Masked, Sparse)
-    return jax.tree.map(visit, payload, is_leaf=lambda node: isinstance(node, wrappers))
+    return jax.tree.map(visit, payload, is_leaf=lambda node: isinstance(node, _WRAPPERS))
 
 
 def _replace_nodes(kind: type, fn: Callable[[Any], Any], tree: PyTree) -> PyTree:
@@ -374,12 +472,13 @@ def with_wire(
         train=train,
         reduce=algorithm.reduce and reduce,
         merge=algorithm.merge if algorithm.reduce else merge,
-        predict=algorithm.predict and _inner(algorithm.predict),
-        probes={name: _inner(probe) for name, probe in algorithm.probes.items()},
+        predict=algorithm.predict and on_inner(algorithm.predict),
+        probes={name: on_inner(probe) for name, probe in algorithm.probes.items()},
     )
 
 
-def _inner(predict: Predict) -> Predict:
+def on_inner(predict: Predict) -> Predict:
+    """A prediction by the client's own state, where something is wrapped around it as its ``inner``."""
     return lambda common, server, client, x: predict(common, server, client.inner, x)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 import fedjax_masks as fm
-from fedjax_masks import wire
+from fedjax_masks import privacy, robust, wire
 from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Task
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model
@@ -30,6 +30,13 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         up=wire.chain(wire.top_k(0.2), wire.quantize(8)),
         down=wire.quantize(8),
     ),
+    "fedavg-robust": lambda model: robust.with_robust_merge(
+        fm.fedavg(model, optax.sgd(0.1), batch_size=4), robust.clip_to_median(1.5), robust.trimmed_mean(0.2)
+    ),
+    "fedavg-private": lambda model: wire.with_wire(
+        privacy.with_equal_weights(fm.fedavg(model, optax.sgd(0.1), batch_size=4)),
+        up=wire.clip_and_noise(1.0, 0.01, cohort=COHORT),
+    ),
     "fedprox": lambda model: fm.fedprox(model, optax.sgd(0.1), batch_size=4, mu=0.1),
     "fedsgd": lambda model: fm.fedsgd(model, optax.sgd(0.5, momentum=0.5), batch_size=4),
     "lgfedavg": lambda model: fm.lgfedavg(model, optax.sgd(0.1), batch_size=4),
@@ -44,6 +51,9 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     ),
     "masked-fedavg": lambda model: fm.masked_fedavg(
         model, optax.sgd(0.1), batch_size=4, filters=every_other(model), prune_bias=True
+    ),
+    "masked-fedavg-median": lambda model: robust.with_robust_merge(
+        CASES["masked-fedavg"](model), robust.median()
     ),
     "mpfl": lambda model: fm.mpfl(
         model, optax.sgd(0.1), batch_size=4, iterations=2, search_epochs=2, prune_dense=True

@@ -181,3 +181,30 @@ def test_every_optimiser_descends(name):
 def test_momentum_is_refused_where_there_is_none():
     with pytest.raises(UserError, match=r"momentum=0.9: adam has none"):
         registry.make_optimizer("adam", 0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"robust.trim": 0.5}, ["robust.trim=0.5", "below 0.5"]),
+        ({"robust.trim": 0.1}, ["robust.trim=0.1", "robust.merge=trimmed_mean"]),
+        ({"robust.merge": "krum"}, ["robust.merge=krum", "median"]),
+        ({"attack.kind": "zeros"}, ["attack.kind=zeros", "nan, scale, sign"]),
+        ({"privacy.multiplier": 1.0}, ["privacy.multiplier=1.0", "privacy.norm"]),
+        ({"privacy.norm": 1.0, "wire.up": "top_k:0.1"}, ["wire.up=top_k:0.1", "privacy.norm"]),
+        ({"privacy.norm": 1.0, "robust.merge": "median"}, ["robust.merge=median", "adds up"]),
+        ({"privacy.norm": 1.0, "robust.clip": 1.0}, ["robust.clip=1.0", "adds up"]),
+        ({"privacy.norm": 1.0, "attack.kind": "nan"}, ["attack.kind=nan", "privacy.norm"]),
+    ],
+    ids=str,
+)
+def test_defences_and_privacy_that_do_not_hold_are_refused(values, words):
+    with pytest.raises(UserError) as error:
+        config_of(**values)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_defences_and_privacy_have_defaults_once_they_are_asked_for():
+    config = config_of(**{"robust.merge": "trimmed_mean"})
+    assert (config.robust.trim, config.attack.kind, config.privacy.norm) == (0.2, None, None)
+    assert config_of(**{"privacy.norm": "2"}).privacy.multiplier == 1.0

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import config, experiment, payload, trees
+from fedjax_masks import assembly, config, payload, trees
 from fedjax_masks.algorithms.fedskel import keep_count, ratios_of
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.devices import make_population
@@ -215,7 +215,7 @@ def test_every_device_gets_what_it_can_do():
         "data.clients": 40,
     }
     chosen = config.make_config(values)
-    algorithm, task = experiment.build(chosen)
+    algorithm, task = assembly.build(chosen)
     fleet = make_population(chosen.devices, task.num_clients, seed=chosen.seed).fleet
     ratios, _ = ratios_of(fleet.flops)
     assert ratios == (0.1, 0.2, 1.0)
@@ -231,4 +231,4 @@ def test_ratios_by_device_need_devices():
     with pytest.raises(
         UserError, match=r"ratios=devices: the clients have no devices; accepted with --devices"
     ):
-        experiment.build(config.make_config(values))
+        assembly.build(config.make_config(values))

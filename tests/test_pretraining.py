@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import fedjax_masks as fm
-from fedjax_masks import config, experiment, pretraining, weights
+from fedjax_masks import assembly, config, pretraining, weights
 from fedjax_masks.cli import main
 from fedjax_masks.data.fractals import draw_system, fractal_images
 from fedjax_masks.errors import UserError
@@ -141,7 +141,7 @@ def test_the_run_says_what_it_started_from(tmp_path, capsys):
     assert main(["pretrain", *flags, *cache, "--out", str(file)]) == 0
     assert capsys.readouterr().out.startswith("stages: conv1, conv2, dense1, accuracy on held-out images")
     values = {"algorithm.name": "ecofed", "pretraining.source": f"npz:{file}", "pretraining.until": "conv2"}
-    algorithm, task = experiment.build(config.make_config(values))
+    algorithm, task = assembly.build(config.make_config(values))
     state = algorithm.init(jax.random.key(0), task)
     stored = weights.read(f"npz:{file}")
     chex.assert_trees_all_equal(jax.device_get(state.common), {n: stored[n] for n in ("conv1", "conv2")})

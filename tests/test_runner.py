@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import checkpoint, experiment, runner
+from fedjax_masks import assembly, checkpoint, experiment, runner
 from fedjax_masks.algorithm import State
 from fedjax_masks.config import make_config
 from fedjax_masks.data import synthetic_task
@@ -93,7 +93,7 @@ def config_with(**values):
 def compile_once():
     """Equal simulations share their programs: compiling would take longer than all else here."""
     made, builds = {}, {}
-    make, build = runner.make_simulation, experiment.build
+    make, build = runner.make_simulation, assembly.build
 
     def make_remembered(algorithm, task, **options):
         key = (id(algorithm.train), id(task), *sorted(options.items()))
@@ -112,7 +112,7 @@ def compile_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "make_simulation", make_remembered)
         patch.setattr(experiment, "make_simulation", make_remembered)
-        patch.setattr(experiment, "build", build_remembered)
+        patch.setattr(assembly, "build", build_remembered)
         yield
 
 
@@ -230,7 +230,7 @@ def test_a_run_directory_is_complete(uninterrupted):
 
 
 def test_the_directory_says_what_memory_says(uninterrupted):
-    algorithm, task = experiment.build(config_with())
+    algorithm, task = assembly.build(config_with())
     run = fm.simulate(algorithm, task, rounds=7, cohort=4, eval_every=2, plan="scan")
     assert without_time(run.records) == without_time(read_lines(uninterrupted.directory))
     assert_same_state(run.state, uninterrupted.state)

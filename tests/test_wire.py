@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fedjax_masks as fm
-from fedjax_masks import config, experiment, trees
+from fedjax_masks import assembly, config, trees
 from fedjax_masks.algorithm import ClientIndex, Cohort, FederatedAlgorithm, State, Task
 from fedjax_masks.payload import (
     Encoded,
@@ -398,7 +398,7 @@ def test_a_configuration_composes_any_algorithm_with_wires(algorithm, options, l
     common = {"algorithm.name": algorithm, "data.clients": 10, "cohort": 3, "training.epochs": 1}
 
     def bytes_up(options):
-        built, task = experiment.build(config.make_config(common | options))
+        built, task = assembly.build(config.make_config(common | options))
         record = fm.simulate(built, task, rounds=1, cohort=3).records[0]
         assert np.isfinite(record["train_loss"])
         assert not record["clients_dropped"]

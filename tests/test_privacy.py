@@ -1,0 +1,186 @@
+"""Privacy of clients: what is clipped, how much noise there is, and what it is worth."""
+
+import functools
+import json
+import math
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm as gauss
+
+from fedjax_masks import trees, wire
+from fedjax_masks.algorithm import Cohort
+from fedjax_masks.config import make_config
+from fedjax_masks.errors import UserError
+from fedjax_masks.experiment import run_experiment
+from fedjax_masks.payload import Encoded, Known, Masked, Passed
+from fedjax_masks.privacy import default_delta, epsilon, with_equal_weights
+
+MASK = np.arange(300) % 3 > 0
+PAYLOAD = {
+    "plain": np.linspace(-3, 3, 400, dtype=np.float32).reshape(20, 20),
+    "masked": Masked(np.full(300, 2.0, np.float32), MASK),
+    "known": Known(np.ones(50, bool)),
+}
+LENGTH = math.sqrt(float((PAYLOAD["plain"].astype(float) ** 2).sum()) + 4 * MASK.sum())
+
+
+def sent_floats(payload):
+    return np.concatenate([np.ravel(payload["plain"]), np.asarray(payload["masked"].values)[MASK]])
+
+
+@pytest.mark.parametrize("limit", [LENGTH / 7, 2 * LENGTH])
+def test_clipping_scales_all_that_is_sent_by_one_factor(limit):
+    private = wire.clip_and_noise(limit, 0.0, cohort=5)
+    packed, _ = private.pack(jax.random.key(0), PAYLOAD, ())
+    assert float(wire.global_norm(packed)) == pytest.approx(min(limit, LENGTH), rel=1e-5)
+    factor = min(1, limit / LENGTH)
+    np.testing.assert_allclose(sent_floats(packed), factor * sent_floats(PAYLOAD), rtol=1e-5)
+
+
+def test_the_sum_over_a_cohort_has_the_noise_that_was_asked_for():
+    limit, multiplier, cohort = 2.0, 1.5, 25
+    private = wire.clip_and_noise(limit, multiplier, cohort=cohort)
+    keys = jax.random.split(jax.random.key(0), (40, cohort))
+    pack = jax.jit(jax.vmap(jax.vmap(lambda key: private.pack(key, PAYLOAD, ())[0])))
+    packed = pack(keys)
+    clipped, _ = wire.clip_and_noise(limit, 0.0, cohort=1).pack(keys[0, 0], PAYLOAD, ())
+    noise = np.asarray(packed["plain"].sum(1) - cohort * clipped["plain"])
+    expected = multiplier * limit
+    # The deviation of n draws errs by 1 / sqrt(2 n), relatively.
+    assert noise.std() == pytest.approx(expected, rel=5 / math.sqrt(2 * noise.size))
+    assert abs(noise.mean()) < 5 * expected / math.sqrt(noise.size)
+    masked = np.asarray(packed["masked"].values)
+    kept = np.asarray(clipped["masked"].values)[~MASK]
+    np.testing.assert_allclose(masked[..., ~MASK], np.broadcast_to(kept, masked[..., ~MASK].shape), rtol=1e-5)
+    single = masked[..., MASK] - np.asarray(clipped["masked"].values)[MASK]
+    assert single.std() == pytest.approx(expected / math.sqrt(cohort), rel=5 / math.sqrt(2 * single.size))
+
+
+def test_arrays_and_clients_draw_independently():
+    private = wire.clip_and_noise(1.0, 1.0, cohort=4)
+    same = {"a": jnp.zeros(500), "b": jnp.zeros(500)}
+    first, _ = private.pack(jax.random.key(0), same, ())
+    second, _ = private.pack(jax.random.key(1), same, ())
+    for a, b in ((first["a"], first["b"]), (first["a"], second["a"])):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 5 / math.sqrt(500)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [np.ones(3, bool), np.ones(3, np.int32), Encoded(np.ones(3, bool)), Passed(np.uint32(1), np.uint32(1))],
+    ids=["bool", "int32", "Encoded", "Passed"],
+)
+def test_what_noise_does_not_hide_is_refused(extra):
+    private = wire.clip_and_noise(1.0, 1.0, cohort=4)
+    with pytest.raises(ValueError, match=r"sends \w+; accepted are floats alone"):
+        private.pack(jax.random.key(0), {**PAYLOAD, "extra": extra}, ())
+    with pytest.raises(ValueError, match="sends nothing"):
+        private.pack(jax.random.key(0), (), ())
+    with pytest.raises(ValueError, match="needs a key"):
+        private.pack(None, PAYLOAD, ())
+
+
+@pytest.mark.parametrize(("norm", "multiplier", "cohort"), [(0.0, 1.0, 1), (1.0, -1.0, 1), (1.0, 1.0, 0)])
+def test_arguments_out_of_range_are_refused(norm, multiplier, cohort):
+    with pytest.raises(ValueError, match="accepted is a number"):
+        wire.clip_and_noise(norm, multiplier, cohort=cohort)
+
+
+def exact(deviation, delta):
+    """Epsilon of one Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, arXiv 1805.06530)."""
+
+    def excess(eps):
+        a, b = 1 / (2 * deviation), eps * deviation
+        return gauss.cdf(a - b) - math.exp(eps) * gauss.cdf(-a - b) - delta
+
+    return brentq(excess, 0, 100)
+
+
+@pytest.mark.parametrize("multiplier", [3.0, 8.0])
+def test_without_sampling_epsilon_is_that_of_one_gaussian(multiplier):
+    """T rounds of all clients are one with a sqrt(T)-th of the noise; a replaced client moves two norms."""
+    run = {"clients": 100, "cohort": 100, "rounds": 9, "multiplier": multiplier, "delta": 1e-5}
+    one = exact(multiplier / 3, 1e-5)
+    assert epsilon(**run, sampling="poisson") == pytest.approx(one, rel=1e-2)
+    replaced = exact(multiplier / 6, 1e-5)
+    assert replaced <= epsilon(**run) < 1.25 * replaced  # Rényi's way back to epsilon is an upper bound
+
+
+def test_epsilon_beside_a_published_one():
+    """Abadi et al. 2016 (arXiv 1607.00133), section 3.2: 1.26 by moments, an upper bound of ours."""
+    run = {"clients": 60_000, "cohort": 600, "rounds": 10_000, "multiplier": 4.0, "delta": 1e-5}
+    ours = epsilon(**run, sampling="poisson")
+    assert 0.7 * 1.26 < ours < 1.26
+    assert ours < epsilon(**run)
+
+
+@pytest.mark.parametrize("worse", [{"rounds": 20}, {"cohort": 20}, {"multiplier": 1.0}, {"delta": 1e-6}])
+def test_epsilon_grows_with_what_is_revealed(worse):
+    base = {"clients": 100, "cohort": 10, "rounds": 10, "multiplier": 2.0}
+    assert epsilon(**base) < epsilon(**{**base, **worse})
+    assert epsilon(**base) == epsilon(**base, delta=default_delta(100))
+
+
+@pytest.mark.parametrize("wrong", [{"cohort": 11}, {"multiplier": 0.0}, {"rounds": 0}, {"delta": 1.0}])
+def test_requests_that_cannot_be_met(wrong):
+    with pytest.raises(ValueError, match=r"epsilon: .*accepted"):
+        epsilon(**{"clients": 10, "cohort": 2, "rounds": 1, "multiplier": 1.0, **wrong})
+
+
+SIZES = np.array([7, 12, 1, 20], np.float32)
+
+
+def updates(algorithm, uploads):
+    """What a round's merge adds to the model."""
+    private = wire.clip_and_noise(0.01, 0.0, cohort=len(SIZES))
+    packed = [private.pack(jax.random.key(0), upload, ())[0] for upload in uploads]
+    partials = [algorithm.reduce(*pair) for pair in zip(packed, SIZES)]
+    total = functools.reduce(trees.add, partials)
+    server = algorithm.init(jax.random.key(0), cases.task()).server
+    after = algorithm.merge(None, (), server, total, Cohort(jnp.arange(len(SIZES)), jnp.asarray(SIZES)))
+    return trees.sub(after.params, server.params)
+
+
+def test_a_client_moves_the_sum_by_two_norms_at_most_whatever_its_size():
+    plain = cases.algorithm("fedavg")
+    like = plain.init(jax.random.key(0), cases.task()).server.params
+    uploads = [trees.scale(jax.tree.map(jnp.ones_like, like), sign) for sign in (1.0, -2.0, 0.5, 3.0)]
+    replaced = [*uploads[:-1], trees.scale(uploads[-1], -1.0)]
+
+    def moved(algorithm):
+        change = trees.sub(updates(algorithm, replaced), updates(algorithm, uploads))
+        return len(SIZES) * float(wire.global_norm(change))
+
+    assert moved(with_equal_weights(plain)) == pytest.approx(0.02, rel=1e-3)
+    assert moved(with_equal_weights(plain, 10.0)) == pytest.approx(0.02, rel=1e-3)
+    assert moved(plain) == pytest.approx(0.02 * 4 * 20 / SIZES.sum(), rel=1e-3)
+
+
+def test_a_private_run_tells_its_guarantee(tmp_path):
+    values = {"algorithm.name": "fedavg", "model.name": "mlp", "model.hidden": "8", "data.clients": 10}
+    values |= {"cohort": 4, "rounds": 2, "privacy.norm": 0.5, "privacy.multiplier": 2.0}
+    run = run_experiment(make_config(values), tmp_path / "run", quiet=True)
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (
+        told["epsilon"] == run.summary["epsilon"] == epsilon(clients=10, cohort=4, rounds=2, multiplier=2.0)
+    )
+    assert told["delta"] == default_delta(10)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"algorithm.name": "fedmask"}, "accepted are floats alone"),
+        ({"algorithm.name": "fedavg", "devices": "rpi4@wifi,dropout=0.1"}, "noise with them"),
+    ],
+    ids=["fedmask", "dropout"],
+)
+def test_runs_without_a_guarantee_are_refused(tmp_path, values, words):
+    with pytest.raises(UserError, match=words):
+        run_experiment(make_config({"privacy.norm": 1.0, **values}), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
