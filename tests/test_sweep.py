@@ -1,0 +1,291 @@
+import csv
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import cli, experiment, sweep
+from fedjax_masks.data import synthetic_task
+from fedjax_masks.errors import UserError
+from fedjax_masks.experiment import run_experiment
+from fedjax_masks.grid import read_sweep
+from fedjax_masks.simulation import can_trace, make_batch, make_simulation
+from fedjax_masks.sweep import group_jobs, over_seeds, run_sweep
+
+BASE = """
+rounds = 3
+cohort = 2
+eval_every = 2
+checkpoint_share = 1.0
+plan = "scan"
+data = { clients = 6, partition = "shards:2", examples_per_client = 20 }
+model = { name = "mlp", hidden = [4] }
+training.epochs = 1
+"""
+SMALL = BASE + 'algorithm = "fedavg"\n[grid]\nseed = [0, 1]\nalgorithm.lr = [0.1, 0.03]\n'
+
+
+class Killed(BaseException):
+    """Stands for the process's sudden end."""
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "sweep.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "sweep.toml").write_text(SMALL)
+    return run_sweep(folder / "sweep.toml", folder / "out", quiet=True), folder / "out"
+
+
+def read(out, name):
+    return json.loads((out / name).read_text())
+
+
+def without_time(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "wall_seconds"} for line in lines]
+
+
+def assert_close(left, right):
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return synthetic_task((6,), 3, sizes=[12, 7, 20, 12, 5])
+
+
+@pytest.mark.parametrize("plan", ["scan", "vmap", "blocks:2", "scan,mesh:1"])
+@pytest.mark.parametrize("personal", [False, True])
+def test_runs_in_step_give_what_they_give_alone(task, plan, personal):
+    factory = fm.standalone if personal else fm.fedavg
+    model = fm.models.mlp(task, hidden=(4,))
+    make = lambda options: factory(model, optax.sgd(options["lr"]))
+    rates, seeds = [0.1, 0.01, 0.3], [0, 5, 2**32 - 1]
+    batch = make_batch(make, task, values={"lr": rates}, seeds=seeds, cohort=3, chunk=4, plan=plan)
+    state, metrics = batch.run(batch.init(), 0, 3)
+    evaluations = batch.evaluate(state)
+    assert batch.stats().num_compilations == 1
+    for run, (rate, seed) in enumerate(zip(rates, seeds)):
+        one = make_simulation(make({"lr": rate}), task, cohort=3, seed=seed, chunk=4, plan=plan)
+        alone, own = one.run(one.init(), 0, 3)
+        assert_close(batch.take(state, run), alone)
+        assert_close(metrics[run], own)
+        assert_close(evaluations[run].personal, one.evaluate(alone).personal)
+        assert (evaluations[run].global_accuracy is None) == personal
+
+
+def test_runs_go_on_from_given_states(task):
+    make = lambda options: fm.fedavg(fm.models.mlp(task, hidden=(4,)), optax.sgd(options["lr"]))
+    batch = make_batch(make, task, values={"lr": [0.1, 0.2, 0.3]}, seeds=[0, 0, 1], cohort=3, plan="scan")
+    half, _ = batch.run(batch.init(), 0, 2)
+    states = [batch.take(half, run) for run in range(3)]
+    whole, _ = batch.run(batch.init(), 0, 5)
+    again, _ = batch.run(batch.stack(states), 2, 3)
+    for run in range(3):
+        assert_close(batch.take(again, run), batch.take(whole, run))
+
+
+def test_only_options_that_the_algorithm_does_not_look_at_are_traced(task):
+    model = fm.models.mlp(task, hidden=(4,))
+
+    def make(options):
+        if options.get("momentum", 0.0) > 0.5:
+            raise AssertionError("traced values cannot be compared")
+        return fm.fedavg(model, optax.sgd(options.get("lr", 0.1)))
+
+    assert can_trace(make, task, ["lr"], cohort=2)
+    assert not can_trace(make, task, ["momentum"], cohort=2)
+    assert not can_trace(make, task, ["lr", "momentum"], cohort=2)
+
+
+def test_a_grid_is_multiplied_out_and_tables_are_merged_over_it(file):
+    tables = '[[runs]]\nname = "low"\nalgorithm.lr = 0.01\n[[runs]]\nalgorithm.name = "local"\n'
+    jobs = read_sweep(file(SMALL + tables))
+    lr = [job.config.algorithm.options["lr"] for job in jobs]
+    assert lr == [0.01, 0.01, 0.1, 0.03, 0.1, 0.03]
+    assert [job.config.seed for job in jobs] == [0, 1, 0, 0, 1, 1]
+    assert [job.config.algorithm.name for job in jobs] == ["fedavg"] * 2 + ["local"] * 4
+    assert [job.name for job in jobs][:3] == ["low,seed=0", "low,seed=1", "local,lr=0.1,seed=0"]
+    assert jobs[2].setting == jobs[4].setting == "local,lr=0.1"
+    assert all(job.config.model.options["hidden"] == (4,) for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[grid]\nalgorithm.lrr = [1.0]", ["algorithm.lrr", "algorithm.lr"]),
+        ("[grid]\nseed = []", ["grid.seed=[]", "one or more"]),
+        ("[grid]\nseed = 3", ["grid.seed=3", "a list"]),
+        ('[grid]\nseed = [0, "many"]', ["seed=many", "an integer"]),
+        ("[grid]\nalgorithm.lr = [0.1, -1.0]", ["algorithm.lr=-1.0", "above 0"]),
+        ('[grid]\nalgorithm = ["fedavg", "fedmsk"]', ["fedmsk", "'fedmask'"]),
+        ("[grid]\nseed = [1, 1]", ["fedavg,seed=1", "different names"]),
+        ("[[runs]]\n[[runs]]", ["'fedavg'", "different names"]),
+        ('[[runs]]\nname = "a/b"', ["runs.name='a/b'", "letters"]),
+        ("[[runs]]\nrouns = 2", ["rouns", "rounds"]),
+        ('grid = "seed"', ["grid='seed'", "[grid] table"]),
+        ("runs = 3", ["runs", "[[runs]] tables"]),
+        ('[[runs]]\n[[runs]]\nname = "b"\ndata.partition = "shard:2"', ["shard:2", "shards"]),
+        ('[[runs]]\n[[runs]]\nname = "b"\nplan = "fast"', ["plan='fast'", "vmap"]),
+        (
+            '[[runs]]\n[[runs]]\nname = "b"\nalgorithm = { optimizer = "adam", momentum = 0.5 }',
+            ["momentum=0.5"],
+        ),
+    ],
+)
+def test_a_wrong_file_is_one_line_before_anything_runs(file, tmp_path, capsys, text, words):
+    path = file(f'{BASE}algorithm.name = "fedavg"\n{text}\n')
+    assert cli.main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error[:7], error.count("\n")) == ("", "error: ", 1)
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_groups_share_a_program_and_say_what_keeps_them_apart(file):
+    text = BASE + (
+        '[grid]\nseed = [0, 1]\n[[runs]]\nalgorithm.name = "fedprox"\ngrid.algorithm.lr = [0.2, 0.1]\n'
+        '[[runs]]\nname = "heavy"\nalgorithm.name = "fedavg"\ngrid.algorithm.momentum = [0.5, 0.9]\n'
+        '[[runs]]\nname = "timed"\nalgorithm.name = "fedavg"\ndevices = "rpi4@wifi"\n'
+    )
+    groups = group_jobs(read_sweep(file(text)))
+    assert [len(group.jobs) for group in groups] == [4, 2, 2, 1, 1]
+    assert groups[0].traced == ["algorithm.lr"]
+    assert "4 runs in one program, over seed and algorithm.lr" in str(groups[0])
+    assert "algorithm.momentum: fedavg needs to know the value" in str(groups[1])
+
+
+def test_every_run_is_what_it_is_alone(finished, tmp_path):
+    jobs, out = finished
+    assert [job.name for job in jobs[:2]] == ["fedavg,lr=0.1,seed=0", "fedavg,lr=0.03,seed=0"]
+    for number, job in enumerate(jobs):
+        alone = run_experiment(job.config, tmp_path / str(number), quiet=True).directory
+        ours, theirs = without_time(out / job.name), without_time(alone)
+        assert [line["round"] for line in ours] == [2, 3]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.keys() == other.keys()
+            assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+            assert one["global_accuracy"] == pytest.approx(other["global_accuracy"], abs=1e-5)
+            assert one["bytes_up_total"] == other["bytes_up_total"]
+        assert {path.name for path in (out / job.name).iterdir()} == {path.name for path in alone.iterdir()}
+        assert read(out / job.name, "summary.json").keys() == read(alone, "summary.json").keys()
+        assert read(out / job.name, "config.json").keys() == read(alone, "config.json").keys()
+        assert read(out / job.name, "summary.json")["num_compilations"] == 1
+    losses = {without_time(out / job.name)[-1]["train_loss"] for job in jobs}
+    assert len(losses) == len(jobs)
+
+
+def test_the_table_has_a_row_for_each_run_and_figures_over_seeds(finished):
+    jobs, out = finished
+    rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == [job.name for job in jobs]
+    accuracies = [float(row["global_accuracy"]) for row in rows if row["setting"] == "fedavg,lr=0.03"]
+    found = read(out, "sweep.json")
+    figure = found["settings"]["fedavg,lr=0.03"]["global_accuracy"]
+    assert figure["mean"] == pytest.approx(sum(accuracies) / 2)
+    # Student's t with one degree of freedom: 12.706; the deviation of two is half their distance.
+    assert figure["half_width"] == pytest.approx(12.706 * abs(accuracies[0] - accuracies[1]) / 2, rel=1e-4)
+    assert all(found["runs"].values())
+
+
+def test_figures_that_do_not_apply_are_left_out():
+    rows = [dict.fromkeys(sweep._FIGURES) | {"round": 3}] * 2
+    found = over_seeds(rows)
+    assert (found["seeds"], found["global_accuracy"]) == (2, None)
+    assert found["round"] == {"mean": 3, "half_width": 0}
+
+
+def test_a_killed_sweep_resumes_together_and_skips_what_has_finished(file, tmp_path, monkeypatch, finished):
+    _, whole = finished
+    path, out = file(SMALL), tmp_path / "out"
+    write, made = experiment._write_results, []
+
+    def dying(directory, run):
+        write(directory, run)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_write_results", dying)
+        with pytest.raises(Killed):
+            run_sweep(path, out, quiet=True)
+    with pytest.raises(UserError, match="--resume"):
+        run_sweep(path, out, quiet=True)
+    before = {file: file.stat().st_mtime_ns for file in (out / "fedavg,lr=0.1,seed=0").rglob("*")}
+
+    def counted(*args, **options):
+        made.append(len(options["seeds"]))
+        return make_batch(*args, **options)
+
+    monkeypatch.setattr(sweep, "make_batch", counted)
+    jobs = run_sweep(path, out, resume=True, quiet=True)
+    assert made == [3]
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert all(without_time(out / job.name) == without_time(whole / job.name) for job in jobs)
+    run_sweep(path, out, resume=True, quiet=True)
+    assert made == [3]
+
+
+@pytest.mark.parametrize("moment", [1, 3, 6])
+def test_a_sweep_killed_between_checkpoints_resumes_to_the_same_result(
+    file, tmp_path, monkeypatch, finished, moment
+):
+    _, whole = finished
+    path, out = file(SMALL), tmp_path / "out"
+    save, calls = experiment.checkpoint.save, []
+
+    def dying(*args, **options):
+        calls.append(args)
+        if len(calls) == moment:
+            raise Killed
+        save(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.checkpoint, "save", dying)
+        with pytest.raises(Killed):
+            run_sweep(path, out, quiet=True)
+    for job in run_sweep(path, out, resume=True, quiet=True):
+        ours, theirs = without_time(out / job.name), without_time(whole / job.name)
+        assert [line["round"] for line in ours] == [2, 3]
+        assert ours[-1]["train_loss"] == pytest.approx(theirs[-1]["train_loss"], abs=1e-5)
+
+
+def test_what_does_not_fit_into_memory_together_runs_one_after_the_other(
+    file, tmp_path, monkeypatch, finished, capsys
+):
+    _, whole = finished
+
+    def refuse(*args, **options):
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(sweep, "make_batch", refuse)
+    (tmp_path / "out").mkdir()
+    jobs = run_sweep(file(SMALL), tmp_path / "out", quiet=True)
+    assert "one run after the other; too much" in capsys.readouterr().err
+    for job in jobs:
+        loss = without_time(whole / job.name)[-1]["train_loss"]
+        assert without_time(tmp_path / "out" / job.name)[-1]["train_loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_the_command_prints_the_plan_and_the_table(file, tmp_path, capsys):
+    text = SMALL.replace("[0.1, 0.03]", "[0.1]")
+    assert cli.main(["sweep", str(file(text)), "--out", str(tmp_path / "out")]) == 0
+    out, error = capsys.readouterr()
+    assert "plan: fedavg,lr=0.1: 2 runs in one program, over seed" in error
+    assert "±" in out
+    assert "fedavg,lr=0.1" in out
+    (tmp_path / "file").write_text("")
+    assert cli.main(["sweep", str(file(text)), "--out", str(tmp_path / "file")]) == 2
