@@ -10,7 +10,8 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 
 from fedjax_masks.algorithm import State
+from fedjax_masks.errors import unlogged
 
 _ARRAYS, _META, _CHECKSUMS = "arrays", "meta.json", "checksums.json"
 _LOGGER = logging.getLogger("fedjax_masks")
@@ -44,24 +46,37 @@ def save(directory: Path, round: int, state: State, meta: Mapping[str, Any], *, 
       state: Any pytree of arrays.
       meta: JSON values.
       keep: How many checkpoints stay.
+
+    Raises:
+      OSError: It cannot be written; nothing of it is left, and the older ones are as they were.
     """
     final, partial = directory / f"{round:08d}", directory / f"{round:08d}.partial"
     _remove(partial)
     partial.mkdir(parents=True)
-    # Orbax refuses empty arrays and is particular about containers; a flat dict suits it.
-    arrays = {f"{i:05d}": a for i, a in enumerate(jax.device_get(jax.tree.leaves(state))) if a.size}
-    with _checkpointer() as checkpointer:
-        checkpointer.save((partial / _ARRAYS).absolute(), arrays)
-    (partial / _META).write_text(json.dumps(dict(meta)))
-    write_atomically(partial / _CHECKSUMS, json.dumps(_checksums(partial)))
+    try:
+        _write(partial, state, meta)
+    except Exception as error:  # orbax raises what its storage raises
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"checkpoint {final.name}: {' '.join(str(error).split())}") from error
     _remove(final)
     partial.rename(final)
     for old in steps(directory)[:-keep]:
         _remove(old)
 
 
+def _write(directory: Path, state: State, meta: Mapping[str, Any]) -> None:
+    # Orbax refuses empty arrays and is particular about containers; a flat dict suits it.
+    arrays = {f"{i:05d}": a for i, a in enumerate(jax.device_get(jax.tree.leaves(state))) if a.size}
+    with _checkpointer() as checkpointer:
+        checkpointer.save((directory / _ARRAYS).absolute(), arrays)
+    (directory / _META).write_text(json.dumps(dict(meta)))
+    write_atomically(directory / _CHECKSUMS, json.dumps(_checksums(directory)))
+
+
 def restore_latest(directory: Path, like: State) -> Restored | None:
     """Reads the newest checkpoint that is undamaged; damaged ones are deleted, and logged.
+
+    What a killed process left half-written or half-deleted goes as well.
 
     Args:
       directory: Of all checkpoints of a run.
@@ -70,6 +85,8 @@ def restore_latest(directory: Path, like: State) -> Restored | None:
     Returns:
       The checkpoint, or None where there is none.
     """
+    for leftover in directory.glob("*.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     for step in reversed(steps(directory)):
         try:
             return _restore(step, like)
@@ -99,7 +116,8 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _checkpointer() -> Any:
+@contextmanager
+def _checkpointer() -> Iterator[Any]:
     import orbax.checkpoint as ocp
 
     # Each process is by itself: state is everywhere the same, one writes it, and each reads.
@@ -109,7 +127,8 @@ def _checkpointer() -> Any:
         barrier_sync_key_prefix=f"process{jax.process_index()}",
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    with unlogged("absl"), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        yield checkpointer
 
 
 def _restore(step: Path, like: State) -> Restored:

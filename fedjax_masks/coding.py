@@ -8,6 +8,7 @@ compiled program, and the coder below reaches it to the bit.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -151,9 +152,9 @@ def rank_bits(num: int) -> np.ndarray:
     return bits
 
 
-def _block_sizes(size: int) -> list[int]:
+def _block_sizes(size: int) -> Iterator[int]:
     full, tail = divmod(size, BLOCK)
-    return [BLOCK] * full + [tail] * (tail > 0)
+    return itertools.chain(itertools.repeat(BLOCK, full), [tail] * (tail > 0))
 
 
 def count_bits(size: int) -> int:

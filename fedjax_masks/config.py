@@ -354,5 +354,5 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     try:
         return flat(tomllib.loads(Path(path).read_text("utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"config={str(path)!r}: {error}") from None

@@ -232,7 +232,7 @@ def read_trace(path: str, num_clients: int) -> Fleet:
         raise UserError(f"devices=trace:{path}: {error}; accepted is a CSV file") from None
     if len(rows) != num_clients:
         raise UserError(f"devices=trace:{path}: {len(rows)} rows; accepted are {num_clients}, one per client")
-    columns = []
+    columns, most = [], float(np.finfo(np.float32).max)
     for name in Fleet._fields:
         if name not in rows[0]:
             raise UserError(
@@ -241,7 +241,7 @@ def read_trace(path: str, num_clients: int) -> Fleet:
         low = 0 if name == "latency" else math.ulp(0)
         columns.append(
             [
-                _number(f"trace:{path}", f"{name} of row {i}", row[name], low=low)
+                _number(f"trace:{path}", f"{name} of row {i}", row[name], low=low, high=most)
                 for i, row in enumerate(rows, 1)
             ]
         )

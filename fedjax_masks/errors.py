@@ -1,5 +1,6 @@
 """The one exception that is the user's to mend."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -22,9 +23,20 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RecursionError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(text) from error
+
+
+@contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Silences a library's logger that reports, with tracebacks, what the library also raises."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def unknown(key: str, value: str, accepted: Iterable[str]) -> UserError:

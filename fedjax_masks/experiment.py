@@ -3,17 +3,19 @@
 The directory holds ``config.json``, ``metrics.jsonl``, ``log.txt``, ``checkpoints/``,
 ``figures/`` and ``summary.json``. Lines are appended and synced; all else is replaced
 atomically. A checkpoint remembers how long the appended files were, so that resuming cuts off
-what came after it and neither loses nor doubles a line.
+what came after it and neither loses nor doubles a line. A checkpoint that cannot be written is
+counted, and the run goes on; SIGTERM saves one at the end of the running chunk, and ends the run.
 """
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 
 import jax
 
-from fedjax_masks import assembly, checkpoint, hosts
+from fedjax_masks import assembly, checkpoint, hosts, termination
 from fedjax_masks.algorithm import State
 from fedjax_masks.config import Config, as_dict, flat
 from fedjax_masks.errors import UserError, user_errors
@@ -31,8 +33,10 @@ from fedjax_masks.simulation.plan import parse_plan
 from fedjax_masks.telemetry import progress
 
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
+_NEEDED = ("round", "global_accuracy", "personal_accuracy_mean")  # of the records of a run to resume
 _METRICS, _LOG = "metrics.jsonl", "log.txt"
 _ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "versions", "platform")
+_LOGGER = logging.getLogger("fedjax_masks")
 _PACKAGES = ("fedjax_masks", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
@@ -46,7 +50,9 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
       quiet: No progress on the terminal.
 
     Raises:
-      UserError: The configuration cannot be served, or ``out_dir`` holds something else.
+      UserError: The configuration cannot be served, or ``out_dir`` holds something else or
+        cannot be written to.
+      SystemExit: SIGTERM has come.
     """
     out = Path(out_dir)
     with user_errors():
@@ -70,10 +76,13 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
     try:
         (run,) = run_in([out], [config], alone(simulation), [stored], [guarantee], quiet=quiet)
         return run
-    except Exception:
+    except Exception as error:
         if created and not any((out / name).exists() for name in (_METRICS, _CHECKPOINTS)):
             shutil.rmtree(out, ignore_errors=True)
-        raise
+        if not isinstance(error, OSError):
+            raise
+        text = f"out={str(out)!r}: {error}; accepted is a directory that can be written to"
+        raise UserError(f"{text}, with free space; --resume continues a run that has begun") from error
 
 
 def _plan(stored: Mapping[str, Any], config: Config) -> str:
@@ -95,6 +104,9 @@ def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]
     Raises:
       UserError: The directory holds another run, or something that is no run.
     """
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"out={str(out)!r}: {existing} is read-only; accepted is a writable directory")
     if not out.exists():
         return {}
     if not out.is_dir():
@@ -102,7 +114,7 @@ def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]
     if not resume and any(out.iterdir()):
         raise UserError(f"out={str(out)!r}: is not empty; --resume continues the run in it")
     if (out / _CONFIG).exists():
-        stored = json.loads((out / _CONFIG).read_text("utf-8"))
+        stored = _stored(out)
         _check_same(stored, config)
         return stored
     # A run killed before anything else leaves at most the unfinished file.
@@ -137,8 +149,17 @@ def stored_values(out: Path) -> dict[str, Any]:
     """
     if not (out / _CONFIG).exists():
         raise UserError(f"out={str(out)!r}: holds no run to resume")
-    stored = json.loads((out / _CONFIG).read_text("utf-8"))
-    return flat({key: value for key, value in stored.items() if key not in _ENVIRONMENT})
+    return flat({key: value for key, value in _stored(out).items() if key not in _ENVIRONMENT})
+
+
+def _stored(out: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads((out / _CONFIG).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"out={str(out)!r}: {_CONFIG} cannot be read: {error}") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"out={str(out)!r}: {_CONFIG} is damaged; accepted is a JSON object")
+    return stored
 
 
 def _shown(value: Any) -> str:
@@ -181,7 +202,12 @@ def run_in(
             f"out={str(outs[0])!r}: its last checkpoint and those of its like differ in their rounds"
         )
     state = batch.stack(states) if starts[0].round else initial
-    with progress(config.algorithm.name, done=starts[0].round, rounds=config.rounds, quiet=quiet) as show:
+    failed = [0] * len(outs)
+    with (
+        termination.noted() as asked,
+        progress(config.algorithm.name, done=starts[0].round, rounds=config.rounds, quiet=quiet) as show,
+    ):
+        hooks = writers(outs, config, asked, failed)
         runs = run_rounds(
             batch,
             state,
@@ -189,11 +215,13 @@ def run_in(
             eval_every=config.eval_every,
             starts=starts,
             records=[read_records(out) for out in outs],
-            on_chunk=[(*own, *([] if run else [show])) for run, own in enumerate(writers(outs, config))],
+            on_chunk=[([] if run else [show]) + own for run, own in enumerate(hooks)],
         )
     runs = [
-        dataclasses.replace(run, summary={**run.summary, **more}, config=own, directory=out)
-        for run, own, more, out in zip(runs, environment, guarantees, outs)
+        dataclasses.replace(
+            run, summary={**run.summary, "checkpoints_failed": lost, **more}, config=own, directory=out
+        )
+        for run, own, lost, more, out in zip(runs, environment, failed, guarantees, outs)
     ]
     if hosts.first():
         for run, out in zip(runs, outs):
@@ -239,10 +267,24 @@ def _version(package: str) -> str | None:
         return None
 
 
-def writers(outs: Sequence[Path], config: Config) -> list[tuple[OnChunk, ...]]:
-    """What writes each run's records, notes and checkpoints at the end of every chunk."""
-    hooks = [(_journal(out), save) for out, save in zip(outs, _checkpoints(outs, config))]
-    return hooks if hosts.first() else [()] * len(outs)
+def writers(
+    outs: Sequence[Path],
+    config: Config,
+    asked: Callable[[], bool] = lambda: False,
+    failed: list[int] | None = None,
+) -> list[list[OnChunk]]:
+    """What writes each run's records, notes and checkpoints at the end of every chunk.
+
+    Args:
+      outs: The runs' directories.
+      config: Of any of them.
+      asked: Whether the runs are to end after the next checkpoint.
+      failed: Counts, for each run, the checkpoints that could not be written.
+    """
+    if not hosts.first():
+        return [[] for _ in outs]
+    saves = _checkpoints(outs, config, asked, [0] * len(outs) if failed is None else failed)
+    return [[_journal(out), save] for out, save in zip(outs, saves)]
 
 
 def _journal(out: Path) -> OnChunk:
@@ -264,27 +306,37 @@ def _append(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _checkpoints(outs: Sequence[Path], config: Config) -> list[OnChunk]:
+def _checkpoints(
+    outs: Sequence[Path], config: Config, asked: Callable[[], bool], failed: list[int]
+) -> list[OnChunk]:
     """Saves at the end of a chunk, if the time spent on saving stays within its share.
 
     The first of several runs decides for all, so that their checkpoints are of the same rounds.
     """
-    began, spent, cost, due = time.perf_counter(), 0.0, None, False
+    began, spent, cost, due, stop = time.perf_counter(), 0.0, None, False, False
 
     def save(run: int, chunk: Chunk) -> None:
-        nonlocal spent, cost, due
+        nonlocal spent, cost, due, stop
         before = time.perf_counter()
         cost = checkpoint.estimate_seconds(chunk.state) if cost is None else cost
         if run == 0:
             last, share = chunk.totals.round == chunk.rounds, config.checkpoint_share
-            due = last or share == 1 or spent + len(outs) * cost <= share * (before - began)
+            stop = asked() and not last
+            due = last or stop or share == 1 or spent + len(outs) * cost <= share * (before - began)
         if not due:
             return
         meta = {"totals": chunk.totals._asdict(), "lengths": _lengths(outs[run])}
         directory = outs[run] / _CHECKPOINTS
-        checkpoint.save(directory, chunk.totals.round, chunk.state, meta, keep=config.keep_checkpoints)
+        try:
+            checkpoint.save(directory, chunk.totals.round, chunk.state, meta, keep=config.keep_checkpoints)
+        except OSError as error:
+            failed[run] += 1
+            _LOGGER.warning("%s; the run goes on without this checkpoint", error)
         cost = time.perf_counter() - before
         spent += cost
+        if stop and run == len(outs) - 1:
+            _LOGGER.warning("SIGTERM: stopped after round %d; --resume continues", chunk.totals.round)
+            raise SystemExit(termination.EXIT_CODE)
 
     return [partial(save, run) for run in range(len(outs))]
 
@@ -307,7 +359,13 @@ def _cut(out: Path, lengths: Mapping[str, int]) -> None:
 def read_records(out: Path) -> list[Record]:
     """The lines of ``metrics.jsonl``."""
     path = out / _METRICS
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    try:
+        found = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path.name}: is damaged: {error}") from None
+    if not all(isinstance(record, dict) and {*_NEEDED} <= record.keys() for record in found):
+        raise UserError(f"{path.name}: is damaged; accepted are the records of this run")
+    return found
 
 
 def _write_results(out: Path, run: Run) -> None:

@@ -481,7 +481,8 @@ def _read(reader: coding.BitReader, part: _Part) -> np.ndarray:
     if part.span is None:
         values = reader.take(count * part.width).view(part.dtype)
     else:
-        sizes = [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)]
+        # Lazily, like the blocks of a mask: how much is expected must not cost what is not there.
+        sizes = (min(_CHUNK, count - start) for start in range(0, count, _CHUNK))
         pieces = [coding.unpack_ints(reader, size, part.span, part.width) for size in sizes]
         values = np.concatenate([np.zeros(0, part.dtype), *(piece.astype(part.dtype) for piece in pieces)])
     if sent is None:

@@ -322,7 +322,7 @@ def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
     excused = [metrics.train.get(name, nobody) > 0 for name in ("away", "late", "lost")]
     lines = [
         f"round {first + row + 1}: client {metrics.ids[row, column]} was left out of the merge: "
-        "its update is not finite"
+        "its update is not finite, or huge"
         for row, column in np.argwhere(metrics.dropped & ~np.any(excused, axis=0))
     ]
     if first == 0 and "flip_fraction" in metrics.train and metrics.mean("flip_fraction")[0] == 0:

@@ -40,6 +40,7 @@ class Bounds:
 
 
 Count = Annotated[int, Bounds(1)]
+Width = Annotated[int, Bounds(1, 2**31 - 1)]
 Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 Share = Annotated[float, Bounds(0, 1)]
 PositiveShare = Annotated[float, Bounds(0, 1, above=True)]
@@ -103,7 +104,7 @@ def coerce(key: str, value: Any, annotation: Any) -> Any:
     """
     try:
         return _convert(value, annotation)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         shown = value if isinstance(value, str) else repr(value)
         raise UserError(f"{key}={shown}: {describe(annotation)} is accepted") from None
 
@@ -128,7 +129,7 @@ def _first_of(value: Any, annotations: Sequence[Any]) -> Any:
     for annotation in others:
         try:
             return _convert(value, annotation)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     return _convert(value, last)
 

@@ -89,6 +89,9 @@ WRONG = [
         ["forward=medium", "hard, soft"],
     ),
     ({"algorithm.name": "fedmask", "algorithm.keep_scores": "yes"}, ["keep_scores=yes", "true or false"]),
+    ({"algorithm.lr": 10**400}, ["algorithm.lr=1000", "a finite number"]),
+    ({"model.name": "mlp", "model.hidden": "8,0"}, ["model.hidden=8,0", "integers at least 1"]),
+    ({"model.name": "mlp", "model.hidden": 2**63}, ["model.hidden=", "at most 2147483647"]),
     ({"model.name": "mlp", "model.hidden": "8,x"}, ["model.hidden=8,x", "a list of integers"]),
 ]
 

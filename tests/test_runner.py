@@ -1,9 +1,13 @@
+import contextlib
 import dataclasses
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, checkpoint, experiment, runner
+from fedjax_masks import assembly, checkpoint, experiment, runner, termination
 from fedjax_masks.algorithm import State
 from fedjax_masks.config import make_config
 from fedjax_masks.data import synthetic_task
@@ -300,6 +304,157 @@ def test_a_run_killed_before_its_first_file_resumes(tmp_path, uninterrupted):
     (tmp_path / "config.json.partial").write_text("{")
     run = run_experiment(config_with(), tmp_path, resume=True, quiet=True)
     assert without_time(run.records) == without_time(uninterrupted.records)
+
+
+def test_what_a_killed_process_left_half_done_is_cleared_away(tmp_path, uninterrupted):
+    run_experiment(config_with(), tmp_path / "run", quiet=True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name in ("00000005.partial", "00000004.deleted"):
+        (checkpoints / name / "arrays").mkdir(parents=True)
+    run_experiment(config_with(), tmp_path / "run", resume=True, quiet=True)
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["00000006", "00000007"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_sigterm_saves_a_checkpoint_and_ends_the_run(tmp_path, monkeypatch, caplog, uninterrupted, share):
+    out = tmp_path / "run"
+    config, append, before = config_with(checkpoint_share=share), experiment._append, []
+
+    def terminate(path, text):
+        append(path, text)
+        if not before:
+            before.append(signal.getsignal(signal.SIGTERM))
+            signal.raise_signal(signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_append", terminate)
+        with pytest.raises(SystemExit) as end:
+            run_experiment(config, out, quiet=True)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is handler is not before[0]
+    assert "SIGTERM: stopped after round 2; --resume continues" in caplog.text
+    assert [path.name for path in checkpoint.steps(out / "checkpoints")] == ["00000002"]
+    run = run_experiment(config, out, resume=True, quiet=True)
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+    assert_same_state(run.state, uninterrupted.state)
+
+
+def test_a_second_sigterm_is_not_noted():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+    try:
+        with termination.noted() as asked:
+            assert not asked()
+            signal.raise_signal(signal.SIGTERM)
+            assert (asked(), came) == (True, [])
+            signal.raise_signal(signal.SIGTERM)
+            assert came == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_of_another_thread_leaves_signals_alone():
+    seen = []
+
+    def note():
+        with termination.noted() as asked:
+            seen.append((asked(), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=note)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.getsignal(signal.SIGTERM))]
+
+
+@contextlib.contextmanager
+def full_disk(left):
+    """No file can grow beyond so many bytes: writing fails half-way, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_checkpoint_that_finds_no_room_is_counted_and_the_run_goes_on(
+    tmp_path, monkeypatch, caplog, uninterrupted
+):
+    out, save, calls = tmp_path / "run", checkpoint.save, []
+
+    def crowded(*args, **options):
+        calls.append(args)
+        with full_disk(50) if len(calls) == 3 else contextlib.nullcontext():
+            save(*args, **options)
+
+    monkeypatch.setattr(checkpoint, "save", crowded)
+    run = run_experiment(config_with(keep_checkpoints=9), out, quiet=True)
+    assert json.loads((out / "summary.json").read_text())["checkpoints_failed"] == 1
+    assert uninterrupted.summary["checkpoints_failed"] == 0
+    (message,) = caplog.messages
+    assert "checkpoint 00000006" in message
+    assert "goes on" in message
+    assert "\n" not in message
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        "00000002",
+        "00000004",
+        "00000007",
+    ]
+    assert_same_state(run.state, uninterrupted.state)
+
+
+def test_a_record_that_finds_no_room_ends_the_run_which_resumes(tmp_path, monkeypatch, uninterrupted):
+    out, append, calls = tmp_path / "run", experiment._append, []
+
+    def crowded(path, text):
+        calls.append(text)
+        left = 30 + (path.stat().st_size if path.exists() else 0)
+        with full_disk(left) if len(calls) == 3 else contextlib.nullcontext():
+            append(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_append", crowded)
+        with pytest.raises(UserError, match=r"out=.*free space") as error:
+            run_experiment(config_with(), out, quiet=True)
+    assert "\n" not in str(error.value)
+    assert len((out / "metrics.jsonl").read_bytes().splitlines()) == 3  # the last one is cut off
+    run = run_experiment(config_with(), out, resume=True, quiet=True)
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+    assert_same_state(run.state, uninterrupted.state)
+
+
+def test_a_disk_that_is_full_from_the_start_is_refused_and_left_as_it_was(tmp_path):
+    run_experiment(config_with(), tmp_path / "warm", quiet=True)  # or compiled programs would find no room
+    with full_disk(0), pytest.raises(UserError, match=r"out=.*free space"):
+        run_experiment(config_with(), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="out="):
+        run_experiment(config_with(), tmp_path / "file" / "run", quiet=True)
+    # The superuser may write everywhere, so the system's answer stands for a read-only disk.
+    monkeypatch.setattr(experiment, "build", None)
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and path == tmp_path))
+    with pytest.raises(UserError, match=r"out=.*read-only; accepted is a writable directory"):
+        run_experiment(config_with(), tmp_path / "deep" / "run", quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]\n", "[" * 100_000, '{"a": 1}\n'], ids=["cut", "list", "deep", "other"]
+)
+def test_a_damaged_file_is_named(tmp_path, uninterrupted, name, text):
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted.directory, out)
+    (out / name).write_text(text.ljust((out / name).stat().st_size))
+    with pytest.raises(UserError) as error:
+        run_experiment(config_with(), out, resume=True, quiet=True)
+    assert "\n" not in str(error.value)
+    assert name == "config.json" or name in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "missing"])

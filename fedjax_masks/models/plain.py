@@ -14,9 +14,10 @@ from fedjax_masks.models.layers import (
     relu_max_pool,
 )
 from fedjax_masks.models.model import Model, Problem, check_image, make_model
+from fedjax_masks.values import Width
 
 
-def mlp(task: Problem, *, hidden: Sequence[int] = (200, 200), norm: Norm = None) -> Model:
+def mlp(task: Problem, *, hidden: Sequence[Width] = (200, 200), norm: Norm = None) -> Model:
     """A multi-layer perceptron on the flattened input.
 
     Args:
