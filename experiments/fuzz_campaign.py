@@ -33,7 +33,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from fedjax_masks import cli, config, devices, experiment, payload, weights
+from fedjax_masks import assembly, cli, config, devices, experiment, payload, weights
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import load_task, prepared, sources
 from fedjax_masks.errors import UserError, user_errors

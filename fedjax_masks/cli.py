@@ -26,6 +26,7 @@ _FLAGS = {
     "epochs": ("training.epochs", "E", "local epochs (default: by algorithm)"),
     "batch-size": ("training.batch_size", "B", "examples per local step (default: 10)"),
     "devices": ("devices", "SPEC", "devices and links, as in rpi4@wifi or rpi3+rpi4@4g,deadline=60"),
+    "log": ("log", "NAMES", "records also go to tensorboard, wandb, mlflow; joined by +"),
     "seed": ("seed", "S", "decides everything random but the partition (default: 0)"),
     "eval-every": ("eval_every", "R", "rounds between two evaluations (default: R/20)"),
 }

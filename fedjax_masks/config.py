@@ -20,6 +20,7 @@ from fedjax_masks.algorithms.registry import OptimizerName, Option
 from fedjax_masks.attacks import Kind
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.pretraining import Pretraining
+from fedjax_masks.trackers import parse as parse_trackers
 from fedjax_masks.values import Bounds, Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
 
 _MODEL_OF = {
@@ -146,6 +147,8 @@ class Config:
       plan: The execution plan; never changes results.
       devices: The clients' devices and links, see :func:`fedjax_masks.devices.make_population`; by
         default no time is simulated.
+      log: Where records go beside ``metrics.jsonl``: names of :mod:`fedjax_masks.trackers`, joined by
+        ``+``.
       keep_checkpoints: How many checkpoints stay.
       checkpoint_share: The share of the time that checkpoints may take; 1 saves at every
         chunk's end.
@@ -167,6 +170,7 @@ class Config:
     eval_every: Count = 1
     plan: str = "auto"
     devices: str | None = None
+    log: str | None = None
     keep_checkpoints: Count = 3
     checkpoint_share: Share = 0.02
 
@@ -271,7 +275,8 @@ def _fill(typed: dict[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _check(typed: Mapping[str, Any]) -> None:
-    """Refuses values that contradict each other."""
+    """Refuses values that contradict each other, and backends that do not exist."""
+    parse_trackers(typed["log"])
     name, clients, cohort = typed["algorithm.name"], typed["data.clients"], typed["cohort"]
     if clients is not None and cohort > clients:
         raise UserError(f"cohort={cohort}: accepted are 1 to {clients}, the number of clients")

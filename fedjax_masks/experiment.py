@@ -1,12 +1,14 @@
 """One experiment on disk: a configuration in, a run directory out.
 
 The directory holds ``config.json``, ``metrics.jsonl``, ``log.txt``, ``checkpoints/``,
-``figures/`` and ``summary.json``. Lines are appended and synced; all else is replaced
-atomically. A checkpoint remembers how long the appended files were, so that resuming cuts off
-what came after it and neither loses nor doubles a line. A checkpoint that cannot be written is
-counted, and the run goes on; SIGTERM saves one at the end of the running chunk, and ends the run.
+``figures/``, ``summary.json``, and what the backends of ``log`` write. Lines are appended and
+synced; all else is replaced atomically. A checkpoint remembers how long the appended files were,
+so that resuming cuts off what came after it and neither loses nor doubles a line. A checkpoint that
+cannot be written is counted, and the run goes on; SIGTERM saves one at the end of the running chunk, and
+ends the run.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -23,7 +25,7 @@ from typing import Any
 
 import jax
 
-from fedjax_masks import assembly, checkpoint, hosts, termination
+from fedjax_masks import assembly, checkpoint, hosts, termination, trackers
 from fedjax_masks.algorithm import State
 from fedjax_masks.config import Config, as_dict, flat
 from fedjax_masks.errors import UserError, user_errors
@@ -34,7 +36,7 @@ from fedjax_masks.telemetry import progress
 
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 _NEEDED = ("round", "global_accuracy", "personal_accuracy_mean")  # of the records of a run to resume
-_METRICS, _LOG = "metrics.jsonl", "log.txt"
+_METRICS, _LOG = trackers.METRICS, "log.txt"
 _ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "versions", "platform")
 _LOGGER = logging.getLogger("fedjax_masks")
 _PACKAGES = ("fedjax_masks", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
@@ -56,6 +58,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
     """
     out = Path(out_dir)
     with user_errors():
+        trackers.check_installed(trackers.parse(config.log))
         stored = open_directory(out, config, resume=resume)
         algorithm, task = assembly.build(config)
         guarantee = assembly.guarantee(config, task)
@@ -206,8 +209,16 @@ def run_in(
     with (
         termination.noted() as asked,
         progress(config.algorithm.name, done=starts[0].round, rounds=config.rounds, quiet=quiet) as show,
+        contextlib.ExitStack() as stack,
     ):
-        hooks = writers(outs, config, asked, failed)
+        hooks: list[list[OnChunk]] = [[] for _ in outs]
+        if hosts.first():
+            names, done = trackers.parse(config.log), starts[0].round
+            logs = [
+                stack.enter_context(trackers.tracking(names, out, config=own, done=done))
+                for out, own in zip(outs, environment)
+            ]
+            hooks = writers(outs, config, logs, asked, failed)
         runs = run_rounds(
             batch,
             state,
@@ -270,6 +281,7 @@ def _version(package: str) -> str | None:
 def writers(
     outs: Sequence[Path],
     config: Config,
+    logs: Sequence[Callable[[Record], None]],
     asked: Callable[[], bool] = lambda: False,
     failed: list[int] | None = None,
 ) -> list[list[OnChunk]]:
@@ -278,32 +290,24 @@ def writers(
     Args:
       outs: The runs' directories.
       config: Of any of them.
+      logs: Where each run's records go.
       asked: Whether the runs are to end after the next checkpoint.
       failed: Counts, for each run, the checkpoints that could not be written.
     """
-    if not hosts.first():
-        return [[] for _ in outs]
     saves = _checkpoints(outs, config, asked, [0] * len(outs) if failed is None else failed)
-    return [[_journal(out), save] for out, save in zip(outs, saves)]
+    return [[_journal(out, log), save] for out, log, save in zip(outs, logs, saves)]
 
 
-def _journal(out: Path) -> OnChunk:
-    """Appends records and notes to their files."""
+def _journal(out: Path, log: Callable[[Record], None]) -> OnChunk:
+    """Appends notes to their file, and passes records on."""
 
-    def append(chunk: Chunk) -> None:
+    def write(chunk: Chunk) -> None:
         if chunk.notes:
-            _append(out / _LOG, "".join(note + "\n" for note in chunk.notes))
+            trackers.append(out / _LOG, "".join(note + "\n" for note in chunk.notes))
         if chunk.record is not None:
-            _append(out / _METRICS, json.dumps(chunk.record) + "\n")
+            log(chunk.record)
 
-    return append
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    return write
 
 
 def _checkpoints(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fedjax_masks import assembly, cli, config, weights
+from fedjax_masks import assembly, cli, config, experiment, weights
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import load_task
 from fedjax_masks.devices import Fleet, make_population

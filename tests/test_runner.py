@@ -18,7 +18,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, checkpoint, experiment, runner, termination
+from fedjax_masks import assembly, checkpoint, experiment, runner, termination, trackers
 from fedjax_masks.algorithm import State
 from fedjax_masks.config import make_config
 from fedjax_masks.data import synthetic_task
@@ -284,7 +284,7 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path, monkeypatch, uninterr
 
 def test_a_run_killed_while_writing_a_line_resumes(tmp_path, monkeypatch, uninterrupted):
     out = tmp_path / "run"
-    append, written = experiment._append, []
+    append, written = trackers.append, []
 
     def half(path, text):
         written.append(text)
@@ -293,7 +293,7 @@ def test_a_run_killed_while_writing_a_line_resumes(tmp_path, monkeypatch, uninte
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_append", half)
+        patch.setattr(trackers, "append", half)
         with pytest.raises(Killed):
             run_experiment(config_with(), out, quiet=True)
     run_experiment(config_with(), out, resume=True, quiet=True)

@@ -26,6 +26,7 @@ from fedjax_masks.experiment import writers
 from fedjax_masks.runner import chunk_length, run_rounds
 from fedjax_masks.simulation import alone, make_simulation
 from fedjax_masks.telemetry import progress
+from fedjax_masks.trackers import tracking
 
 Setup = tuple[FederatedAlgorithm, Task, int]
 """Algorithm, data, and clients per round."""
@@ -141,8 +142,9 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
         with (
             tempfile.TemporaryDirectory() as out,
             progress("bench", done=0, rounds=rounds, quiet=False) as show,
+            tracking((), Path(out), config={}, done=0) as log,
         ):
-            (hooks,) = writers([Path(out)], config)
+            (hooks,) = writers([Path(out)], config, [log])
             run_rounds(
                 alone(simulation),
                 simulation.init(),
