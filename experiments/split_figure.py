@@ -37,6 +37,7 @@ def main() -> None:
         panels = figure.subplots(1, len(args.files), sharey=True, squeeze=False)[0]
         for ax, file in zip(panels, args.files):
             draw(ax, lines(file))
+        figure.supxlabel("global accuracy, %, mean and 95 % CI over seeds", fontsize="medium")
         figure.savefig(args.out, dpi=150)
 
 
@@ -52,7 +53,6 @@ def draw(ax, found: list[dict]) -> None:
     )
     ax.set_yticks(places, list(LABELS.values()))
     ax.set_title(found[0]["data"]["name"])
-    ax.set_xlabel(f"global accuracy, %, mean and 95 % CI of {len(values[0])} seeds")
     ax.grid(axis="y", visible=False)
 
 
