@@ -6,6 +6,8 @@ import pytest
 from fedjax_masks import cli
 from fedjax_masks.claims import all_claims, claim
 
+pytestmark = pytest.mark.xdist_group("claims")  # all rows are computed once
+
 
 @pytest.fixture(scope="module")
 def claims():

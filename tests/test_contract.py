@@ -22,7 +22,11 @@ from fedjax_masks.simulation.round import Setting, round_step
 
 ROUNDS = 3
 SEED = 0  # of nine clients, two are in no cohort of the first three rounds
-PLANS = ["vmap", "blocks:3", "scan,mesh:8"]
+# One plan is all three at once, in blocks over devices; each for itself takes long.
+PLANS = [
+    "blocks:3,mesh:2",
+    *(pytest.param(plan, marks=pytest.mark.slow) for plan in ("vmap", "blocks:3", "scan,mesh:8")),
+]
 # A worker takes all tests of a case, so that what they share is simulated once.
 GROUPED = {name: pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in cases.CASES}
 every_case = pytest.mark.parametrize("name", GROUPED.values())

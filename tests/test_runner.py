@@ -318,7 +318,7 @@ def test_what_a_killed_process_left_half_done_is_cleared_away(tmp_path, uninterr
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_sigterm_saves_a_checkpoint_and_ends_the_run(tmp_path, monkeypatch, caplog, uninterrupted, share):
     out = tmp_path / "run"
-    config, append, before = config_with(checkpoint_share=share), experiment._append, []
+    config, append, before = config_with(checkpoint_share=share), trackers.append, []
 
     def terminate(path, text):
         append(path, text)
@@ -328,7 +328,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_the_run(tmp_path, monkeypatch, capl
 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_append", terminate)
+        patch.setattr(trackers, "append", terminate)
         with pytest.raises(SystemExit) as end:
             run_experiment(config, out, quiet=True)
     assert end.value.code == 128 + signal.SIGTERM
@@ -405,7 +405,7 @@ def test_a_checkpoint_that_finds_no_room_is_counted_and_the_run_goes_on(
 
 
 def test_a_record_that_finds_no_room_ends_the_run_which_resumes(tmp_path, monkeypatch, uninterrupted):
-    out, append, calls = tmp_path / "run", experiment._append, []
+    out, append, calls = tmp_path / "run", trackers.append, []
 
     def crowded(path, text):
         calls.append(text)
@@ -414,7 +414,7 @@ def test_a_record_that_finds_no_room_ends_the_run_which_resumes(tmp_path, monkey
             append(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_append", crowded)
+        patch.setattr(trackers, "append", crowded)
         with pytest.raises(UserError, match=r"out=.*free space") as error:
             run_experiment(config_with(), out, quiet=True)
     assert "\n" not in str(error.value)
@@ -436,7 +436,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(
     with pytest.raises(UserError, match="out="):
         run_experiment(config_with(), tmp_path / "file" / "run", quiet=True)
     # The superuser may write everywhere, so the system's answer stands for a read-only disk.
-    monkeypatch.setattr(experiment, "build", None)
+    monkeypatch.setattr(assembly, "build", None)
     monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and path == tmp_path))
     with pytest.raises(UserError, match=r"out=.*read-only; accepted is a writable directory"):
         run_experiment(config_with(), tmp_path / "deep" / "run", quiet=True)
