@@ -74,7 +74,7 @@ def tensorboard(out: Path, config: Mapping[str, Any], done: int) -> Tracker:
 
 def wandb(out: Path, config: Mapping[str, Any], done: int) -> Tracker:
     """A run of Weights & Biases; a resumed one goes on with the same."""
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     known = _read(out / "wandb.id")
     run = wandb.init(dir=str(out), name=out.name, config=dict(config), id=known, resume="allow")
@@ -84,7 +84,7 @@ def wandb(out: Path, config: Mapping[str, Any], done: int) -> Tracker:
 
 def mlflow(out: Path, config: Mapping[str, Any], done: int) -> Tracker:
     """A run of MLflow; a resumed one goes on with the same."""
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     client, known = mlflow.MlflowClient(), _read(out / "mlflow.id")
     if known is None:
