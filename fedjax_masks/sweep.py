@@ -22,7 +22,7 @@ from fedjax_masks.config import Config, as_dict, flat
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.grid import Job, read_sweep
 from fedjax_masks.runner import chunk_length
-from fedjax_masks.simulation import Batch, can_trace, make_batch, parse_plan
+from fedjax_masks.simulation import Batch, can_trace, check_cohort, make_batch, parse_plan
 
 _FIGURES = (
     *("round", "global_accuracy", "personal_accuracy_mean", "best_global_accuracy"),
@@ -91,10 +91,7 @@ def group_jobs(jobs: Sequence[Job], rounds_done: Callable[[Job], int] = lambda j
         make = assembly.algorithm_maker(config, task)
         for job in some:
             make(job.config)
-        if config.cohort > task.num_clients:
-            raise UserError(
-                f"cohort={config.cohort}: accepted are 1 to {task.num_clients}, the number of clients"
-            )
+        check_cohort(config.cohort, task)
         parse_plan(config.plan, cohort=config.cohort)
         groups += _divide(some, make, task)
     return groups

@@ -1,7 +1,7 @@
 """The simulation engine: plans, rounds, evaluation."""
 
 from fedjax_masks.simulation.batch import Batch, alone, can_trace, make_batch
-from fedjax_masks.simulation.engine import Simulation, make_simulation
+from fedjax_masks.simulation.engine import Simulation, check_cohort, make_simulation
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
 
@@ -14,6 +14,7 @@ __all__ = [
     "Stats",
     "alone",
     "can_trace",
+    "check_cohort",
     "make_batch",
     "make_simulation",
     "parse_plan",

@@ -23,6 +23,7 @@ from fedjax_masks.simulation.cohorts import lay_out_rounds
 from fedjax_masks.simulation.engine import (
     EVAL_BATCH,
     Simulation,
+    check_cohort,
     keys,
     make_evaluation,
     round_metrics,
@@ -116,8 +117,7 @@ def make_batch(
       ValueError: ``cohort`` is out of range, or the plan is not understood.
       MemoryError: The runs do not fit into memory even one at a time.
     """
-    if not 1 <= cohort <= task.num_clients:
-        raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
+    check_cohort(cohort, task)
     if not values:
         # A factory need not work inside a trace where nothing of it is traced.
         make_algorithm = partial(_constant, make_algorithm({}))

@@ -133,8 +133,7 @@ def make_simulation(
       ValueError: ``cohort`` is out of range, or the plan is not understood.
       MemoryError: The simulation does not fit into memory under any plan.
     """
-    if not 1 <= cohort <= task.num_clients:
-        raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
+    check_cohort(cohort, task)
     init_key, rounds_key = jax.eval_shape(keys, np.uint32(seed))
     train = arrays.train_examples(task)
     make, shapes = trace_client(lambda _: algorithm, (), task, init_key, train)
@@ -198,6 +197,12 @@ def make_simulation(
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,
     )
+
+
+def check_cohort(cohort: int, task: Task) -> None:
+    """Raises ValueError for a cohort that there cannot be."""
+    if not 1 <= cohort <= task.num_clients:
+        raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
 
 
 def keys(seed: Any) -> tuple[chex.PRNGKey, chex.PRNGKey]:
