@@ -20,9 +20,11 @@ from fedjax_masks.algorithms.registry import OptimizerName, Option
 from fedjax_masks.attacks import Kind
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.pretraining import Pretraining
+from fedjax_masks.simulation.residence import Where
 from fedjax_masks.trackers import parse as parse_trackers
 from fedjax_masks.values import Bounds, Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
 
+_MOST_EVALUATED = 10_000  # clients, unless more are asked for
 _MODEL_OF = {
     "digits": "cnn",
     "mnist": "lenet",
@@ -144,6 +146,9 @@ class Config:
       cohort: Clients per round.
       seed: Of the initial state, the cohorts and the order of examples.
       eval_every: Rounds between two evaluations; by default a twentieth of all rounds.
+      eval_clients: Evaluate the own models of so many clients, the same in every run; by default of all,
+        or of 10,000 if there are more.
+      store: Where the clients' states lie between rounds; never changes results.
       plan: The execution plan; never changes results.
       devices: The clients' devices and links, see :func:`fedjax_masks.devices.make_population`; by
         default no time is simulated.
@@ -168,6 +173,8 @@ class Config:
     cohort: Count = 10
     seed: Seed = 0
     eval_every: Count = 1
+    eval_clients: Count | None = None
+    store: Where = "auto"
     plan: str = "auto"
     devices: str | None = None
     log: str | None = None
@@ -266,6 +273,8 @@ def _fill(typed: dict[str, Any], given: Mapping[str, Any]) -> None:
         typed["cohort"] = min(typed["cohort"], typed["data.clients"])
     if "eval_every" not in given:
         typed["eval_every"] = -(-typed["rounds"] // 20)
+    if typed["eval_clients"] is None and (typed["data.clients"] or 0) > _MOST_EVALUATED:
+        typed["eval_clients"] = _MOST_EVALUATED
     if typed["server_optimizer.name"] and typed["server_optimizer.lr"] is None:
         typed["server_optimizer.lr"] = 1.0 if typed["server_optimizer.name"] == "sgd" else 0.01
     if typed["robust.merge"] == "trimmed_mean" and typed["robust.trim"] is None:

@@ -24,20 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedjax_masks import assembly, checkpoint, hosts, termination, trackers
 from fedjax_masks.algorithm import State
 from fedjax_masks.config import Config, as_dict, flat
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_length, run_rounds
-from fedjax_masks.simulation import Batch, alone, make_simulation
+from fedjax_masks.simulation import Batch, Storage, Store, alone, make_simulation
 from fedjax_masks.simulation.plan import parse_plan
 from fedjax_masks.telemetry import progress
 
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 _NEEDED = ("round", "global_accuracy", "personal_accuracy_mean")  # of the records of a run to resume
-_METRICS, _LOG = trackers.METRICS, "log.txt"
-_ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "versions", "platform")
+_METRICS, _LOG, _ROWS = trackers.METRICS, "log.txt", "clients.rows"
+_ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "chosen_store", "versions", "platform")
 _LOGGER = logging.getLogger("fedjax_masks")
 _PACKAGES = ("fedjax_masks", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
@@ -70,10 +71,15 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
             chunk=chunk_length(config.eval_every),
             plan=_plan(stored, config),
             population=assembly.population(config, task),
+            storage=_storage(stored, config, out),
+            eval_clients=config.eval_clients,
         )
     quiet = quiet or not hosts.first()
     if not quiet:
         print(f"plan: {simulation.plan} ({simulation.plan.reason})", file=sys.stderr)
+        if simulation.store is not None:
+            each = f"{simulation.store.row_bytes} bytes for each client that has taken part"
+            print(f"store: {out / _ROWS} on the host, {each}", file=sys.stderr)
     created = hosts.first() and not out.exists()
     hosts.wait("all have read the run directory")
     try:
@@ -96,6 +102,11 @@ def _plan(stored: Mapping[str, Any], config: Config) -> str:
     except ValueError:  # it began on other devices
         return config.plan
     return chosen
+
+
+def _storage(stored: Mapping[str, Any], config: Config, out: Path) -> Storage:
+    """Where the clients' states are: a run to resume has them where it began."""
+    return Storage(stored.get("chosen_store", config.store), out / _ROWS, config.keep_checkpoints)
 
 
 def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]:
@@ -205,6 +216,8 @@ def run_in(
             f"out={str(outs[0])!r}: its last checkpoint and those of its like differ in their rounds"
         )
     state = batch.stack(states) if starts[0].round else initial
+    if batch.store is not None:
+        batch.store.adopt(np.asarray(state.clients))
     failed = [0] * len(outs)
     with (
         termination.noted() as asked,
@@ -218,7 +231,7 @@ def run_in(
                 stack.enter_context(trackers.tracking(names, out, config=own, done=done))
                 for out, own in zip(outs, environment)
             ]
-            hooks = writers(outs, config, logs, asked, failed)
+            hooks = writers(outs, config, logs, asked, failed, batch.store)
         runs = run_rounds(
             batch,
             state,
@@ -259,6 +272,7 @@ def _complete(config: Config, batch: Batch) -> dict[str, Any]:
         **as_dict(config),
         "chosen_plan": str(batch.plan),
         "chosen_plan_reason": batch.plan.reason,
+        "chosen_store": "device" if batch.store is None else "host",
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": {
             "system": platform.platform(),
@@ -284,6 +298,7 @@ def writers(
     logs: Sequence[Callable[[Record], None]],
     asked: Callable[[], bool] = lambda: False,
     failed: list[int] | None = None,
+    store: Store | None = None,
 ) -> list[list[OnChunk]]:
     """What writes each run's records, notes and checkpoints at the end of every chunk.
 
@@ -293,8 +308,9 @@ def writers(
       logs: Where each run's records go.
       asked: Whether the runs are to end after the next checkpoint.
       failed: Counts, for each run, the checkpoints that could not be written.
+      store: Of the clients' states of the run, on the host.
     """
-    saves = _checkpoints(outs, config, asked, [0] * len(outs) if failed is None else failed)
+    saves = _checkpoints(outs, config, asked, [0] * len(outs) if failed is None else failed, store)
     return [[_journal(out, log), save] for out, log, save in zip(outs, logs, saves)]
 
 
@@ -311,7 +327,11 @@ def _journal(out: Path, log: Callable[[Record], None]) -> OnChunk:
 
 
 def _checkpoints(
-    outs: Sequence[Path], config: Config, asked: Callable[[], bool], failed: list[int]
+    outs: Sequence[Path],
+    config: Config,
+    asked: Callable[[], bool],
+    failed: list[int],
+    store: Store | None,
 ) -> list[OnChunk]:
     """Saves at the end of a chunk, if the time spent on saving stays within its share.
 
@@ -332,7 +352,11 @@ def _checkpoints(
         meta = {"totals": chunk.totals._asdict(), "lengths": _lengths(outs[run])}
         directory = outs[run] / _CHECKPOINTS
         try:
+            if store is not None:
+                store.sync()
             checkpoint.save(directory, chunk.totals.round, chunk.state, meta, keep=config.keep_checkpoints)
+            if store is not None:
+                store.mark()
         except OSError as error:
             failed[run] += 1
             _LOGGER.warning("%s; the run goes on without this checkpoint", error)

@@ -16,7 +16,8 @@ import numpy as np
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
-from fedjax_masks.simulation import Batch, Evaluation, RoundMetrics, alone, make_simulation
+from fedjax_masks.simulation import Batch, Evaluation, RoundMetrics, Storage, alone, make_simulation
+from fedjax_masks.simulation.residence import Where
 
 Record = dict[str, Any]
 
@@ -113,6 +114,8 @@ def simulate(
     eval_every: int | None = None,
     plan: str = "auto",
     population: Population | None = None,
+    store: Where = "auto",
+    eval_clients: int | None = None,
     on_chunk: Sequence[OnChunk] = (),
 ) -> Run:
     """Simulates an algorithm on a task, in memory.
@@ -127,6 +130,9 @@ def simulate(
         round is always evaluated.
       plan: An execution plan; never changes results.
       population: The clients' devices and links, see :func:`fedjax_masks.devices.make_population`.
+      store: Where the clients' states lie between rounds: on the ``device``, or packed in a file on the
+        ``host``, which ``auto`` takes where they would outgrow the device; never changes results.
+      eval_clients: Evaluate the own models of so many clients only; None for all.
       on_chunk: Called at the end of every chunk of rounds.
 
     Raises:
@@ -144,6 +150,8 @@ def simulate(
         chunk=chunk_length(eval_every),
         plan=plan,
         population=population,
+        storage=Storage(store),
+        eval_clients=eval_clients,
     )
     batch = alone(simulation)
     (run,) = run_rounds(batch, batch.init(), rounds=rounds, eval_every=eval_every, on_chunk=[on_chunk])
@@ -302,6 +310,7 @@ def summarize(
         "setup_bytes": batch.setup_bytes,
         "memory_bytes": batch.memory_bytes,
         "client_accuracy": [_number(accuracy) for accuracy in evaluation.personal],
+        "client_ids": evaluation.ids.tolist(),
     }
 
 

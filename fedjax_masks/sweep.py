@@ -196,6 +196,9 @@ def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
 def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
     """The runs' program; None where not even one of them fits into memory beside the others' states."""
     config, rows = configs[0], [_flat(config) for config in configs]
+    if config.store == "host":
+        print("plan: one run after the other; store=host keeps the clients of one run", file=sys.stderr)
+        return None
     try:
         return make_batch(
             lambda values: group.make(_with(config, values)),
@@ -206,6 +209,7 @@ def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
             chunk=chunk_length(config.eval_every),
             plan=config.plan,
             population=assembly.population(config, group.task),
+            eval_clients=config.eval_clients,
         )
     except MemoryError as error:
         print(f"plan: one run after the other; {error}", file=sys.stderr)

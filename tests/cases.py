@@ -120,5 +120,5 @@ def task_for(kind: str) -> Task:
 def data_of(task: Task, client: int, tier: int = 0) -> ClientData:
     """One client's training data, as its training function sees them."""
     examples, capacity = arrays.train_examples(task), arrays.capacity(task)
-    row = Rows(*map(jnp.int32, (client, task.train.offsets[client], task.train.sizes[client], tier)))
+    row = Rows(*map(jnp.int32, (client, task.train.offsets[client], task.train.sizes[client], tier, client)))
     return arrays.client_data(examples, row, Block(row.sizes, row.tiers), capacity)

@@ -15,8 +15,9 @@ import fedjax_masks as fm
 from fedjax_masks import payload
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.simulation import arrays, make_simulation
+from fedjax_masks.simulation import Storage, arrays, make_simulation
 from fedjax_masks.simulation.layout import lay_out
+from fedjax_masks.simulation.memory import peak_bytes
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.round import Setting, round_step
 
@@ -34,6 +35,13 @@ every_case = pytest.mark.parametrize("name", GROUPED.values())
 SMOOTH = [case for name, case in GROUPED.items() if "wired" not in name]
 
 
+# The slow tests try all others.
+EACH_STATE = [
+    pytest.param(name, marks=[] if name in ("fedmask-own", "scaffold") else pytest.mark.slow)
+    for name in cases.CASES
+]
+
+
 def own_task(name):
     return cases.task_for(cases.kind_of(name))
 
@@ -47,9 +55,9 @@ def widened(algorithm):
     return algorithm._replace(init=lambda key, task: jax.tree.map(wide, algorithm.init(key, task)))
 
 
-def make(algorithm, task, plan="scan", poison=False):
+def make(algorithm, task, plan="scan", **options):
     return make_simulation(
-        algorithm, task, cohort=cases.COHORT, seed=SEED, chunk=ROUNDS, plan=plan, poison=poison
+        algorithm, task, cohort=cases.COHORT, seed=SEED, chunk=ROUNDS, plan=plan, **options
     )
 
 
@@ -65,7 +73,7 @@ def simulate(name, kind=None, plan="scan", x64=False, poison=False):
         algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
         if x64:
             algorithm, task = widened(algorithm), replace(task, inputs=task.inputs.astype(np.float64))
-        return run(make(algorithm, task, plan, poison))
+        return run(make(algorithm, task, plan, poison=poison))
 
 
 def assert_close(actual, expected, tolerance, flips):
@@ -119,6 +127,32 @@ def test_absent_clients_are_untouched(name):
     rows = lambda clients: jax.tree.map(lambda a: a[absent], clients)
     chex.assert_trees_all_equal(rows(state.clients), rows(before.clients))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
+
+
+@pytest.mark.parametrize("name", EACH_STATE)
+def test_it_does_not_matter_where_states_lie(name):
+    """Packed in a file between chunks, of which one has a round; the last state of every client."""
+    algorithm, task = cases.algorithm(name), own_task(name)
+    simulation = make(algorithm, task, storage=Storage("host"))
+    assert (simulation.store is None) == (not jax.tree.leaves(simulate(name)[0].clients))
+    state, _ = simulation.run(simulation.init(), 0, 1)
+    state, _ = simulation.run(state, 1, ROUNDS - 1)
+    clients = simulation.clients(state, np.arange(cases.NUM_CLIENTS))
+    assert_close(state._replace(clients=clients), simulate(name)[0], 1e-5, 1e-3)
+
+
+@pytest.mark.slow
+@every_case
+def test_one_of_a_million_clients_costs_its_own_state(name):
+    """Before its first round; all of them would take gigabytes."""
+    algorithm, task = cases.algorithm(name), own_task(name)
+    million = task.train._replace(offsets=np.zeros(10**6, np.int32), sizes=np.full(10**6, 3, np.int32))
+    task = replace(task, train=million, test=million)
+
+    def first(key):
+        return jax.tree.map(lambda a: a.at[jnp.arange(5)].get(mode="clip"), algorithm.init(key, task).clients)
+
+    assert peak_bytes(jax.jit(first).lower(jax.random.key(0)).compile()) < 10e6
 
 
 @cache

@@ -4,6 +4,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -115,5 +116,7 @@ def _clients(series: Sequence[Series]) -> list[dict[str, Any]]:
         {"label": member.label, "run": run.name, "client": client, "personal_accuracy": accuracy}
         for member in series
         for run in member.runs
-        for client, accuracy in enumerate(run.summary.get("client_accuracy") or ())
+        for client, accuracy in zip(
+            run.summary.get("client_ids") or count(), run.summary.get("client_accuracy") or ()
+        )
     ]

@@ -4,6 +4,8 @@ from fedjax_masks.simulation.batch import Batch, alone, can_trace, make_batch
 from fedjax_masks.simulation.engine import Simulation, check_cohort, make_simulation
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
+from fedjax_masks.simulation.residence import Storage
+from fedjax_masks.simulation.store import Store
 
 __all__ = [
     "Batch",
@@ -12,6 +14,8 @@ __all__ = [
     "RoundMetrics",
     "Simulation",
     "Stats",
+    "Storage",
+    "Store",
     "alone",
     "can_trace",
     "check_cohort",

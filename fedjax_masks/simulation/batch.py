@@ -7,7 +7,7 @@ need nothing of each other, so they, and not the clients of a run, are spread ov
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,20 +21,25 @@ from fedjax_masks.devices import Population
 from fedjax_masks.simulation import arrays, clock
 from fedjax_masks.simulation.cohorts import lay_out_rounds
 from fedjax_masks.simulation.engine import (
-    EVAL_BATCH,
     Simulation,
     check_cohort,
     keys,
-    make_evaluation,
     round_metrics,
     trace_client,
 )
-from fedjax_masks.simulation.evaluate import global_correct, personal_correct
-from fedjax_masks.simulation.layout import Rows, lay_out, padded_length
+from fedjax_masks.simulation.evaluate import (
+    evaluated_clients,
+    global_correct,
+    make_evaluate,
+    personal_correct,
+)
+from fedjax_masks.simulation.layout import Rows, padded_length
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
-from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
+from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats, padding_efficiency
+from fedjax_masks.simulation.residence import on_device
 from fedjax_masks.simulation.round import Setting, round_step, run_chunk
+from fedjax_masks.simulation.store import Store
 
 _AXIS = "runs"
 
@@ -53,6 +58,7 @@ class Batch(NamedTuple):
       plan: The execution plan within a run; its reason also says how runs are laid out.
       setup_bytes: Of one run, as of a :class:`Simulation`.
       memory_bytes: Estimated peak of device memory, of all runs.
+      store: Where a run alone has its clients' states on the host.
     """
 
     init: Callable[[], State]
@@ -64,6 +70,7 @@ class Batch(NamedTuple):
     plan: Plan
     setup_bytes: int
     memory_bytes: int
+    store: Store | None = None
 
 
 def alone(simulation: Simulation) -> Batch:
@@ -83,6 +90,7 @@ def alone(simulation: Simulation) -> Batch:
         plan=simulation.plan,
         setup_bytes=simulation.setup_bytes,
         memory_bytes=simulation.memory_bytes,
+        store=simulation.store,
     )
 
 
@@ -96,6 +104,7 @@ def make_batch(
     chunk: int = 10,
     plan: str = "auto",
     population: Population | None = None,
+    eval_clients: int | None = None,
 ) -> Batch:
     """Prepares simulations that differ in their seeds and in the values of numeric options.
 
@@ -108,16 +117,18 @@ def make_batch(
       chunk: The largest number of rounds that one call of ``run`` may ask for.
       plan: The plan of a single run; of its devices only their number counts, as those for runs.
       population: The clients' devices and links, of all runs.
+      eval_clients: Evaluate the own models of so many clients only; None for all.
 
     Returns:
       The batch, compiled. Each run gives what it would give alone, up to float reassociation.
 
     Raises:
       jax.errors.ConcretizationTypeError: The algorithm needs to know the value of an option.
-      ValueError: ``cohort`` is out of range, or the plan is not understood.
+      ValueError: ``cohort`` or ``eval_clients`` is out of range, or the plan is not understood.
       MemoryError: The runs do not fit into memory even one at a time.
     """
     check_cohort(cohort, task)
+    evaluated = evaluated_clients(eval_clients, task.num_clients)
     if not values:
         # A factory need not work inside a trace where nothing of it is traced.
         make_algorithm = partial(_constant, make_algorithm({}))
@@ -198,19 +209,42 @@ def make_batch(
                 padding[name] += float(np.sum(found[-1].train.get(name, 0.0)))
         return state, found
 
-    def stats() -> Stats:
-        share = padding["examples"] / padding["slots"] if padding["slots"] else 1.0
-        return Stats(compile_seconds, len(tried), share)
+    @jax.jit
+    def on_global(state: State, examples: arrays.Examples) -> jax.Array:
+        def one(examples: arrays.Examples, run: Any) -> jax.Array:
+            state, (values, _) = run
+            return global_correct(make(values), state, examples)
 
+        return _map_runs(one, examples, (state, settings), fitted)
+
+    @jax.jit
+    def on_personal(state: State, examples: arrays.Examples, rows: Rows) -> dict[str, jax.Array]:
+        def one(shared: Any, run: Any) -> dict[str, jax.Array]:
+            examples, rows = shared
+            state, (values, _) = run
+            return personal_correct(make(values), state, examples, rows, inner)
+
+        return _map_runs(one, (examples, rows), (state, settings), fitted)
+
+    evaluate = make_evaluate(
+        like,
+        task,
+        inner,
+        evaluated,
+        on_device(shapes.state.clients, task.num_clients),
+        put=lambda tree: jax.device_put(tree, everywhere),
+        on_global=on_global,
+        on_personal=on_personal,
+    )
     return Batch(
         init=lambda: initial(settings),
         run=run,
-        evaluate=_make_evaluate(make, like, task, settings, inner, fitted, len(seeds)),
+        evaluate=lambda state: evaluate(state)[: len(seeds)],
         take=jax.jit(lambda state, run: jax.tree.map(lambda a: a[run], state), out_shardings=everywhere),
         stack=lambda states: jax.device_put(
             jax.tree.map(lambda *each: _pad(np.stack(each), total), *map(jax.device_get, states)), place
         ),
-        stats=stats,
+        stats=lambda: Stats(compile_seconds, len(tried), padding_efficiency(padding)),
         plan=replace(inner, reason=_describe(len(seeds), fitted)),
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,
@@ -247,53 +281,6 @@ def can_trace(
     except jax.errors.JAXTypeError:
         return False
     return True
-
-
-def _make_evaluate(
-    make: Callable[[Any], FederatedAlgorithm],
-    like: FederatedAlgorithm,
-    task: Task,
-    settings: Any,
-    inner: Plan,
-    plan: Plan,
-    num_runs: int,
-) -> Callable[[State], list[Evaluation]]:
-    """Compiles evaluation on first use; test data go to the devices only then."""
-    everywhere = _everywhere(plan)
-
-    @cache
-    def data() -> arrays.Examples:
-        return jax.device_put(arrays.test_examples(task, EVAL_BATCH), everywhere)
-
-    @jax.jit
-    def on_global(state: State, examples: arrays.Examples) -> jax.Array:
-        def one(examples: arrays.Examples, run: Any) -> jax.Array:
-            state, (values, _) = run
-            return global_correct(make(values), state, examples, EVAL_BATCH)
-
-        return _map_runs(one, examples, (state, settings), plan)
-
-    @jax.jit
-    def on_personal(state: State, shared: Any) -> dict[str, jax.Array]:
-        def one(shared: Any, run: Any) -> dict[str, jax.Array]:
-            examples, rows = shared
-            state, (values, _) = run
-            return personal_correct(make(values), state, examples, rows, EVAL_BATCH, inner)
-
-        return _map_runs(one, shared, (state, settings), plan)
-
-    def evaluate(state: State) -> list[Evaluation]:
-        nothing = [None] * num_runs
-        hits, counts, places = nothing, nothing, None
-        if like.predict_global is not None:
-            hits = np.asarray(on_global(state, data()))
-        if like.predict is not None:
-            rows, places = lay_out(np.arange(task.num_clients), task.test, inner)
-            found = jax.device_get(on_personal(state, (data(), jax.device_put(rows, everywhere))))
-            counts = [{name: count[run] for name, count in found.items()} for run in range(num_runs)]
-        return [make_evaluation(task, hits[run], counts[run], places) for run in range(num_runs)]
-
-    return evaluate
 
 
 def _constant(algorithm: FederatedAlgorithm, values: Any) -> FederatedAlgorithm:

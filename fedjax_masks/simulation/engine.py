@@ -5,8 +5,8 @@ and ``shard_map``.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -20,14 +20,19 @@ from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
 from fedjax_masks.simulation import arrays, clock
 from fedjax_masks.simulation.cohorts import lay_out_rounds
-from fedjax_masks.simulation.evaluate import global_correct, personal_correct
-from fedjax_masks.simulation.layout import Block, Rows, device_mesh, lay_out, padded_length
+from fedjax_masks.simulation.evaluate import (
+    evaluated_clients,
+    global_correct,
+    make_evaluate,
+    personal_correct,
+)
+from fedjax_masks.simulation.layout import Block, Rows, device_mesh, padded_length
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
-from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
+from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats, padding_efficiency
+from fedjax_masks.simulation.residence import AUTO, Storage, choose
 from fedjax_masks.simulation.round import RoundReport, Setting, run_chunk
-
-EVAL_BATCH = 100
+from fedjax_masks.simulation.store import Store
 
 
 class Simulation(NamedTuple):
@@ -38,19 +43,24 @@ class Simulation(NamedTuple):
       run: ``(state, first_round, num_rounds) -> (state, RoundMetrics)``; ``num_rounds`` is at
         most the chunk. The given state is donated: use the one that comes back.
       evaluate: ``(state) -> Evaluation``.
+      clients: ``(state, ids) -> states of these clients``, sorted, wherever they lie; at most as many
+        as a chunk has places for.
       stats: ``() -> Stats`` so far.
       plan: The execution plan.
       setup_bytes: Bytes that every device gets once, before the first round.
       memory_bytes: Estimated peak of device memory for a chunk of rounds.
+      store: Where the clients' states lie on the host; None where they are on the device.
     """
 
     init: Callable[[], State]
     run: Callable[[State, int, int], tuple[State, RoundMetrics]]
     evaluate: Callable[[State], Evaluation]
+    clients: Callable[[State, np.ndarray], Any]
     stats: Callable[[], Stats]
     plan: Plan
     setup_bytes: int
     memory_bytes: int
+    store: Store | None
 
 
 class Shapes(NamedTuple):
@@ -88,7 +98,7 @@ def trace_client(
     )
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
     data = jax.eval_shape(
-        lambda e, s: arrays.client_data(e, Rows(s, s, s, s), Block(s, s), arrays.capacity(task)),
+        lambda e, s: arrays.client_data(e, Rows(s, s, s, s, s), Block(s, s), arrays.capacity(task)),
         examples,
         scalar,
     )
@@ -111,6 +121,8 @@ def make_simulation(
     chunk: int = 10,
     plan: str = "auto",
     population: Population | None = None,
+    storage: Storage = AUTO,
+    eval_clients: int | None = None,
     poison: bool = False,
 ) -> Simulation:
     """Prepares a simulation.
@@ -123,6 +135,8 @@ def make_simulation(
       chunk: The largest number of rounds that one call of ``run`` may ask for.
       plan: An execution plan, see :func:`parse_plan`. Never changes results.
       population: The clients' devices and links; None leaves time out of it.
+      storage: Where the clients' states lie between rounds. Never changes results.
+      eval_clients: Evaluate the own models of so many clients only; None for all.
       poison: Destroys, on its way, every value that was not sent. For tests: an algorithm
         that reads what it never received gives other results, or NaN.
 
@@ -130,15 +144,24 @@ def make_simulation(
       The simulation; compiled at the first call of ``run``.
 
     Raises:
-      ValueError: ``cohort`` is out of range, or the plan is not understood.
+      ValueError: ``cohort`` or ``eval_clients`` is out of range, or the plan is not understood.
       MemoryError: The simulation does not fit into memory under any plan.
     """
     check_cohort(cohort, task)
+    evaluated = evaluated_clients(eval_clients, task.num_clients)
     init_key, rounds_key = jax.eval_shape(keys, np.uint32(seed))
     train = arrays.train_examples(task)
     make, shapes = trace_client(lambda _: algorithm, (), task, init_key, train)
     algorithm = make(())
     asked = parse_plan(plan, cohort=cohort)
+    residence = choose(
+        shapes.state.clients,
+        task.num_clients,
+        storage,
+        initial=lambda: algorithm.init(keys(number)[0], task).clients,
+        limit=min(chunk * cohort, task.num_clients),
+        put=lambda tree: put(tree, place),
+    )
 
     static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
     timer = None if population is None else clock.Clock(population, static_bits)
@@ -147,7 +170,7 @@ def make_simulation(
 
     def compile_chunk(plan: Plan) -> Any:
         tried.append(plan)
-        setting = Setting(algorithm, plan, arrays.capacity(task), poison, timer)
+        setting = Setting(algorithm, plan, arrays.capacity(task), poison, timer, residence.packing)
         place = placement(plan)
         program = jax.jit(
             partial(run_chunk, setting),
@@ -158,7 +181,8 @@ def make_simulation(
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         rows = jax.ShapeDtypeStruct((chunk, padded_length(cohort, plan, algorithm.tiers.number)), jnp.int32)
         cohorts = Rows(*[rows] * len(Rows._fields))
-        return program.lower(shapes.state, train, rounds_key, scalar, scalar, cohorts, fleet).compile()
+        state = shapes.state._replace(clients=residence.shapes)
+        return program.lower(state, train, rounds_key, scalar, scalar, cohorts, fleet).compile()
 
     began = time.perf_counter()
     program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
@@ -168,34 +192,68 @@ def make_simulation(
     number = np.uint32(seed)
     rounds_key = jax.jit(lambda number: keys(number)[1], out_shardings=place)(number)
     padding = {"examples": 0.0, "slots": 0.0}
-    initial = jax.jit(lambda number: algorithm.init(keys(number)[0], task), out_shardings=place)
+
+    @partial(jax.jit, out_shardings=place)
+    def initial(number: Any) -> State:
+        state = algorithm.init(keys(number)[0], task)
+        return state._replace(clients=residence.init(state.clients))
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
         if not 1 <= num_rounds <= chunk:
             raise ValueError(f"num_rounds={num_rounds}: accepted are 1 to {chunk}, the chunk")
-        rounds = range(first_round, first_round + num_rounds)
-        cohorts = lay_out_rounds(rounds, seed, cohort, task, algorithm, fitted)
-        padded = jax.tree.map(lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), cohorts)
+        end = first_round + num_rounds
+        cohorts = lay_out_rounds(range(first_round, end), seed, cohort, task, algorithm, fitted)
+        ids = clients_of(cohorts, task)
+        before, clients = state.clients, residence.load(state.clients, ids)
+        padded = jax.tree.map(
+            lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), residence.point(cohorts, ids)
+        )
         arguments = put((np.int32(first_round), np.int32(num_rounds), padded), place)
-        state, report = program(state, train, rounds_key, *arguments, fleet)
+        state, report = program(state._replace(clients=clients), train, rounds_key, *arguments, fleet)
+        if residence.store is not None:  # while the program runs
+            upcoming = range(end, end + num_rounds)
+            following = lay_out_rounds(upcoming, seed, cohort, task, algorithm, fitted)
+            residence.announce(before, np.setdiff1d(clients_of(following, task), ids))
         report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
+        state = state._replace(clients=residence.save(before, ids, state.clients))
         metrics = round_metrics(cohorts, report, cohort, shapes, static_bits, timer)
         for name in padding:
             padding[name] += float(np.sum(metrics.train.get(name, 0.0)))
         return state, metrics
 
-    def stats() -> Stats:
-        share = padding["examples"] / padding["slots"] if padding["slots"] else 1.0
-        return Stats(compile_seconds, len(tried), share)
+    @partial(jax.jit, out_shardings=place)
+    def on_global(state: State, examples: arrays.Examples) -> jax.Array:
+        return global_correct(algorithm, state, examples)[None]
 
+    @partial(jax.jit, out_shardings=place)
+    def on_personal(state: State, examples: arrays.Examples, rows: Rows) -> dict[str, jax.Array]:
+        counts = personal_correct(algorithm, state, examples, rows, fitted, residence.packing)
+        return jax.tree.map(lambda a: a[None], counts)
+
+    def evaluate(state: State) -> Evaluation:
+        (evaluation,) = evaluate_all(state)
+        return evaluation
+
+    evaluate_all = make_evaluate(
+        algorithm,
+        task,
+        fitted,
+        evaluated,
+        residence,
+        put=lambda tree: put(tree, place),
+        on_global=on_global,
+        on_personal=on_personal,
+    )
     return Simulation(
         init=lambda: initial(number),
         run=run,
-        evaluate=_make_evaluate(algorithm, task, fitted),
-        stats=stats,
+        evaluate=evaluate,
+        clients=lambda state, ids: residence.read(state.clients, ids),
+        stats=lambda: Stats(compile_seconds, len(tried), padding_efficiency(padding)),
         plan=fitted,
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,
+        store=residence.store,
     )
 
 
@@ -271,62 +329,7 @@ def round_metrics(
     )
 
 
-def _make_evaluate(algorithm: FederatedAlgorithm, task: Task, plan: Plan) -> Callable[[State], Evaluation]:
-    """Compiles evaluation on first use; test data go to the device only then."""
-    place = placement(plan)
-
-    @cache
-    def data() -> arrays.Examples:
-        return put(arrays.test_examples(task, EVAL_BATCH), place)
-
-    @partial(jax.jit, out_shardings=place)
-    def on_global(state: State, examples: arrays.Examples) -> jax.Array:
-        return global_correct(algorithm, state, examples, EVAL_BATCH)
-
-    @partial(jax.jit, out_shardings=place)
-    def on_personal(state: State, examples: arrays.Examples, rows: Rows) -> dict[str, jax.Array]:
-        return personal_correct(algorithm, state, examples, rows, EVAL_BATCH, plan)
-
-    def evaluate(state: State) -> Evaluation:
-        hits, counts, places = None, None, None
-        if algorithm.predict_global is not None:
-            hits = np.asarray(on_global(state, data()))
-        if algorithm.predict is not None:
-            rows, places = lay_out(np.arange(task.num_clients), task.test, plan)
-            counts = jax.device_get(on_personal(state, data(), jax.device_put(rows, place)))
-        return make_evaluation(task, hits, counts, places)
-
-    return evaluate
-
-
-def make_evaluation(
-    task: Task,
-    hits: np.ndarray | None,
-    counts: Mapping[str, np.ndarray] | None,
-    places: np.ndarray | None,
-) -> Evaluation:
-    """Accuracies from what was classified correctly.
-
-    Args:
-      task: Data and clients.
-      hits: Of :func:`global_correct`; None without a global model.
-      counts: Of :func:`personal_correct`; None where clients have no models of their own.
-      places: ``int64[num_clients]``: each client's place in the counts.
-    """
-    sizes = np.asarray(task.test.sizes)
-
-    def share(counts: np.ndarray) -> np.ndarray:
-        return np.where(sizes > 0, counts / np.maximum(sizes, 1), np.nan)
-
-    accuracy = None if hits is None else float(hits.mean())
-    if counts is None:
-        assert hits is not None, "an algorithm needs predict or predict_global"
-        return Evaluation(accuracy, share(_count_by_client(hits, task)), {})
-    accuracies = {name: share(count[places]) for name, count in counts.items()}
-    return Evaluation(accuracy, accuracies.pop(""), accuracies)
-
-
-def _count_by_client(hits: np.ndarray, task: Task) -> np.ndarray:
-    """``int64[num_clients]``: how many of each client's test rows are hits."""
-    running = np.concatenate([[0], np.cumsum(hits[task.test.rows])])
-    return running[task.test.offsets + task.test.sizes] - running[task.test.offsets]
+def clients_of(cohorts: Rows, task: Task) -> np.ndarray:
+    """The ids of all clients in some cohorts, sorted, without padding."""
+    ids = np.unique(cohorts.ids)
+    return ids[ids < task.num_clients]

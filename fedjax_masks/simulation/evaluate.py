@@ -1,21 +1,30 @@
-"""Accuracy of the global model and of every client's own, as traced programs."""
+"""Accuracy of the global model and of every client's own: traced programs, and what calls them."""
 
+from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import repeat
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fedjax_masks.algorithm import FederatedAlgorithm, State
-from fedjax_masks.simulation.arrays import Examples
-from fedjax_masks.simulation.layout import Block, Rows, map_clients
+from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.simulation.arrays import Examples, test_examples
+from fedjax_masks.simulation.layout import Block, Rows, lay_out, map_clients
+from fedjax_masks.simulation.packing import Packing
 from fedjax_masks.simulation.plan import Plan
+from fedjax_masks.simulation.records import Evaluation
+from fedjax_masks.simulation.residence import Residence
+
+EVAL_BATCH = 100
 
 
-def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Examples, batch: int) -> jax.Array:
+def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Examples) -> jax.Array:
     """``bool[num_test]``: which test examples the global model classifies correctly."""
     predict = algorithm.predict_global
     assert predict is not None
-    num = len(examples.labels)
+    num, batch = len(examples.labels), EVAL_BATCH
     starts = jnp.arange(0, num, batch)
 
     def one_batch(start: jax.Array) -> jax.Array:
@@ -27,25 +36,31 @@ def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Exampl
 
 
 def personal_correct(
-    algorithm: FederatedAlgorithm, state: State, examples: Examples, rows: Rows, batch: int, plan: Plan
+    algorithm: FederatedAlgorithm,
+    state: State,
+    examples: Examples,
+    rows: Rows,
+    plan: Plan,
+    packing: Packing | None = None,
 ) -> dict[str, jax.Array]:
     """How many of its own test examples each client's own model classifies correctly.
 
     Args:
       algorithm: One with ``predict``.
-      state: The simulation's state.
+      state: The simulation's state, with the clients' states as a program gets them.
       examples: The test data.
       rows: The clients, laid out under the plan.
-      batch: Examples per forward pass.
       plan: The execution plan.
+      packing: How to read a client's state.
 
     Returns:
       ``int32[rows]`` under ``""`` for ``predict`` and under each probe's name.
     """
-    predictors = {"": algorithm.predict, **algorithm.probes}
+    predictors, batch = {"": algorithm.predict, **algorithm.probes}, EVAL_BATCH
 
     def one_client(shared: Any, row: Rows, block: Block, client: Any) -> Any:
         common, server, examples = shared
+        client = client if packing is None else packing.unpack(client)
 
         def one_batch(index: jax.Array, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
             start = index * batch
@@ -62,7 +77,116 @@ def personal_correct(
         zeros = dict.fromkeys(predictors, jnp.zeros((), jnp.int32))
         return (), jax.lax.fori_loop(0, -(-block.longest // batch), one_batch, zeros)
 
-    clients = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
+    clients = jax.tree.map(lambda a: a.at[rows.at].get(mode="clip"), state.clients)
     shared = (state.common, state.server, examples)
     _, counts = map_clients(one_client, shared, rows, clients, plan)
     return counts
+
+
+def evaluated_clients(number: int | None, num_clients: int) -> np.ndarray:
+    """``int[n]``: the ids of the clients whose own models are evaluated, sorted.
+
+    A sample is the same in every run, so that runs can be compared client by client.
+
+    Args:
+      number: How many; None for all.
+      num_clients: Of the task.
+
+    Raises:
+      ValueError: ``number`` is out of range.
+
+    >>> evaluated_clients(None, 3).tolist(), len(evaluated_clients(10, 1000000))
+    ([0, 1, 2], 10)
+    """
+    if number is None:
+        return np.arange(num_clients)
+    if not 1 <= number <= num_clients:
+        raise ValueError(f"eval_clients={number}: accepted are 1 to {num_clients}, the number of clients")
+    return np.sort(np.random.default_rng(0).choice(num_clients, number, replace=False))
+
+
+def make_evaluate(
+    algorithm: FederatedAlgorithm,
+    task: Task,
+    plan: Plan,
+    ids: np.ndarray,
+    residence: Residence,
+    *,
+    put: Callable[[Any], Any],
+    on_global: Callable[[State, Examples], jax.Array],
+    on_personal: Callable[[State, Examples, Rows], dict[str, jax.Array]],
+) -> Callable[[State], list[Evaluation]]:
+    """Evaluation of one run, or of several in step; test data go to the devices at its first use.
+
+    Args:
+      algorithm: Of any of the runs.
+      task: Data and clients.
+      plan: The execution plan within a run.
+      ids: The clients whose own models are evaluated, sorted.
+      residence: Where the clients' states lie.
+      put: Host arrays to where arrays lie.
+      on_global: :func:`global_correct`, compiled; a leading axis for the runs.
+      on_personal: :func:`personal_correct`, compiled; a leading axis for the runs.
+    """
+
+    @cache
+    def data() -> Examples:
+        return put(test_examples(task, EVAL_BATCH))
+
+    def count(state: State) -> dict[str, np.ndarray]:
+        """By predictor ``int[runs, len(ids)]``, in blocks of as many clients as a program can get."""
+        size, blocks = min(residence.limit, len(ids)), []
+        # The last block ends with the last client, so that one program serves all blocks.
+        starts = [*range(0, len(ids) - size, size), len(ids) - size]
+        for start in starts:
+            block = ids[start : start + size]
+            rows, places = lay_out(block, task.test, plan)
+            clients = residence.load(state.clients, block)
+            found = on_personal(state._replace(clients=clients), data(), put(residence.point(rows, block)))
+            blocks.append({name: values[:, places] for name, values in jax.device_get(found).items()})
+        fresh = np.diff([*starts, len(ids)])
+        return {
+            name: np.concatenate([block[name][:, :new] for block, new in zip(blocks, fresh)], axis=1)
+            for name in blocks[0]
+        }
+
+    def evaluate(state: State) -> list[Evaluation]:
+        hits = counts = repeat(None)
+        if algorithm.predict_global is not None:
+            hits = np.asarray(on_global(state, data()))
+        if algorithm.predict is not None:
+            by_name = count(state)
+            counts = [dict(zip(by_name, values)) for values in zip(*by_name.values())]
+        return [_evaluation(task, ids, *run) for run in zip(hits, counts)]
+
+    return evaluate
+
+
+def _evaluation(
+    task: Task, ids: np.ndarray, hits: np.ndarray | None, counts: Mapping[str, np.ndarray] | None
+) -> Evaluation:
+    """Accuracies of one run from what was classified correctly.
+
+    Args:
+      task: Data and clients.
+      ids: The evaluated clients.
+      hits: Of :func:`global_correct`; None without a global model.
+      counts: By predictor, ``int[len(ids)]``; None where clients have no models of their own.
+    """
+    sizes = np.asarray(task.test.sizes)[ids]
+
+    def share(counts: np.ndarray) -> np.ndarray:
+        return np.where(sizes > 0, counts / np.maximum(sizes, 1), np.nan)
+
+    accuracy = None if hits is None else float(hits.mean())
+    if counts is None:
+        assert hits is not None, "an algorithm needs predict or predict_global"
+        return Evaluation(accuracy, ids, share(_count_by_client(hits, task)[ids]), {})
+    accuracies = {name: share(values) for name, values in counts.items()}
+    return Evaluation(accuracy, ids, accuracies.pop(""), accuracies)
+
+
+def _count_by_client(hits: np.ndarray, task: Task) -> np.ndarray:
+    """``int64[num_clients]``: how many of each client's test rows are hits."""
+    running = np.concatenate([[0], np.cumsum(hits[task.test.rows])])
+    return running[task.test.offsets + task.test.sizes] - running[task.test.offsets]

@@ -27,12 +27,15 @@ class Rows(NamedTuple):
       offsets: ``int32[n]``: where each client's rows start in the flat index.
       sizes: ``int32[n]``: examples per client; 0 for padding.
       tiers: ``int32[n]``: the clients' tiers; 0 for padding.
+      at: ``int32[n]``: the rows of the clients' states that are theirs: their ids, unless a program
+        gets the states of some clients only; padding is beyond these.
     """
 
     ids: Any
     offsets: Any
     sizes: Any
     tiers: Any
+    at: Any
 
 
 class Block(NamedTuple):
@@ -83,7 +86,8 @@ def lay_out(
         rows[places] = values
         return rows
 
-    rows = Rows(put(ids, len(index.sizes)), put(index.offsets[ids]), put(index.sizes[ids]), put(of))
+    padded = put(ids, len(index.sizes))
+    rows = Rows(padded, put(index.offsets[ids]), put(index.sizes[ids]), put(of), padded)
     return rows, places
 
 

@@ -1,5 +1,6 @@
 """What a simulation reports: per client and round, and per evaluation."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -41,12 +42,14 @@ class Evaluation(NamedTuple):
 
     Attributes:
       global_accuracy: The global model on the global test set, or None.
-      personal: ``float64[num_clients]``: each client's own model on its own test data (the
+      ids: ``int[evaluated]``: the evaluated clients, sorted; all, unless a sample was asked for.
+      personal: ``float64[evaluated]``: each client's own model on its own test data (the
         global model where clients have none of their own); NaN for a client without test data.
       probes: The algorithm's further points of measurement, each like ``personal``.
     """
 
     global_accuracy: float | None
+    ids: np.ndarray
     personal: np.ndarray
     probes: dict[str, np.ndarray]
 
@@ -65,3 +68,8 @@ class Stats(NamedTuple):
     compile_seconds: float
     num_compilations: int
     padding_efficiency: float
+
+
+def padding_efficiency(counted: Mapping[str, float]) -> float:
+    """The share of useful ``examples`` in all ``slots`` for them; 1.0 where there is none."""
+    return counted["examples"] / counted["slots"] if counted["slots"] else 1.0

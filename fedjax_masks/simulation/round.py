@@ -12,6 +12,7 @@ from fedjax_masks.algorithm import Cohort, FederatedAlgorithm, State
 from fedjax_masks.simulation.arrays import Examples, client_data
 from fedjax_masks.simulation.clock import Clock, read_clock
 from fedjax_masks.simulation.layout import Block, Rows, map_clients
+from fedjax_masks.simulation.packing import Packing
 from fedjax_masks.simulation.plan import Plan
 
 
@@ -64,6 +65,7 @@ class Setting(NamedTuple):
     capacity: int
     poison: bool = False
     clock: Clock | None = None
+    packing: Packing | None = None
 
 
 def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: Any) -> Any:
@@ -72,6 +74,7 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: 
     as_received = payload.poison if setting.poison else lambda tree: tree
     key, common, server, examples, fleet = shared
 
+    state = state if setting.packing is None else setting.packing.unpack(state)
     message = algorithm.send(server, row.ids)
     data = client_data(examples, row, block, setting.capacity)
     key = client_key(key, row.ids)
@@ -91,6 +94,7 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: 
     # A weight of 0 does not silence a NaN: what is left out must not be there at all.
     upload = as_received(trees.where(arrives, upload, trees.zeros_like(upload)))
     new_state = trees.where(finite & ~gone, new_state, state)
+    new_state = new_state if setting.packing is None else setting.packing.pack(new_state)
     report = ClientReport(bits, jnp.append(~arrives, metrics))
     if algorithm.reduce is None:
         return (), (new_state, report, upload)
@@ -113,7 +117,7 @@ def round_step(
     Returns:
       The new state, and the round's report.
     """
-    before = jax.tree.map(lambda a: a.at[rows.ids].get(mode="clip"), state.clients)
+    before = jax.tree.map(lambda a: a.at[rows.at].get(mode="clip"), state.clients)
     shared = (key, state.common, state.server, examples, fleet)
 
     def function(*args: Any) -> Any:
@@ -126,7 +130,7 @@ def round_step(
     key = client_key(key, _SERVER)
     server = setting.algorithm.merge(key, state.common, state.server, received, cohort)
     clients = jax.tree.map(
-        lambda a, rows_of_a: a.at[rows.ids].set(rows_of_a, mode="drop"), state.clients, after
+        lambda a, rows_of_a: a.at[rows.at].set(rows_of_a, mode="drop"), state.clients, after
     )
     own = {} if setting.algorithm.report is None else setting.algorithm.report(server)
     own = {name: jnp.asarray(value, jnp.float32) for name, value in own.items()}

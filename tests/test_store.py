@@ -1,0 +1,235 @@
+"""Clients' states in a file on the host: nothing is lost, nothing is kept that nobody needs."""
+
+import json
+import os
+import shutil
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedjax_masks as fm
+from fedjax_masks.config import make_config
+from fedjax_masks.errors import UserError
+from fedjax_masks.experiment import run_experiment
+from fedjax_masks.simulation import Storage, Store, make_simulation
+from fedjax_masks.simulation.packing import packing_of
+
+ROW = 5
+CLIENTS = 6
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(), (0,), (9,), (3, 4)])
+def test_a_packed_row_comes_back(dtype, shape):
+    values = np.random.default_rng(0).normal(size=shape) * 100
+    client = {"a": jnp.asarray(values > 0), "b": [jnp.asarray(values).astype(dtype), ()]}
+    packing = packing_of(client)
+    row = jax.jit(packing.pack)(client)
+    assert (row.dtype, row.shape) == (jnp.uint8, (packing.row_bytes,))
+    back = jax.jit(packing.unpack)(row)
+    assert jax.tree.structure(back) == jax.tree.structure(client)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(client)):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_bit_takes_a_bit():
+    assert packing_of({"mask": jnp.ones((10, 13), bool), "scale": jnp.ones(2)}).row_bytes == 17 + 8
+
+
+class Reference:
+    """A store, and beside it dictionaries that remember every row and every checkpoint."""
+
+    def __init__(self, checkpoints, path=None):
+        self.store = Store(ROW, path, checkpoints=checkpoints)
+        self.keep = checkpoints
+        self.index = np.full(CLIENTS, -1, np.int32)
+        self.rows, self.saved = {}, []
+
+    def write(self, ids, fill):
+        rows = np.add.outer(np.asarray(ids), np.arange(ROW)).astype(np.uint8) + np.uint8(fill)
+        index = self.index.copy()
+        index[ids] = self.store.write(rows, index[ids])
+        self.index = index
+        self.rows = {**self.rows, **dict(zip(ids, rows))}
+
+    def save(self):
+        self.store.mark()
+        self.saved = [*self.saved, (self.index, self.rows)][-self.keep :]
+
+    def go_back(self):
+        if self.saved:
+            self.index, self.rows = self.saved[-1]
+            self.store.adopt(self.index)
+
+    def check(self):
+        for index, rows in [*self.saved, (self.index, self.rows)]:
+            ids = np.array(sorted(rows), int)
+            assert sorted(rows) == np.flatnonzero(index >= 0).tolist()
+            np.testing.assert_array_equal(
+                self.store.read(index[ids]), [rows[i] for i in ids] or np.empty((0, ROW))
+            )
+
+
+steps = st.lists(
+    st.one_of(
+        st.sets(st.integers(0, CLIENTS - 1), min_size=1).map(sorted), st.just("save"), st.just("go back")
+    ),
+    max_size=20,
+)
+
+
+@settings(deadline=None)
+@given(steps=steps, checkpoints=st.integers(1, 3))
+def test_every_kept_checkpoint_finds_its_rows(steps, checkpoints):
+    reference = Reference(checkpoints)
+    for number, step in enumerate(steps):
+        if step == "save":
+            reference.save()
+        elif step == "go back":
+            reference.go_back()
+        else:
+            reference.write(step, number)
+        reference.check()
+
+
+def test_the_file_holds_what_visited_clients_need(tmp_path):
+    path = tmp_path / "rows"
+    reference = Reference(1, path)
+    for number in range(20):  # without checkpoints every row is written in its place
+        reference.write([1, 3], number)
+    assert path.stat().st_size == reference.store.file_bytes == 2 * (ROW + 4)
+    for number in range(20):  # with them, once more for what changes between two
+        reference.save()
+        reference.write([3], number)
+    assert path.stat().st_size == reference.store.file_bytes == 3 * (ROW + 4)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_row_is_noticed(tmp_path, damage):
+    path = tmp_path / "rows"
+    reference = Reference(1, path)
+    reference.write([0, 1, 2], 7)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content if damage == "flip" else content[:-1])
+    with pytest.raises(OSError, match=r"rows: the row in slot 2 is damaged"):
+        reference.store.read(reference.index[[0, 1, 2]])
+
+
+def fedmask():
+    return cases.algorithm("fedmask-own"), cases.task()
+
+
+@pytest.mark.parametrize("plan", ["scan", "blocks:2,mesh:2"])
+def test_evaluation_in_blocks_is_evaluation_at_once(plan):
+    algorithm, task = fedmask()
+    found = []
+    for where in ("device", "host"):
+        simulation = make_simulation(
+            algorithm, task, cohort=2, chunk=2, plan=plan, storage=Storage(where)
+        )  # on the host four clients at a time, of nine
+        state, _ = simulation.run(simulation.init(), 0, 2)
+        found.append(simulation.evaluate(state))
+    device, host = found
+    np.testing.assert_array_equal(host.ids, np.arange(9))
+    np.testing.assert_array_equal(host.personal, device.personal)
+    np.testing.assert_array_equal(*[own.probes["personal_accuracy_writeback"] for own in found])
+
+
+def test_a_sample_of_clients_is_evaluated_as_all_are():
+    algorithm, task = fedmask()
+    every, some = (make_simulation(algorithm, task, cohort=2, chunk=2, eval_clients=n) for n in (None, 4))
+    everyone, sample = every.evaluate(every.init()), some.evaluate(some.init())
+    assert len(set(sample.ids.tolist())) == 4
+    np.testing.assert_array_equal(sample.personal, everyone.personal[sample.ids])
+    with pytest.raises(ValueError, match="eval_clients=10: accepted are 1 to 9"):
+        make_simulation(algorithm, task, cohort=2, eval_clients=10)
+
+
+def test_what_outgrows_memory_goes_to_the_host(monkeypatch):
+    algorithm, task = fedmask()
+    monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: 1000)
+    assert make_simulation(algorithm, task, cohort=2).store is not None
+    assert make_simulation(cases.algorithm("fedavg"), task, cohort=2).store is None  # it has no states
+    monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: None)
+    assert make_simulation(algorithm, task, cohort=2).store is None
+
+
+CONFIG = {
+    "algorithm.name": "fedmask",
+    "model.name": "mlp",
+    "data.clients": 12,
+    "cohort": 3,
+    "rounds": 6,
+    "eval_every": 2,
+    "training.epochs": 1,
+    "store": "host",
+    "checkpoint_share": 1,
+    "keep_checkpoints": 1,
+}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return run_experiment(make_config(CONFIG), out, quiet=True)
+
+
+def without_time(records):
+    return [{**record, "wall_seconds": None} for record in records]
+
+
+@pytest.mark.parametrize("where", ["sync", "mark", "write"])
+def test_a_run_killed_around_its_rows_resumes_to_the_same_result(tmp_path, monkeypatch, uninterrupted, where):
+    out, calls = tmp_path / "run", iter(range(10))
+    original = getattr(Store, where)
+
+    def dies(self, *args):
+        result = original(self, *args)
+        if next(calls) == 1:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(Store, where, dies)
+    with pytest.raises(Killed):
+        run_experiment(make_config(CONFIG), out, quiet=True)
+    monkeypatch.setattr(Store, where, original)
+    run = run_experiment(make_config(CONFIG), out, resume=True, quiet=True)
+    assert without_time(run.records) == without_time(uninterrupted.records)
+    np.testing.assert_array_equal(run.evaluation.personal, uninterrupted.evaluation.personal)
+    assert json.loads((out / "config.json").read_text())["chosen_store"] == "host"
+
+
+def test_the_run_says_what_a_run_on_the_device_says(tmp_path, uninterrupted):
+    on_device = run_experiment(make_config(CONFIG | {"store": "device"}), tmp_path / "run", quiet=True)
+    assert without_time(on_device.records) == without_time(uninterrupted.records)
+    assert on_device.summary["client_accuracy"] == uninterrupted.summary["client_accuracy"]
+
+
+def test_rows_that_are_gone_are_named(tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted.directory, out)
+    (out / "summary.json").unlink()
+    os.truncate(out / "clients.rows", 10)
+    with pytest.raises(UserError, match=r"clients\.rows: the row in slot \d+ is damaged"):
+        run_experiment(make_config(CONFIG), out, resume=True, quiet=True)
+
+
+def test_a_library_user_asks_for_the_host():
+    algorithm, task = fedmask()
+    on_host, on_device = (
+        fm.simulate(algorithm, task, rounds=2, cohort=3, store=where, eval_clients=5)
+        for where in ("host", "device")
+    )
+    assert on_host.summary["client_ids"] == on_device.summary["client_ids"]
+    assert on_host.summary["client_accuracy"] == on_device.summary["client_accuracy"]
