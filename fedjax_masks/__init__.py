@@ -35,7 +35,7 @@ from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.algorithms.topk import topk
 from fedjax_masks.data import load_task
 from fedjax_masks.runner import Run, simulate
-from fedjax_masks.simulation import Plan, make_simulation
+from fedjax_masks.simulation import Plan, Storage, make_simulation
 
 __all__ = [
     "ClientData",
@@ -45,6 +45,7 @@ __all__ = [
     "Plan",
     "Run",
     "State",
+    "Storage",
     "Task",
     "Tiers",
     "adp",

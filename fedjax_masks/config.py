@@ -128,6 +128,14 @@ class PrivacyConfig:
 
 
 @dataclass(frozen=True)
+class StorageConfig:
+    """Where things lie between chunks of rounds; see :class:`fedjax_masks.simulation.Storage`."""
+
+    clients: Where = "auto"
+    data: Where = "auto"
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment.
 
@@ -142,13 +150,13 @@ class Config:
       robust: What the server does about hostile clients.
       attack: Hostile clients.
       privacy: Noise on uploads, and its guarantee.
+      storage: Where clients' states and training data lie between chunks of rounds.
       rounds: Rounds of federated learning.
       cohort: Clients per round.
       seed: Of the initial state, the cohorts and the order of examples.
       eval_every: Rounds between two evaluations; by default a twentieth of all rounds.
       eval_clients: Evaluate the own models of so many clients, the same in every run; by default of all,
         or of 10,000 if there are more.
-      store: Where the clients' states lie between rounds; never changes results.
       plan: The execution plan; never changes results.
       devices: The clients' devices and links, see :func:`fedjax_masks.devices.make_population`; by
         default no time is simulated.
@@ -169,12 +177,12 @@ class Config:
     robust: RobustConfig
     attack: AttackConfig
     privacy: PrivacyConfig
+    storage: StorageConfig
     rounds: Count = 50
     cohort: Count = 10
     seed: Seed = 0
     eval_every: Count = 1
     eval_clients: Count | None = None
-    store: Where = "auto"
     plan: str = "auto"
     devices: str | None = None
     log: str | None = None
@@ -191,6 +199,7 @@ _SECTIONS = {
     "robust": RobustConfig,
     "attack": AttackConfig,
     "privacy": PrivacyConfig,
+    "storage": StorageConfig,
 }
 
 

@@ -38,7 +38,7 @@ from fedjax_masks.telemetry import progress
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 _NEEDED = ("round", "global_accuracy", "personal_accuracy_mean")  # of the records of a run to resume
 _METRICS, _LOG, _ROWS = trackers.METRICS, "log.txt", "clients.rows"
-_ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "chosen_store", "versions", "platform")
+_ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "chosen_storage", "versions", "platform")
 _LOGGER = logging.getLogger("fedjax_masks")
 _PACKAGES = ("fedjax_masks", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
@@ -106,7 +106,8 @@ def _plan(stored: Mapping[str, Any], config: Config) -> str:
 
 def _storage(stored: Mapping[str, Any], config: Config, out: Path) -> Storage:
     """Where the clients' states are: a run to resume has them where it began."""
-    return Storage(stored.get("chosen_store", config.store), out / _ROWS, config.keep_checkpoints)
+    clients = stored.get("chosen_storage", config.storage.clients)
+    return Storage(clients, config.storage.data, out / _ROWS, config.keep_checkpoints)
 
 
 def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]:
@@ -272,7 +273,7 @@ def _complete(config: Config, batch: Batch) -> dict[str, Any]:
         **as_dict(config),
         "chosen_plan": str(batch.plan),
         "chosen_plan_reason": batch.plan.reason,
-        "chosen_store": "device" if batch.store is None else "host",
+        "chosen_storage": "device" if batch.store is None else "host",
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": {
             "system": platform.platform(),

@@ -16,8 +16,7 @@ import numpy as np
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
-from fedjax_masks.simulation import Batch, Evaluation, RoundMetrics, Storage, alone, make_simulation
-from fedjax_masks.simulation.residence import Where
+from fedjax_masks.simulation import AUTO, Batch, Evaluation, RoundMetrics, Storage, alone, make_simulation
 
 Record = dict[str, Any]
 
@@ -114,7 +113,7 @@ def simulate(
     eval_every: int | None = None,
     plan: str = "auto",
     population: Population | None = None,
-    store: Where = "auto",
+    storage: Storage = AUTO,
     eval_clients: int | None = None,
     on_chunk: Sequence[OnChunk] = (),
 ) -> Run:
@@ -130,8 +129,7 @@ def simulate(
         round is always evaluated.
       plan: An execution plan; never changes results.
       population: The clients' devices and links, see :func:`fedjax_masks.devices.make_population`.
-      store: Where the clients' states lie between rounds: on the ``device``, or packed in a file on the
-        ``host``, which ``auto`` takes where they would outgrow the device; never changes results.
+      storage: Where clients' states and training data lie between chunks; never changes results.
       eval_clients: Evaluate the own models of so many clients only; None for all.
       on_chunk: Called at the end of every chunk of rounds.
 
@@ -150,7 +148,7 @@ def simulate(
         chunk=chunk_length(eval_every),
         plan=plan,
         population=population,
-        storage=Storage(store),
+        storage=storage,
         eval_clients=eval_clients,
     )
     batch = alone(simulation)

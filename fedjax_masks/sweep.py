@@ -196,8 +196,8 @@ def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
 def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
     """The runs' program; None where not even one of them fits into memory beside the others' states."""
     config, rows = configs[0], [_flat(config) for config in configs]
-    if config.store == "host":
-        print("plan: one run after the other; store=host keeps the clients of one run", file=sys.stderr)
+    if "host" in (config.storage.clients, config.storage.data):
+        print("plan: one run after the other; the host keeps what belongs to one run", file=sys.stderr)
         return None
     try:
         return make_batch(

@@ -79,7 +79,9 @@ def test_random_values_make_a_configuration_or_are_refused(algorithm, data):
 
 PARTITIONS = st.builds(
     lambda names, numbers, joint: joint.join([f"{n}:{x}" if x else n for n, x in zip(names, numbers)]),
-    st.lists(st.sampled_from(["iid", "shards", "dirichlet", "quantity", "noise", "rotation"]), min_size=1),
+    st.lists(
+        st.sampled_from(["iid", "shards", "dirichlet", "quantity", "draw", "noise", "rotation"]), min_size=1
+    ),
     st.lists(
         st.sampled_from(["", "2", "0", "-1", "1e-300", "1e300", "nan", "9" * 30, "²", "0,1"]), min_size=1
     ),

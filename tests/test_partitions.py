@@ -106,6 +106,23 @@ def test_iid_test_sets_are_equal_parts():
     assert (balanced(200, clients=1500).test.sizes == 1).all()
 
 
+def test_any_number_of_clients_draws_from_the_same_examples():
+    task, again = (balanced(20, clients=5000, partition="draw:12:2", seed=seed) for seed in (0, 0))
+    np.testing.assert_array_equal(task.train.rows, again.train.rows)
+    histogram = label_histogram(task)
+    assert task.num_clients == 5000 > len(task.labels)
+    assert (histogram.sum(1) == 12).all()
+    assert (histogram > 0).sum(1).max() == 2
+    # Labels, and the examples of a label, are all as likely: 6000 draws of each label, 300 of each example.
+    assert np.abs(histogram.sum(0) - 6000).max() < 6 * np.sqrt(6000 * 12)
+    assert np.abs(np.bincount(task.train.rows, minlength=200) - 300).max() < 6 * np.sqrt(300 * 12)
+    for client in range(0, 5000, 500):
+        held = task.test_labels[rows_of(task.test, client)]
+        np.testing.assert_array_equal(np.bincount(held, minlength=10), histogram[client])
+    every = balanced(20, clients=50, partition="draw:200")
+    assert (label_histogram(every) > 0).all()
+
+
 def test_natural_follows_the_ids():
     names = np.array(["bea", "ann", "cas", "ann"] * 5)
     x, y = np.arange(20, dtype=np.float32)[:, None], np.arange(20) % 2
@@ -193,6 +210,9 @@ def test_corruption_changes_the_training_data_of_chosen_clients_only():
         ("noise:-1", "form noise:SIGMA"),
         ("lotteryfl:2:0.25", "at most 35 clients"),
         ("shards:20", "at most 71 clients"),
+        ("draw:0", "form draw:N"),
+        ("draw:20:11", "there are 10 labels"),
+        ("draw:10000000", "more than the 100000000 that are accepted"),
         ("natural", "no client ids"),
         ("shards:2+noise:0.1", "share no test examples"),
         ("iid+corrupt_labels:100", "no client 100; accepted: 0 to 99"),

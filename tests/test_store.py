@@ -16,7 +16,7 @@ import fedjax_masks as fm
 from fedjax_masks.config import make_config
 from fedjax_masks.errors import UserError
 from fedjax_masks.experiment import run_experiment
-from fedjax_masks.simulation import Storage, Store, make_simulation
+from fedjax_masks.simulation import Storage, Store, make_simulation, supply
 from fedjax_masks.simulation.packing import packing_of
 
 ROW = 5
@@ -132,7 +132,7 @@ def test_evaluation_in_blocks_is_evaluation_at_once(plan):
     found = []
     for where in ("device", "host"):
         simulation = make_simulation(
-            algorithm, task, cohort=2, chunk=2, plan=plan, storage=Storage(where)
+            algorithm, task, cohort=2, chunk=2, plan=plan, storage=Storage(where, where)
         )  # on the host four clients at a time, of nine
         state, _ = simulation.run(simulation.init(), 0, 2)
         found.append(simulation.evaluate(state))
@@ -169,7 +169,7 @@ CONFIG = {
     "rounds": 6,
     "eval_every": 2,
     "training.epochs": 1,
-    "store": "host",
+    "storage.clients": "host",
     "checkpoint_share": 1,
     "keep_checkpoints": 1,
 }
@@ -207,11 +207,13 @@ def test_a_run_killed_around_its_rows_resumes_to_the_same_result(tmp_path, monke
     run = run_experiment(make_config(CONFIG), out, resume=True, quiet=True)
     assert without_time(run.records) == without_time(uninterrupted.records)
     np.testing.assert_array_equal(run.evaluation.personal, uninterrupted.evaluation.personal)
-    assert json.loads((out / "config.json").read_text())["chosen_store"] == "host"
+    assert json.loads((out / "config.json").read_text())["chosen_storage"] == "host"
 
 
 def test_the_run_says_what_a_run_on_the_device_says(tmp_path, uninterrupted):
-    on_device = run_experiment(make_config(CONFIG | {"store": "device"}), tmp_path / "run", quiet=True)
+    on_device = run_experiment(
+        make_config(CONFIG | {"storage.clients": "device"}), tmp_path / "run", quiet=True
+    )
     assert without_time(on_device.records) == without_time(uninterrupted.records)
     assert on_device.summary["client_accuracy"] == uninterrupted.summary["client_accuracy"]
 
@@ -225,10 +227,35 @@ def test_rows_that_are_gone_are_named(tmp_path, uninterrupted):
         run_experiment(make_config(CONFIG), out, resume=True, quiet=True)
 
 
+@pytest.mark.parametrize("plan", ["scan", "blocks:2,mesh:2"])
+def test_data_that_come_chunk_by_chunk_are_the_same_data(plan):
+    task, algorithm = cases.task(), cases.algorithm("fedavg")
+    found = []
+    for where in ("device", "host"):
+        simulation = make_simulation(
+            algorithm, task, cohort=2, chunk=2, plan=plan, storage=Storage(data=where)
+        )
+        state = simulation.init()
+        for first, number in ((0, 2), (2, 1), (3, 2)):  # the second is not what was prepared
+            state, metrics = simulation.run(state, first, number)
+        found.append((jax.device_get(state), metrics))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_data_that_outgrow_memory_stay_on_the_host(monkeypatch):
+    task = cases.task()
+    put = lambda tree: tree
+    assert supply.choose(task, "auto", limit=1, put=put).shapes.inputs.shape[0] == len(task.labels)
+    monkeypatch.setattr("fedjax_masks.simulation.supply.available_bytes", lambda: 1000)
+    assert supply.choose(task, "auto", limit=1, put=put).shapes.inputs.shape[0] == task.train.sizes.max()
+    all_at_once = supply.choose(task, "auto", limit=9, put=put)  # takes more room on the device, not less
+    assert all_at_once.shapes.inputs.shape[0] == len(task.labels)
+
+
 def test_a_library_user_asks_for_the_host():
     algorithm, task = fedmask()
     on_host, on_device = (
-        fm.simulate(algorithm, task, rounds=2, cohort=3, store=where, eval_clients=5)
+        fm.simulate(algorithm, task, rounds=2, cohort=3, storage=Storage(where, where), eval_clients=5)
         for where in ("host", "device")
     )
     assert on_host.summary["client_ids"] == on_device.summary["client_ids"]

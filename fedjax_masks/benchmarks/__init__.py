@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from fedjax_masks.benchmarks import rounds as simulations
 from fedjax_masks.benchmarks.inference import bench_inference
 from fedjax_masks.benchmarks.rounds import bench_rounds, bench_runner
+from fedjax_masks.benchmarks.scale import bench_clients, bench_cohort, bench_devices
 from fedjax_masks.benchmarks.skeleton import bench_skeleton
 from fedjax_masks.errors import UserError, unknown
 
@@ -53,6 +54,11 @@ WORKLOADS: Mapping[str, Workload] = {
         "latency of a FedMask model, masked and dense against compacted",
         partial(bench_inference, systems=("fedmask",)),
     ),
+    "scale-clients": Workload(
+        "FedMask, LeNet, cohort 100 of a thousand to a million clients, masks on the host", bench_clients
+    ),
+    "scale-cohort": Workload("mlp-1000 with cohorts of 10 to 1000", bench_cohort),
+    "scale-devices": Workload("mlp-1000 on 1 to 8 devices", bench_devices),
     "masked-inference": Workload("the same of every system that makes models smaller", bench_inference),
 }
 """Workloads by name."""

@@ -63,6 +63,26 @@ def by_client(
     return [own.get(name, order[:0]) for name in names]
 
 
+def alike(
+    rng: np.random.RandomState, train: Examples, rows: list[np.ndarray], test: Examples
+) -> list[np.ndarray]:
+    """For each of a client's training examples, one test example of its label, if there is any."""
+    wanted = train.labels[np.concatenate(rows)]
+    there = np.isin(wanted, test.labels)
+    ends = np.cumsum([len(mine) for mine in rows])[:-1]
+    drawn = any_of(rng, wanted[there], test.labels)
+    return np.split(drawn, np.concatenate([[0], np.cumsum(there)])[ends])
+
+
+def any_of(rng: np.random.RandomState, wanted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """``int32``, shaped like ``wanted``: for each wanted label the row of some example that has it."""
+    order = np.argsort(labels, kind="stable")
+    number = np.bincount(labels, minlength=int(wanted.max(initial=0)) + 1)
+    first = np.cumsum(number) - number
+    picked = (rng.random_sample(wanted.shape) * number[wanted]).astype(np.int64)
+    return order[first[wanted] + picked].astype(np.int32)
+
+
 def _window(rng: np.random.RandomState, pool: np.ndarray, size: int) -> np.ndarray:
     """A random run of a shuffled pool: much cheaper than a new shuffle per client."""
     return np.take(pool, rng.randint(len(pool)) + np.arange(size), mode="wrap") if size else pool[:0]

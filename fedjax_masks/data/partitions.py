@@ -2,7 +2,7 @@
 
 A partition is written as a short text, ``name`` or ``name:argument:...``: ``iid``, ``shards:2``,
 ``dirichlet:0.1``. Every partition is a pure function of its seed; the rows of different clients
-never overlap; every client gets at least one example. What cannot be done is refused.
+never overlap, but for ``draw``; every client gets at least one example. What cannot be done is refused.
 
 All draws come from ``numpy.random.RandomState``: its stream is frozen, so a partition can be
 reproduced from its text and seed with any version of NumPy.
@@ -20,6 +20,7 @@ from fedjax_masks.data.examples import Examples
 Rows = list[np.ndarray]
 
 _ATTEMPTS = 500
+_MOST_DRAWN = 10**8  # examples of all clients together; their index takes 4 bytes each
 
 
 def iid(rng: np.random.RandomState, train: Examples, clients: int) -> Rows:
@@ -93,6 +94,27 @@ def quantity(rng: np.random.RandomState, train: Examples, clients: int, beta: fl
         return None if np.isnan(shares).any() else _cut(order, shares)
 
     return _redraw(draw, train, clients, f"quantity:{beta:g}")
+
+
+def draw(
+    rng: np.random.RandomState, train: Examples, clients: int, size: int, num_labels: int | None = None
+) -> Rows:
+    """``size`` examples each, drawn from all of ``num_labels`` random labels (by default of all labels).
+
+    Clients share examples, so there may be any number of clients: a population of millions by a rule.
+    """
+    labels = np.unique(train.labels)
+    kept = len(labels) if num_labels is None else num_labels
+    if kept > len(labels):
+        raise ValueError(f"partition 'draw:{size}:{kept}': there are {len(labels)} labels")
+    if clients * size > _MOST_DRAWN:
+        raise ValueError(
+            f"partition 'draw:{size}': {clients} clients of {size} examples are more than the "
+            f"{_MOST_DRAWN} that are accepted"
+        )
+    own = labels[rng.random_sample((clients, len(labels))).argsort(1)[:, :kept]]
+    wanted = np.take_along_axis(own, rng.randint(kept, size=(clients, size)), 1)
+    return list(allotment.any_of(rng, wanted, train.labels))
 
 
 def natural(rng: np.random.RandomState, train: Examples, clients: int) -> Rows:
@@ -182,6 +204,7 @@ class Partition:
       allot: ``(rng, train, rows, test) -> test rows`` of each client.
       arguments: One reader per argument.
       required: How many arguments cannot be left out; all of them by default.
+      shared: Whether clients share examples, so that there may be more clients than examples.
     """
 
     usage: str
@@ -190,6 +213,7 @@ class Partition:
     allot: allotment.Allot
     arguments: tuple[Callable[[str], Any], ...] = ()
     required: int | None = None
+    shared: bool = False
 
 
 #: Partitions by name.
@@ -219,6 +243,15 @@ PARTITIONS: dict[str, Partition] = {
         quantity,
         allotment.in_proportion,
         (positive,),
+    ),
+    "draw": Partition(
+        "draw:N[:LABELS]",
+        "any number of clients that draw N examples of LABELS labels each, and share them",
+        draw,
+        allotment.alike,
+        (positive_int, positive_int),
+        1,
+        shared=True,
     ),
     "natural": Partition("natural", "by the data set's own client ids", natural, allotment.by_client),
 }

@@ -124,7 +124,7 @@ def _divide(
     _check_number("examples_per_client", examples_per_client, 1)
     _check_number("test_per_client", test_per_client, 1)
     clients = _default_clients(source, spec) if clients is None else clients
-    _check_number("clients", clients, 1, len(source.train.labels))
+    _check_number("clients", clients, 1, None if spec.base.shared else len(source.train.labels))
     rng = np.random.RandomState(seed)
     rows = spec.base.divide(rng, source.train, clients, *spec.arguments)
     rows = _at_most(rng, rows, examples_per_client)

@@ -1,6 +1,6 @@
 """A task's arrays as they lie on the device: once, flat."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from fedjax_masks.simulation.layout import Block, Rows
 
 
 class Examples(NamedTuple):
-    """A data set on the device; who owns which part of ``rows`` is known to the host.
+    """A data set as a program gets it, or its shapes; who owns which part of ``rows`` is known to the host.
 
     Attributes:
       inputs: ``[num_examples, *input_shape]``.
@@ -20,9 +20,9 @@ class Examples(NamedTuple):
         the length of the longest.
     """
 
-    inputs: jax.Array
-    labels: jax.Array
-    rows: jax.Array
+    inputs: Any
+    labels: Any
+    rows: Any
 
 
 def _examples(inputs: np.ndarray, labels: np.ndarray, index: ClientIndex, slack: int) -> Examples:

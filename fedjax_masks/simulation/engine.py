@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_masks import flops, payload, trees
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
-from fedjax_masks.simulation import arrays, clock
+from fedjax_masks.simulation import arrays, clock, residence, supply
 from fedjax_masks.simulation.cohorts import lay_out_rounds
 from fedjax_masks.simulation.evaluate import (
     evaluated_clients,
@@ -30,7 +30,7 @@ from fedjax_masks.simulation.layout import Block, Rows, device_mesh, padded_leng
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats, padding_efficiency
-from fedjax_masks.simulation.residence import AUTO, Storage, choose
+from fedjax_masks.simulation.residence import AUTO, Storage
 from fedjax_masks.simulation.round import RoundReport, Setting, run_chunk
 from fedjax_masks.simulation.store import Store
 
@@ -150,16 +150,17 @@ def make_simulation(
     check_cohort(cohort, task)
     evaluated = evaluated_clients(eval_clients, task.num_clients)
     init_key, rounds_key = jax.eval_shape(keys, np.uint32(seed))
-    train = arrays.train_examples(task)
-    make, shapes = trace_client(lambda _: algorithm, (), task, init_key, train)
+    limit = min(chunk * cohort, task.num_clients)
+    data = supply.choose(task, storage.data, limit=limit, put=lambda tree: put(tree, place))
+    make, shapes = trace_client(lambda _: algorithm, (), task, init_key, data.shapes)
     algorithm = make(())
     asked = parse_plan(plan, cohort=cohort)
-    residence = choose(
+    states = residence.choose(
         shapes.state.clients,
         task.num_clients,
         storage,
         initial=lambda: algorithm.init(keys(number)[0], task).clients,
-        limit=min(chunk * cohort, task.num_clients),
+        limit=limit,
         put=lambda tree: put(tree, place),
     )
 
@@ -170,7 +171,7 @@ def make_simulation(
 
     def compile_chunk(plan: Plan) -> Any:
         tried.append(plan)
-        setting = Setting(algorithm, plan, arrays.capacity(task), poison, timer, residence.packing)
+        setting = Setting(algorithm, plan, arrays.capacity(task), poison, timer, states.packing)
         place = placement(plan)
         program = jax.jit(
             partial(run_chunk, setting),
@@ -181,14 +182,14 @@ def make_simulation(
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         rows = jax.ShapeDtypeStruct((chunk, padded_length(cohort, plan, algorithm.tiers.number)), jnp.int32)
         cohorts = Rows(*[rows] * len(Rows._fields))
-        state = shapes.state._replace(clients=residence.shapes)
-        return program.lower(state, train, rounds_key, scalar, scalar, cohorts, fleet).compile()
+        state = shapes.state._replace(clients=states.shapes)
+        return program.lower(state, data.shapes, rounds_key, scalar, scalar, cohorts, fleet).compile()
 
     began = time.perf_counter()
     program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
     compile_seconds = time.perf_counter() - began
     place = placement(fitted)
-    train, fleet = put((train, fleet), place)
+    fleet = put(fleet, place)
     number = np.uint32(seed)
     rounds_key = jax.jit(lambda number: keys(number)[1], out_shardings=place)(number)
     padding = {"examples": 0.0, "slots": 0.0}
@@ -196,7 +197,7 @@ def make_simulation(
     @partial(jax.jit, out_shardings=place)
     def initial(number: Any) -> State:
         state = algorithm.init(keys(number)[0], task)
-        return state._replace(clients=residence.init(state.clients))
+        return state._replace(clients=states.init(state.clients))
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
         if not 1 <= num_rounds <= chunk:
@@ -204,18 +205,20 @@ def make_simulation(
         end = first_round + num_rounds
         cohorts = lay_out_rounds(range(first_round, end), seed, cohort, task, algorithm, fitted)
         ids = clients_of(cohorts, task)
-        before, clients = state.clients, residence.load(state.clients, ids)
+        before, clients = state.clients, states.load(state.clients, ids)
         padded = jax.tree.map(
-            lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), residence.point(cohorts, ids)
+            lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))),
+            data.point(states.point(cohorts, ids), ids),
         )
         arguments = put((np.int32(first_round), np.int32(num_rounds), padded), place)
-        state, report = program(state._replace(clients=clients), train, rounds_key, *arguments, fleet)
-        if residence.store is not None:  # while the program runs
-            upcoming = range(end, end + num_rounds)
-            following = lay_out_rounds(upcoming, seed, cohort, task, algorithm, fitted)
-            residence.announce(before, np.setdiff1d(clients_of(following, task), ids))
+        state = state._replace(clients=clients)
+        state, report = program(state, data.load(ids), rounds_key, *arguments, fleet)
+        upcoming = range(end, end + num_rounds)  # to be prepared while the program runs
+        following = clients_of(lay_out_rounds(upcoming, seed, cohort, task, algorithm, fitted), task)
+        data.prepare(following)
+        states.announce(before, np.setdiff1d(following, ids))
         report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
-        state = state._replace(clients=residence.save(before, ids, state.clients))
+        state = state._replace(clients=states.save(before, ids, state.clients))
         metrics = round_metrics(cohorts, report, cohort, shapes, static_bits, timer)
         for name in padding:
             padding[name] += float(np.sum(metrics.train.get(name, 0.0)))
@@ -227,7 +230,7 @@ def make_simulation(
 
     @partial(jax.jit, out_shardings=place)
     def on_personal(state: State, examples: arrays.Examples, rows: Rows) -> dict[str, jax.Array]:
-        counts = personal_correct(algorithm, state, examples, rows, fitted, residence.packing)
+        counts = personal_correct(algorithm, state, examples, rows, fitted, states.packing)
         return jax.tree.map(lambda a: a[None], counts)
 
     def evaluate(state: State) -> Evaluation:
@@ -239,7 +242,7 @@ def make_simulation(
         task,
         fitted,
         evaluated,
-        residence,
+        states,
         put=lambda tree: put(tree, place),
         on_global=on_global,
         on_personal=on_personal,
@@ -248,12 +251,12 @@ def make_simulation(
         init=lambda: initial(number),
         run=run,
         evaluate=evaluate,
-        clients=lambda state, ids: residence.read(state.clients, ids),
+        clients=lambda state, ids: states.read(state.clients, ids),
         stats=lambda: Stats(compile_seconds, len(tried), padding_efficiency(padding)),
         plan=fitted,
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,
-        store=residence.store,
+        store=states.store,
     )
 
 

@@ -25,16 +25,18 @@ Where = Literal["auto", "device", "host"]
 
 @dataclass(frozen=True)
 class Storage:
-    """What is asked of the place of the clients' states.
+    """What is asked of where things lie between chunks of rounds; never changes results.
 
     Attributes:
-      where: ``auto`` takes the host if all states would take more than half of the device's free
-        memory.
-      path: The file on the host; None for one that vanishes with the process.
+      clients: Of the clients' states. ``auto`` takes the host if they would take more than half of the
+        device's free memory.
+      data: Of the training data; the same.
+      path: The clients' file on the host; None for one that vanishes with the process.
       checkpoints: How many checkpoints are kept, whose rows must stay.
     """
 
-    where: Where = "auto"
+    clients: Where = "auto"
+    data: Where = "auto"
     path: Path | None = None
     checkpoints: int = 1
 
@@ -175,10 +177,12 @@ def choose(
     Raises:
       ValueError: The host was asked for, and there are several processes.
     """
-    available = available_bytes() if storage.where == "auto" else None
+    available = available_bytes() if storage.clients == "auto" else None
     outgrown = available is not None and trees.num_bytes(shapes) > available / 2
-    if storage.where == "host" and jax.process_count() > 1:
-        raise ValueError("store='host': accepted is 'device' where several processes share a simulation")
-    if not jax.tree.leaves(shapes) or not (storage.where == "host" or outgrown):
+    if storage.clients == "host" and jax.process_count() > 1:
+        raise ValueError(
+            "storage.clients='host': accepted is 'device' where several processes share a simulation"
+        )
+    if not jax.tree.leaves(shapes) or not (storage.clients == "host" or outgrown):
         return on_device(shapes, num_clients)
     return on_host(shapes, num_clients, storage, initial, limit=limit, put=put)
