@@ -6,13 +6,18 @@ import sys
 
 import pytest
 
-from fedjax_masks.benchmarks import WORKLOADS
+from fedjax_masks.benchmarks import WORKLOADS, scale
 from fedjax_masks.benchmarks.skeleton import bench_skeleton
 
 FIGURES = {
     "fedmask-compact": ["latency_speedup", "fedmask"],
     "masked-inference": ["latency_speedup", "fedmask", "mpfl", "adp"],
     "runner-overhead": ["bare_s", "runner_s", "overhead"],
+}
+SCALES = {
+    "scale-clients": ("clients", ["rounds_per_s", "relative", "predicted_mb", "peak_mb", "store_mb"]),
+    "scale-cohort": ("cohorts", ["clients_per_s", "relative", "memory_mb"]),
+    "scale-devices": ("devices", ["rounds_per_s", "speedup"]),
 }
 OF_ROUNDS = ["rounds_per_s", "compile_s", "achieved_gflops", "padding_efficiency", "num_compilations"]
 
@@ -27,7 +32,9 @@ def figures_of(workload, rounds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workload", [name for name in WORKLOADS if name != "fedskel-backward"])
+@pytest.mark.parametrize(
+    "workload", [name for name in WORKLOADS if name not in {"fedskel-backward", *SCALES}]
+)
 def test_every_workload_prints_its_figures(workload):
     figures = figures_of(workload, 1)
     assert figures["workload"] == workload
@@ -37,6 +44,22 @@ def test_every_workload_prints_its_figures(workload):
         return
     assert figures["num_compilations"] == 1
     assert 0 < figures["padding_efficiency"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", SCALES)
+def test_scales_have_figures_at_every_size(monkeypatch, workload):
+    monkeypatch.setattr(scale, "_POPULATIONS", (200, 100_000))
+    monkeypatch.setattr(scale, "_COHORTS", (2, 5))
+    figures = WORKLOADS[workload].run(rounds=1)
+    key, wanted = SCALES[workload]
+    assert len(figures[key]) > 1
+    for found in figures[key].values():
+        assert set(wanted) <= set(found)
+        assert all(math.isfinite(found[name]) and found[name] > 0 for name in wanted)
+    if workload == "scale-clients":  # in two rounds at most 200 clients were there, and left a row
+        row = figures["row_bytes"] + 4
+        assert all(found["store_mb"] * 1e6 / row <= 200.5 for found in figures[key].values())
 
 
 @pytest.mark.slow

@@ -161,6 +161,27 @@ def test_what_outgrows_memory_goes_to_the_host(monkeypatch):
     assert make_simulation(algorithm, task, cohort=2).store is None
 
 
+def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not_fit(monkeypatch):
+    algorithm, task = fedmask()
+
+    def init(key, task):
+        state = algorithm.init(key, task)
+        keys = jax.random.split(key, task.num_clients)
+        each = jax.vmap(lambda key: jax.random.normal(key, (10_000,)))(keys)
+        return state._replace(clients=(state.clients, jnp.cumsum(each, 0)))
+
+    uneven = algorithm._replace(
+        init=init,
+        train=lambda key, common, message, client, data: (
+            lambda own, upload, metrics: ((own, client[1]), upload, metrics)
+        )(*algorithm.train(key, common, message, client[0], data)),
+    )
+    assert make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host")).store is not None
+    monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: 300_000)
+    with pytest.raises(MemoryError, match="an algorithm whose clients start alike"):
+        make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host"))
+
+
 CONFIG = {
     "algorithm.name": "fedmask",
     "model.name": "mlp",

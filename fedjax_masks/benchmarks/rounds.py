@@ -84,7 +84,10 @@ def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto")
 
     Returns:
       Flat figures: ``rounds_per_s`` is the median over chunks, ``model_flops_per_round`` the
-      FLOPs of matrix products and convolutions over the cohort, ``achieved_gflops`` their rate.
+      FLOPs of matrix products and convolutions over the cohort, ``achieved_gflops`` their rate. Of a
+      round's time, ``products_share`` is what these would take at the rate of large matrix products,
+      and ``traffic_share`` what the bytes would take that training has to read and write at the rate
+      of a large array; what is left is neither, such as patches, pooling and small steps.
     """
     began = time.perf_counter()
     algorithm, task, cohort = setup()
@@ -93,14 +96,15 @@ def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto")
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
     state, metrics = simulation.run(simulation.init(), 0, 1)
     first_round = time.perf_counter() - prepared
-    rates, flops = [], []
+    rates, flops, traffic = [], [], []
     for start in range(1, 1 + rounds, chunk):
         tick = time.perf_counter()
         state, metrics = simulation.run(state, start, chunk)
         rates.append(chunk / (time.perf_counter() - tick))
         flops.append(float(metrics.mean("flops").mean()) * cohort)
+        traffic.append(float(metrics.mean("traffic").mean()) * cohort)
     rate, flops_per_round = statistics.median(rates), statistics.fmean(flops)
-    stats = simulation.stats()
+    stats, peak = simulation.stats(), measure.rates()
     return {
         "plan": str(simulation.plan),
         "device": measure.device(),
@@ -112,7 +116,9 @@ def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto")
         "peak_rss_mb": round(measure.peak_rss_mb(), 1),
         "model_flops_per_round": flops_per_round,
         "achieved_gflops": round(rate * flops_per_round / 1e9, 2),
-        "matmul_gflops": round(measure.matmul_gflops(), 1),
+        "matmul_gflops": peak.gflops,
+        "products_share": round(rate * flops_per_round / 1e9 / peak.gflops, 3),
+        "traffic_share": round(rate * statistics.fmean(traffic) / 1e9 / peak.gbytes, 3),
         "padding_efficiency": round(stats.padding_efficiency, 4),
         "num_compilations": stats.num_compilations,
         "final_train_loss": round(float(metrics.mean("loss")[-1]), 4),

@@ -75,7 +75,7 @@ def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
       chunks; ``predicted_mb`` and ``peak_mb`` of the process's resident memory; ``visited`` clients
       and the ``store_mb`` on the disk that they take.
     """
-    chunk = max(1, min(5, rounds))
+    chunk = max(1, min(2, rounds))
     with tempfile.TemporaryDirectory() as folder:
         held = {number: _on_host(number, chunk, plan, folder) for number in _POPULATIONS}
         turns = max(1, rounds // chunk)

@@ -149,7 +149,8 @@ def make_simulation(
     """
     check_cohort(cohort, task)
     evaluated = evaluated_clients(eval_clients, task.num_clients)
-    init_key, rounds_key = jax.eval_shape(keys, np.uint32(seed))
+    number = np.uint32(seed)
+    init_key, rounds_key = jax.eval_shape(keys, number)
     limit = min(chunk * cohort, task.num_clients)
     data = supply.choose(task, storage.data, limit=limit, put=lambda tree: put(tree, place))
     make, shapes = trace_client(lambda _: algorithm, (), task, init_key, data.shapes)
@@ -190,7 +191,6 @@ def make_simulation(
     compile_seconds = time.perf_counter() - began
     place = placement(fitted)
     fleet = put(fleet, place)
-    number = np.uint32(seed)
     rounds_key = jax.jit(lambda number: keys(number)[1], out_shardings=place)(number)
     padding = {"examples": 0.0, "slots": 0.0}
 

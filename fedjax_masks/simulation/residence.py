@@ -6,7 +6,6 @@ has never taken part has no row there: its state follows from the seed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,27 +113,26 @@ def on_host(
         computed, which costs little where all clients start alike, see :func:`trees.replicate`.
       limit: How many clients a program can get.
       put: Host arrays to where arrays lie.
+
+    Raises:
+      MemoryError: Clients do not start alike, and there is no room for all their states.
     """
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), shapes)
     packing = packing_of(client)
     store = Store(packing.row_bytes, storage.path, checkpoints=storage.checkpoints)
     borrowed = jax.ShapeDtypeStruct((limit, packing.row_bytes), jnp.uint8)
 
-    @cache
-    def newcomers() -> Any:
-        def pack(ids: jax.Array) -> jax.Array:
-            states = jax.tree.map(lambda a: a.at[ids].get(mode="clip"), initial())
-            return jax.vmap(packing.pack)(states)
+    def pack(ids: jax.Array) -> jax.Array:
+        states = jax.tree.map(lambda a: a.at[ids].get(mode="clip"), initial())
+        return jax.vmap(packing.pack)(states)
 
-        program = jax.jit(pack).lower(jax.ShapeDtypeStruct((limit,), jnp.int32)).compile()
-        need, available = peak_bytes(program), available_bytes()
-        if available is not None and need > available:
-            raise MemoryError(
-                f"the state of one client before its first round needs {need / 1e9:.1f} GB, "
-                f"{available / 1e9:.1f} GB are free; accepted on the host is an algorithm whose clients all "
-                "start alike"
-            )
-        return program
+    newcomers = jax.jit(pack).lower(jax.ShapeDtypeStruct((limit,), jnp.int32)).compile()
+    need, available = peak_bytes(newcomers), available_bytes()
+    if available is not None and need > available:
+        raise MemoryError(
+            f"clients' states before their first round need {need / 1e9:.1f} GB, {available / 1e9:.1f} GB "
+            "are free; accepted on the host is an algorithm whose clients start alike"
+        )
 
     def load(clients: jax.Array, ids: np.ndarray) -> jax.Array:
         slots = np.asarray(clients)[ids]
@@ -144,7 +142,7 @@ def on_host(
         new = np.flatnonzero(slots < 0)
         if len(new):
             padded = np.pad(ids[new].astype(np.int32), (0, limit - len(new)))
-            rows[new] = np.asarray(newcomers()(padded))[: len(new)]
+            rows[new] = np.asarray(newcomers(padded))[: len(new)]
         return put(rows)
 
     def save(before: jax.Array, ids: np.ndarray, after: jax.Array) -> jax.Array:
