@@ -515,7 +515,7 @@ def main() -> int:
     parser.add_argument("--case", metavar="KIND:NUMBER", help="run one case and show what happens")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=1e6, help="start no more cases after so long")
+    parser.add_argument("--minutes", type=float, default=1e4, help="start no more cases after so long")
     args = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if args.work:

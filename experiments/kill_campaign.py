@@ -6,6 +6,8 @@ an old one deleted. When a run comes to its end, its last checkpoint is compared
 records one by one, with those of an uninterrupted run:
 
     python experiments/kill_campaign.py --kills 100 --rounds 150 > experiments/results/kill_campaign.json
+    python experiments/kill_campaign.py --states clients --kills 50 --rounds 100 \
+        > experiments/results/kill_campaign_clients.json
 
 Prints one JSON object; exits with 1 where a resume failed or a result differs.
 """
@@ -21,19 +23,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_masks import checkpoint, experiment
+from fedjax_masks import assembly, checkpoint
 from fedjax_masks.config import make_config
 from fedjax_masks.runner import chunk_length
-from fedjax_masks.simulation import make_simulation
+from fedjax_masks.simulation import Storage, make_simulation
 
-SETTING = {
-    "algorithm.name": "fedavg",
-    "server_optimizer.name": "adam",  # the server has a state that must survive as well
+_SHARED = {
     "model.name": "mlp",
     "model.hidden": "32",
     "data.partition": "dirichlet:0.5",
@@ -43,6 +43,17 @@ SETTING = {
     "checkpoint_share": "1",
     "keep_checkpoints": "2",
 }
+SETTINGS = {
+    # The server has a state that must survive.
+    "server": {**_SHARED, "algorithm.name": "fedavg", "server_optimizer.name": "adam"},
+    # Clients have states, of which checkpoints hold only where they are.
+    "clients": {
+        **_SHARED,
+        "algorithm.name": "fedmask",
+        "training.epochs": "1",
+        "storage.clients": "host",
+    },
+}
 POLL = 0.0005
 WRONG = (
     *("records_lost", "records_doubled", "records_that_differ", "arrays_that_differ"),
@@ -51,10 +62,17 @@ WRONG = (
 MODES = ("time", "progress", "writing", "deleting")
 
 
-def start(out: Path, rounds: int) -> subprocess.Popen:
+class Runs(NamedTuple):
+    """What all runs of a campaign have in common."""
+
+    setting: dict[str, str]
+    rounds: int
+
+
+def start(out: Path, runs: Runs) -> subprocess.Popen:
     """Starts or continues the run in a directory."""
     command = [sys.executable, "-m", "fedjax_masks.cli", "run", "--resume", "--quiet", "--out", str(out)]
-    for key, value in {**SETTING, "rounds": rounds}.items():
+    for key, value in {**runs.setting, "rounds": runs.rounds}.items():
         command += ["--set", f"{key}={value}"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
@@ -97,10 +115,10 @@ def trigger(mode: str, out: Path, rng: np.random.Generator, seconds: float) -> C
     return caught
 
 
-def kill_once(out: Path, rounds: int, mode: str, rng: np.random.Generator, seconds: float) -> dict[str, Any]:
+def kill_once(out: Path, runs: Runs, mode: str, rng: np.random.Generator, seconds: float) -> dict[str, Any]:
     """Continues the run and kills it, if it does not come to its end before; says what was found."""
     before = set(out.glob("checkpoints/*.*"))
-    process = start(out, rounds)
+    process = start(out, runs)
     due = trigger(mode, out, rng, seconds)
     while process.poll() is None and not due():
         time.sleep(POLL)
@@ -134,19 +152,26 @@ def records(out: Path) -> list[dict]:
     return [{key: value for key, value in record.items() if key != "wall_seconds"} for record in found]
 
 
-def final_state(out: Path, rounds: int) -> list[bytes]:
-    """Every array of the last checkpoint."""
-    config = make_config({**SETTING, "rounds": rounds})
+def final_state(out: Path, runs: Runs) -> list[bytes]:
+    """Every array of the last checkpoint, and of the clients' states that it refers to."""
+    config = make_config({**runs.setting, "rounds": runs.rounds})
     simulation = make_simulation(
-        *experiment.build(config), cohort=config.cohort, chunk=chunk_length(config.eval_every), plan="scan"
+        *assembly.build(config),
+        cohort=config.cohort,
+        chunk=chunk_length(config.eval_every),
+        plan="scan",
+        storage=Storage(config.storage.clients, path=out / "clients.rows"),
     )
     restored = checkpoint.restore_latest(out / "checkpoints", simulation.init())
     assert restored is not None, "the run has no checkpoint"
-    assert restored.meta["totals"]["round"] == rounds, "the last checkpoint is not of the last round"
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(restored.state)]
+    assert restored.meta["totals"]["round"] == runs.rounds, "the last checkpoint is not of the last round"
+    common, server, _ = state = restored.state
+    step, everyone = config.cohort, np.arange(config.data.clients or 0)
+    clients = [simulation.clients(state, ids) for ids in np.split(everyone, len(everyone) // step)]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((common, server, clients))]
 
 
-def difference(out: Path, whole: Path, rounds: int) -> dict[str, Any]:
+def difference(out: Path, whole: Path, runs: Runs) -> dict[str, Any]:
     """How the end of a run that was killed differs from that of an uninterrupted one."""
     mine, theirs = records(out), records(whole)
     seen = Counter(record["round"] for record in mine)
@@ -155,33 +180,33 @@ def difference(out: Path, whole: Path, rounds: int) -> dict[str, Any]:
         "records_doubled": sum(count - 1 for count in seen.values()),
         "records_that_differ": sum(a != b for a, b in zip(mine, theirs)),
         "arrays_that_differ": sum(
-            a != b for a, b in zip(final_state(out, rounds), final_state(whole, rounds), strict=True)
+            a != b for a, b in zip(final_state(out, runs), final_state(whole, runs), strict=True)
         ),
         "leftovers": len(list(out.glob("checkpoints/*.*"))),
         "without_summary": int(not (out / "summary.json").exists()),
     }
 
 
-def campaign(kills: int, rounds: int, seed: int, minutes: float, folder: Path) -> dict[str, Any]:
+def campaign(kills: int, runs: Runs, seed: int, minutes: float, folder: Path) -> dict[str, Any]:
     """Runs until so many processes have been killed, or for so long, and then the last run to its end."""
     rng, found, differences = np.random.default_rng(seed), Counter(), Counter()
     failures: list[str] = []
     whole, began = folder / "whole", time.monotonic()
     end = began + 60 * minutes
-    process = start(whole, rounds)
+    process = start(whole, runs)
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr
     alone = time.monotonic() - began
-    runs, out = 0, folder / "run-1"
+    number, out = 0, folder / "run-1"
     while (found["kills"] < kills and time.monotonic() < end) or out.exists():
         if found["kills"] < kills and time.monotonic() < end:
             mode = MODES[rng.integers(len(MODES))]
-            outcome = kill_once(out, rounds, mode, rng, alone / 4)
+            outcome = kill_once(out, runs, mode, rng, alone / 4)
             ended = not outcome.pop("killed")
             found["kills"] += not ended
             found[f"kills by {mode}"] += not ended
         else:
-            process = start(out, rounds)
+            process = start(out, runs)
             _, stderr = process.communicate()
             outcome, ended = {"failed": stderr[-2000:] if process.returncode else None}, True
         failure = outcome.pop("failed")
@@ -190,13 +215,13 @@ def campaign(kills: int, rounds: int, seed: int, minutes: float, folder: Path) -
             failures.append(failure)
             break
         if ended:
-            differences.update(difference(out, whole, rounds))
-            runs, out = runs + 1, folder / f"run-{runs + 2}"
-        print(f"{found['kills']} kills, {runs} runs", file=sys.stderr)
+            differences.update(difference(out, whole, runs))
+            number, out = number + 1, folder / f"run-{number + 2}"
+        print(f"{found['kills']} kills, {number} runs", file=sys.stderr)
     return {
         **{name: found[name] for name in sorted(found)},
-        "runs": runs,
-        "rounds_per_run": rounds,
+        "runs": number,
+        "rounds_per_run": runs.rounds,
         "seed": seed,
         "failed_resumes": len(failures),
         **differences,
@@ -210,6 +235,7 @@ def main() -> int:
     """Runs the campaign that the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--states", choices=SETTINGS, default="server", help="whose states must survive")
     parser.add_argument("--rounds", type=int, default=150, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=np.inf, help="kill no more after so long")
@@ -218,7 +244,9 @@ def main() -> int:
         # Filled by the uninterrupted run; no process that is killed compiles anything again.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(folder, "programs")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        figures = campaign(args.kills, args.rounds, args.seed, args.minutes, Path(folder))
+        figures = campaign(
+            args.kills, Runs(SETTINGS[args.states], args.rounds), args.seed, args.minutes, Path(folder)
+        )
     print(json.dumps(figures, indent=2))
     return int(any(figures[name] for name in ("failed_resumes", *WRONG)))
 
