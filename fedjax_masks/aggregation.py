@@ -65,6 +65,23 @@ def masked_mean(values: PyTree, mask: PyTree, weight: jax.Array, default: PyTree
     return jax.tree.map(mean, values, mask, default)
 
 
+def noted(known: PyTree, news: PyTree, ids: jax.Array, came: jax.Array) -> PyTree:
+    """What the server knows of each client, after news from some of a cohort.
+
+    Args:
+      known: Pytree of ``[num_clients, ...]``.
+      news: The same of the cohort, ``[cohort, ...]``, or of shapes that broadcast to it.
+      ids: ``int32[cohort]``.
+      came: ``bool[cohort]``: whose news count.
+
+    >>> noted(jnp.zeros(4), jnp.array([1.0, 2.0]), jnp.array([3, 0]), jnp.array([True, False])).tolist()
+    [0.0, 0.0, 0.0, 1.0]
+    """
+    return jax.tree.map(
+        lambda old, new: old.at[jnp.where(came, ids, len(old))].set(new, mode="drop"), known, news
+    )
+
+
 class Votes(NamedTuple):
     """The partial of a majority vote.
 

@@ -22,6 +22,7 @@ from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.pretraining import Pretraining
 from fedjax_masks.simulation.residence import Where
 from fedjax_masks.trackers import parse as parse_trackers
+from fedjax_masks.trees import flat
 from fedjax_masks.values import Bounds, Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
 
 _MOST_EVALUATED = 10_000  # clients, unless more are asked for
@@ -352,21 +353,6 @@ def as_dict(config: Config) -> dict[str, Any]:
     for name in ("model", "algorithm"):
         nested[name] |= nested[name].pop("options")
     return nested
-
-
-def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys of nested mappings.
-
-    >>> flat({"rounds": 2, "data": {"name": "digits"}})
-    {'rounds': 2, 'data.name': 'digits'}
-    """
-    keys: dict[str, Any] = {}
-    for key, value in nested.items():
-        inner = (
-            {f"{key}.{k}": v for k, v in flat(value).items()} if isinstance(value, Mapping) else {key: value}
-        )
-        keys |= inner
-    return keys
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -28,12 +28,13 @@ import numpy as np
 
 from fedjax_masks import assembly, checkpoint, hosts, termination, trackers
 from fedjax_masks.algorithm import State
-from fedjax_masks.config import Config, as_dict, flat
+from fedjax_masks.config import Config, as_dict
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.runner import Chunk, OnChunk, Record, Run, Totals, chunk_length, run_rounds
 from fedjax_masks.simulation import Batch, Storage, Store, alone, make_simulation
 from fedjax_masks.simulation.plan import parse_plan
 from fedjax_masks.telemetry import progress
+from fedjax_masks.trees import flat
 
 _CONFIG, _SUMMARY, _CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 _NEEDED = ("round", "global_accuracy", "personal_accuracy_mean")  # of the records of a run to resume

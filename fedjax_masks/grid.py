@@ -23,8 +23,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_masks.config import Config, flat, make_config, read_file
+from fedjax_masks.config import Config, make_config, read_file
 from fedjax_masks.errors import UserError
+from fedjax_masks.trees import flat
 
 _PARTS = ("algorithm", "model", "data")
 _UNSAFE = re.compile(r"[^\w.+]+")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_masks import weights
+from fedjax_masks import trees, weights
 from fedjax_masks.algorithm import Params, Task
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.data.cache import cached
@@ -85,8 +85,8 @@ def start_from(model: Model, params: Params) -> Model:
       >>> float(params["conv1"]["kernel"].mean()), float(params["conv2"]["bias"].max())
       (1.0, 0.0)
     """
-    own = weights.flat(jax.eval_shape(model.init, jax.random.key(0)))
-    given = weights.flat(params)
+    own = trees.flat(jax.eval_shape(model.init, jax.random.key(0)))
+    given = trees.flat(params)
     for name, array in given.items():
         shape = own[name].shape if name in own else None
         if shape != array.shape:
@@ -167,7 +167,7 @@ def _trained(
 ) -> Pretrained:
     model = make_model(problem)
     shapes = {
-        name: leaf.shape for name, leaf in weights.flat(jax.eval_shape(model.init, jax.random.key(0))).items()
+        name: leaf.shape for name, leaf in trees.flat(jax.eval_shape(model.init, jax.random.key(0))).items()
     }
     chosen = {key: value for key, value in asdict(options).items() if key != "until"}
     digest = hashlib.sha256(json.dumps([model.name, shapes, chosen]).encode())
@@ -182,7 +182,7 @@ def _trained(
         algorithm = fedavg(model, optimizer, epochs=options.epochs, batch_size=options.batch_size)
         run = simulate(algorithm, problem, rounds=1, cohort=1, seed=options.seed)
         accuracy = np.asarray(run.evaluation.global_accuracy, np.float32)
-        return {"accuracy": accuracy, **weights.flat(jax.device_get(run.state.server.params))}
+        return {"accuracy": accuracy, **trees.flat(jax.device_get(run.state.server.params))}
 
     arrays = cached(f"pretrained-{digest.hexdigest()[:20]}", build, cache_dir=cache_dir)
     accuracy = float(arrays.pop("accuracy"))

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from fedjax_masks import assembly, checkpoint, experiment
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.analysis.intervals import half_width, interval
-from fedjax_masks.config import Config, as_dict, flat
+from fedjax_masks.config import Config, as_dict
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.grid import Job, read_sweep
 from fedjax_masks.runner import chunk_length
 from fedjax_masks.simulation import Batch, can_trace, check_cohort, make_batch, parse_plan
+from fedjax_masks.trees import flat
 
 _FIGURES = (
     *("round", "global_accuracy", "personal_accuracy_mean", "best_global_accuracy"),

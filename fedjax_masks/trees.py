@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -66,6 +67,19 @@ def size(tree: PyTree) -> int:
 def num_bytes(tree: PyTree) -> int:
     """Bytes that the leaves take in memory, as a Python int."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What nested mappings hold, by their keys joined with dots.
+
+    >>> flat({"rounds": 2, "data": {"name": "digits"}})
+    {'rounds': 2, 'data.name': 'digits'}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = flat(value) if isinstance(value, Mapping) else None
+        found |= {key: value} if inner is None else {f"{key}.{name}": leaf for name, leaf in inner.items()}
+    return found
 
 
 def get(tree: PyTree, path: tuple[str, ...]) -> Any:

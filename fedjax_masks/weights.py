@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_masks.algorithm import Params
 from fedjax_masks.errors import UserError, unlogged
+from fedjax_masks.trees import flat
 
 
 def read(source: str) -> Params:
@@ -26,7 +27,10 @@ def read(source: str) -> Params:
     """
     kind, _, path = source.partition(":")
     try:
-        params = nested(FORMATS[kind](Path(path).expanduser().absolute()))
+        arrays = FORMATS[kind](Path(path).expanduser().absolute())
+        if any(not isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds lists")
+        params = nested(arrays)
     except Exception as error:  # a hostile header makes the readers raise nearly anything
         text = " ".join(str(error).split())
         raise UserError(f"pretraining.source={source}: {text}; accepted are named arrays") from None
@@ -39,18 +43,8 @@ def write_npz(path: str | Path, params: Params) -> None:
     np.savez(path, **arrays)
 
 
-def flat(params: Params) -> dict[str, Any]:
-    """Arrays by the names of their stages, joined by dots.
-
-    >>> flat({"conv1": {"kernel": 1, "norm": {"scale": 2}}})
-    {'conv1.kernel': 1, 'conv1.norm.scale': 2}
-    """
-    leaves, _ = jax.tree.flatten_with_path(params)
-    return {".".join(entry.key for entry in path): leaf for path, leaf in leaves}
-
-
 def nested(arrays: Mapping[str, Any]) -> Params:
-    """The inverse of :func:`flat`."""
+    """The inverse of :func:`fedjax_masks.trees.flat`."""
     params: Params = {}
     for name, array in arrays.items():
         *stages, last = name.split(".")

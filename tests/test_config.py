@@ -11,9 +11,10 @@ import pytest
 
 from fedjax_masks import cli
 from fedjax_masks.algorithms import registry
-from fedjax_masks.config import as_dict, flat, keys, make_config, read_file
+from fedjax_masks.config import as_dict, keys, make_config, read_file
 from fedjax_masks.errors import UserError
 from fedjax_masks.models import MODELS
+from fedjax_masks.trees import flat
 from fedjax_masks.values import Bounds, Count, Rate, coerce, is_plain
 
 ALGORITHMS = sorted(registry.REGISTRY)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fedjax_masks import assembly, cli, config, experiment, weights
+from fedjax_masks import assembly, cli, config, experiment, trees, weights
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import load_task
 from fedjax_masks.devices import Fleet, make_population
@@ -73,7 +73,7 @@ def test_random_values_make_a_configuration_or_are_refused(algorithm, data):
         made = config.make_config({"algorithm.name": algorithm, "model.name": "mlp"} | given_values)
     except UserError:
         return
-    again = config.make_config(config.flat(json.loads(json.dumps(config.as_dict(made)))))
+    again = config.make_config(trees.flat(json.loads(json.dumps(config.as_dict(made)))))
     assert again == made
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, config, pretraining, weights
+from fedjax_masks import assembly, config, pretraining, trees, weights
 from fedjax_masks.cli import main
 from fedjax_masks.data.fractals import draw_system, fractal_images
 from fedjax_masks.errors import UserError
@@ -112,7 +112,7 @@ def optax_sgd():
 
 
 def save_safetensors(path, params):
-    save_file({name: np.asarray(leaf) for name, leaf in weights.flat(params).items()}, path)
+    save_file({name: np.asarray(leaf) for name, leaf in trees.flat(params).items()}, path)
 
 
 def save_orbax(path, params):
@@ -132,6 +132,12 @@ def test_stages_are_taken_over_until_one(task, model, tmp_path, kind, save):
     chex.assert_trees_all_equal(pretrain(make_model, task, Pretraining(source=source)).params, given)
     first = pretrain(make_model, task, Pretraining(source=source, until="conv1")).params
     chex.assert_trees_all_equal(first, {"conv1": given["conv1"]})
+
+
+def test_lists_of_arrays_are_refused(tmp_path):
+    save_orbax(tmp_path / "lists", {"conv1": [np.ones(2), np.ones(3)]})
+    with pytest.raises(UserError, match=r"orbax:.*lists: it holds lists; accepted are named arrays"):
+        weights.read(f"orbax:{tmp_path / 'lists'}")
 
 
 def test_the_run_says_what_it_started_from(tmp_path, capsys):

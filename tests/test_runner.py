@@ -561,7 +561,7 @@ def traces(out):
 def test_a_process_killed_at_random_moments_resumes_to_the_same_result(tmp_path, uninterrupted):
     out = tmp_path / "run"
     script = (
-        "import json, sys; from fedjax_masks.config import flat, make_config; "
+        "import json, sys; from fedjax_masks.config import make_config; from fedjax_masks.trees import flat; "
         "from fedjax_masks.experiment import run_experiment; "
         f"run_experiment(make_config({SETTING!r}), sys.argv[1], resume=True, quiet=True)"
     )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks import flops, local, trees
+from fedjax_masks.aggregation import noted
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.masks import prune
 from fedjax_masks.models import Model, cut_model
@@ -186,14 +187,10 @@ def ecofed(
         del common
         draw_key, fit_key = jax.random.split(key)
         fresh, arrived = server.round % period == 0, cohort.weight > 0
-        homes = jnp.where(fresh & arrived, cohort.ids, len(server.sizes))
         room = server.cached.scale.shape[1]  # a device may lay its examples out in more batches
-        cached = jax.tree.map(
-            lambda old, new: old.at[homes].set(new[:, :room], mode="drop"),
-            server.cached,
-            prune(uploads.tree.values, uploads.tree.mask),
-        )
-        sizes = server.sizes.at[homes].set(cohort.weight.astype(jnp.int32), mode="drop")
+        sent = jax.tree.map(lambda a: a[:, :room], prune(uploads.tree.values, uploads.tree.mask))
+        news = sent, cohort.weight.astype(jnp.int32)
+        cached, sizes = noted((server.cached, server.sizes), news, cohort.ids, fresh & arrived)
         server = server._replace(cached=cached, sizes=sizes, round=server.round + 1)
         drawn = draw(draw_key, sizes > 0, len(cohort.ids))
         wanted = (jnp.arange(len(cohort.ids)) < jnp.sum(arrived)) & (sizes[drawn] > 0)

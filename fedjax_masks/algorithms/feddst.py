@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum, weighted_mean
+from fedjax_masks.aggregation import WeightedSum, noted, weighted_mean
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.masks import density, prune, top_count, weight_mask
 from fedjax_masks.models import Kernel, Model
@@ -203,9 +203,8 @@ def feddst(
         mask = {n: strongest(w, support[n], counts[n]) for n, w in kernels(params).items()}
         came = jnp.any(cohort.weight > 0)
         mask = trees.where(came, mask, server.mask)
-        reached = jnp.where(cohort.weight > 0, cohort.ids, len(server.told))
         changed = jnp.any(jnp.stack([jnp.any(mask[n] != m) for n, m in server.mask.items()]))
-        told = server.told.at[reached].set(True, mode="drop") & ~changed
+        told = noted(server.told, True, cohort.ids, cohort.weight > 0) & ~changed
         return Server(prune(params, kept_of(params, mask)), mask, told, server.round + 1)
 
     def predict_global(common: Any, server: Server, x: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from fedjax_masks import local, trees
-from fedjax_masks.aggregation import masked_mean
+from fedjax_masks.aggregation import masked_mean, noted
 from fedjax_masks.algorithm import (
     ClientData,
     Cohort,
@@ -295,11 +295,7 @@ def fedskel(
             zeros = trees.zeros_like(server.params)
             params = trees.add(server.params, masked_mean(*update, cohort.weight, default=zeros))
         heard = uploads.skeleton.flag & (cohort.weight > 0)
-        skeletons = jax.tree.map(
-            lambda known, told: known.at[jnp.where(heard, cohort.ids, len(known))].set(told, mode="drop"),
-            server.skeletons,
-            uploads.skeleton.tree,
-        )
+        skeletons = noted(server.skeletons, uploads.skeleton.tree, cohort.ids, heard)
         return Server(params, skeletons, server.round + 1)
 
     def predict(common: Any, server: Server, client: Client, x: jax.Array) -> jax.Array:

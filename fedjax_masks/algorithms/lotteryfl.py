@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks import flops, local, trees
-from fedjax_masks.aggregation import masked_mean
+from fedjax_masks.aggregation import masked_mean, noted
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.masks import density, prune, top_count, weight_mask
 from fedjax_masks.models import Model
@@ -166,8 +166,7 @@ def lotteryfl(
         masks = jax.tree.map(told, server.masks, uploads.mask.tree)
         kept = jax.vmap(lambda mask: kept_of(server.params, mask))(masks)
         update = masked_mean(uploads.update.values, kept, cohort.weight, trees.zeros_like(server.params))
-        rows = jnp.where(cohort.weight > 0, cohort.ids, len(jax.tree.leaves(server.masks)[0]))
-        known = jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), server.masks, masks)
+        known = noted(server.masks, masks, cohort.ids, cohort.weight > 0)
         return Server(trees.add(server.params, update), known)
 
     def predict(common: Params, server: Server, client: Client, x: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum, weighted
+from fedjax_masks.aggregation import WeightedSum, noted, weighted
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms import fedavg as plain
 from fedjax_masks.errors import unknown
@@ -151,8 +151,7 @@ def masked_fedavg(
 
     def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: WeightedSum, cohort: Cohort) -> Server:
         new = base.merge(key, common, server.model, uploads, cohort)
-        reached = jnp.where(cohort.weight > 0, cohort.ids, len(server.told))
-        return Server(new, server.filters, server.told.at[reached].set(True, mode="drop"))
+        return Server(new, server.filters, noted(server.told, True, cohort.ids, cohort.weight > 0))
 
     def predict_global(common: Any, server: Server, x: jax.Array) -> jax.Array:
         del common
