@@ -289,3 +289,14 @@ def test_the_command_prints_the_plan_and_the_table(file, tmp_path, capsys):
     assert "fedavg,lr=0.1" in out
     (tmp_path / "file").write_text("")
     assert cli.main(["sweep", str(file(text)), "--out", str(tmp_path / "file")]) == 2
+
+
+def test_the_table_keeps_numbers_whole_on_a_narrow_terminal(finished, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "70")
+    sweep.print_sweep(finished[1])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.startswith(" fedavg")]
+    assert len(rows) == 2
+    for row in rows:  # accuracies with an interval each, bytes up and down, seeds
+        assert [word == "±" for word in row[-9:]] == [False, True, False] * 2 + [False] * 3
+        assert row[-1] == "2"
