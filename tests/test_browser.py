@@ -36,6 +36,7 @@ document.getElementById("frame").onload = event => {{
   const loose = [...inner.querySelectorAll("main *:not(svg *)")].filter(
     node => !node.closest(".scroll") && box(node).right > root.clientWidth + 1);
   const text = [...inner.querySelectorAll("figure svg text")].filter(node => node.textContent.trim());
+  const cards = [...inner.querySelectorAll(".cards tbody tr")];
   const figures = shown.map(node => box(node));
   document.getElementById("found").textContent = JSON.stringify({{
     client: root.clientWidth,
@@ -47,6 +48,8 @@ document.getElementById("frame").onload = event => {{
     smallest: Math.min(...text.map(node => box(node).height)),
     outside: text.filter(node => box(node).left < -1 || box(node).right > root.clientWidth + 1).length,
     sticky: inner.defaultView.getComputedStyle(inner.querySelector(".runs tbody th")).position,
+    cards: cards.length,
+    blank: cards.filter(card => ![...card.querySelectorAll("td")].some(cell => box(cell).height)).length,
   }});
 }};
 </script>
@@ -98,3 +101,11 @@ def test_nothing_sticks_out_at_any_width(page, tmp_path, width, abreast):
     assert all(width / abreast * 0.7 < w and h > 100 for w, h in found["sizes"])
     assert found["smallest"] > 6
     assert found["sticky"] == "sticky"
+
+
+def test_a_phone_shows_who_has_not_reached_the_target(tmp_path):
+    for name, personal in (("fedavg", 0.3), ("fedmask", 0.9)):
+        make_run(tmp_path / "runs" / name, algorithm=name, personal=personal)
+    found = look(write_report([tmp_path / "runs"], tmp_path / "two.html", target=0.8), 390, tmp_path)
+    assert found["cards"] >= 4
+    assert found["blank"] == 0

@@ -130,6 +130,15 @@ def test_a_targets_cost_is_that_of_the_first_evaluation_that_reached_it(series):
     assert text["local"][0] == "2 of 3 seeds"
 
 
+@pytest.mark.parametrize(("target", "cell"), [(0.99, "not reached"), (0.01, ">5<")])
+def test_the_page_says_when_a_target_was_reached_though_all_reached_it_alike(tmp_path, target, cell):
+    for name in ("fedavg", "fedmask"):
+        make_run(tmp_path / "runs" / name, algorithm=name, personal=0.7)
+    page = write_report([tmp_path / "runs"], tmp_path / "two.html", target=target).read_text("utf-8")
+    tables = re.findall(r'<section id="target-.*?</section>', page, re.DOTALL)
+    assert [len(re.findall(cell, table)) >= 2 for table in tables] == [True, True]  # personal, global
+
+
 def test_the_default_target_is_within_reach_of_half_of_the_series(series):
     personal, global_ = target_tables(series)
     assert {row["target"] for row in personal.rows} == {0.68}  # 95 % of local's 0.723

@@ -146,7 +146,8 @@ def _table(table: Table, colors: dict[str, str]) -> str:
 def _is_told_elsewhere(column: Column, rows: Sequence[Row]) -> bool:
     """Above the table or under the name of a row."""
     alike = len({column.text(row) for row in rows}) == 1 < len(rows)
-    return column.needs in ("model", "data", "seed") or (column.needs == "rounds" and alike)
+    of_runs = "model" in rows[0]  # elsewhere rounds are what a target cost
+    return column.needs in ("model", "data", "seed") or (column.needs == "rounds" and alike and of_runs)
 
 
 def _under(row: Row, rows: Sequence[Row]) -> list[str]:
@@ -163,9 +164,13 @@ def _under(row: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _cell(column: Column, row: Row, rows: Sequence[Row]) -> str:
-    kind = "none" if row[column.needs] is None else "best" if is_best(column, row, rows) else "plain"
-    text = f'<span class="pair">{escape(column.text(row))}</span>'
-    return f'<td class="{kind}" data-label="{escape(column.title)}">{text}</td>'
+    text = column.text(row)
+    if row[column.needs] is None:
+        kind = "none" if text == NOT_APPLICABLE else "missed"
+    else:
+        kind = "best" if is_best(column, row, rows) else "plain"
+    pair = f'<span class="pair">{escape(text)}</span>'
+    return f'<td class="{kind}" data-label="{escape(column.title)}">{pair}</td>'
 
 
 def _small(text: str) -> str:

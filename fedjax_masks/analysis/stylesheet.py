@@ -41,7 +41,7 @@ tbody th{font-weight:600;overflow-wrap:anywhere}
 tbody th small{display:block;font-weight:400;color:var(--muted);font-size:.8rem}
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.45em}
 td.best{font-weight:700}
-td.none{color:var(--muted)}
+td.none,td.missed{color:var(--muted)}
 .pair{white-space:nowrap}
 .grid{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:2.6rem 2.4rem;margin-bottom:2.6rem}
 figure{margin:0;min-width:0}
