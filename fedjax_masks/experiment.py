@@ -403,4 +403,6 @@ def _write_results(out: Path, run: Run) -> None:
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
     run.plot().savefig(figures / "accuracy.png", dpi=150)
+    if run.summary["rounds_per_second"] is None and is_finished(out):
+        return  # no round was left: the summary there is of those who ran them
     checkpoint.write_atomically(out / _SUMMARY, json.dumps(run.summary, indent=2))
