@@ -9,13 +9,16 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedjax_masks import __version__
 from fedjax_masks.errors import UserError, user_errors
+from fedjax_masks.listing import KINDS
 
 _FLAGS = {
-    "algorithm": ("algorithm.name", "NAME", "the algorithm; see 'fedjax-masks list algorithms'"),
+    "algorithm": ("algorithm.name", "NAME", "the algorithm, required; see 'fedjax-masks list algorithms'"),
     "dataset": ("data.name", "NAME", "the data set (default: digits)"),
     "data-dir": ("data.dir", "DIR", "where prepared tensorflow-datasets lie"),
     "model": ("model.name", "NAME", "the model (default: one that suits the data set)"),
@@ -54,7 +57,21 @@ _DEMO_ALGORITHMS = {"fedavg": {"algorithm.lr": 0.1}, "local": {"algorithm.lr": 0
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(f"{message}{'' if message.endswith('?') else ';'} see '{self.prog} --help'")
+
+
+class _Command(_Parser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses flags that do not exist before argparse asks for those that are missing."""
+        for argument in args or ():
+            flag = argument.partition("=")[0]
+            if flag == "--":
+                break
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                near = get_close_matches(flag, self._option_string_actions, n=1)
+                keys = "; keys without a flag: --set KEY=VALUE" * ("--set" in self._option_string_actions)
+                self.error(f"{flag}: unknown flag" + (f"; did you mean {near[0]}?" if near else keys))
+        return super().parse_known_args(args, namespace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +106,8 @@ def _split_host() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fedjax-masks", description=_DESCRIPTION, allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
 
     def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -136,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--json", action="store_true", help="print one JSON list")
 
     listing = add("list", _list, "list what there is")
-    listing.add_argument("kind", nargs="?", choices=tuple(_KINDS), help="default: all")
+    listing.add_argument("kind", nargs="?", choices=tuple(KINDS), help="default: all")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -146,7 +164,11 @@ def _add_keys(command: argparse.ArgumentParser, flags: Mapping[str, tuple[str, s
     for flag, (key, metavar, text) in flags.items():
         command.add_argument(f"--{flag}", dest=key, metavar=metavar, help=text)
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key, see 'fedjax-masks list keys'; repeatable",
     )
 
 
@@ -201,6 +223,8 @@ def _run(arguments: argparse.Namespace) -> None:
     chosen = config.make_config(values)
     if arguments.coordinator is not None:
         hosts.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    elif (arguments.num_processes, arguments.process_id) != (None, None):
+        raise UserError("coordinator: missing; --num-processes and --process-id need --coordinator as well")
     with hosts.together():
         experiment.run_experiment(chosen, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
     if not arguments.quiet and hosts.first():
@@ -282,74 +306,17 @@ def _claims(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    kinds = [arguments.kind] if arguments.kind else list(_KINDS)
-    found = {kind: _KINDS[kind]() for kind in kinds}
+    kinds = [arguments.kind] if arguments.kind else list(KINDS)
+    found = {kind: KINDS[kind]() for kind in kinds}
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
     for kind, entries in found.items():
         print(f"{kind}:")
+        width = max(map(len, entries))
         for name, text in entries.items():
-            print(f"  {name:24}{text}")
+            print(f"  {name:{width}}  {text}")
 
-
-def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().partition("\n")[0]
-
-
-def _algorithms() -> dict[str, str]:
-    from fedjax_masks.algorithms.registry import REGISTRY
-
-    return {name: _first_line(sys.modules[entry.factory.__module__]) for name, entry in REGISTRY.items()}
-
-
-def _models() -> dict[str, str]:
-    from fedjax_masks.models import MODELS
-
-    return {name: _first_line(factory) for name, factory in MODELS.items()}
-
-
-def _datasets() -> dict[str, str]:
-    from fedjax_masks.data import DATASETS
-
-    return dict(DATASETS)
-
-
-def _partitions() -> dict[str, str]:
-    from fedjax_masks.data import MODIFIERS, PARTITIONS
-
-    return {entry.usage: entry.help for entry in [*PARTITIONS.values(), *MODIFIERS.values()]}
-
-
-def _devices() -> dict[str, str]:
-    from fedjax_masks.devices import DEVICES, LINKS
-
-    devices = {name: f"{d.flops / 1e9:g} GFLOP/s, {d.memory / 1e9:g} GB/s" for name, d in DEVICES.items()}
-    links = {f"@{name}": f"{link.up / 1e6:g} Mbit/s, {link.latency:g} s" for name, link in LINKS.items()}
-    return devices | links
-
-
-def _wires() -> dict[str, str]:
-    from fedjax_masks.wire import WIRES
-
-    return {usage: text for usage, (text, _) in WIRES.items()}
-
-
-def _workloads() -> dict[str, str]:
-    from fedjax_masks.benchmarks import WORKLOADS
-
-    return {name: workload.text for name, workload in WORKLOADS.items()}
-
-
-_KINDS = {
-    "algorithms": _algorithms,
-    "models": _models,
-    "datasets": _datasets,
-    "partitions": _partitions,
-    "devices": _devices,
-    "wires": _wires,
-    "workloads": _workloads,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,14 +11,13 @@ import inspect
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fedjax_masks.algorithms import registry
 from fedjax_masks.algorithms.registry import OptimizerName, Option
 from fedjax_masks.attacks import Kind
-from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.errors import UserError, nearest, unknown
 from fedjax_masks.pretraining import Pretraining
 from fedjax_masks.simulation.residence import Where
 from fedjax_masks.trackers import parse as parse_trackers
@@ -39,7 +38,18 @@ _MODEL_OF = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data, and how they are divided; see :func:`fedjax_masks.load_task`."""
+    """Which data, and how they are divided; see :func:`fedjax_masks.load_task`.
+
+    Attributes:
+      name: The data set.
+      dir: Where prepared tensorflow-datasets lie; nothing is downloaded when it is given.
+      cache_dir: Where decoded arrays are kept.
+      partition: How data are divided among clients.
+      clients: Number of clients; none is 100, or all there are with ``natural``.
+      seed: The partition's seed, independent of the run's.
+      examples_per_client: At most so many training examples per client, chosen at random.
+      test_per_client: At most so many test examples per client, chosen at random.
+    """
 
     name: str = "digits"
     dir: str | None = None
@@ -61,7 +71,14 @@ class Part:
 
 @dataclass(frozen=True)
 class ServerOptimizerConfig:
-    """The server's optimiser (Reddi et al. 2021); without a name, the server takes the mean."""
+    """The server's optimiser (Reddi et al. 2021).
+
+    Attributes:
+      name: An optimiser; none takes the mean itself.
+      lr: Its learning rate; none is 1 for sgd and 0.01 for the others.
+      momentum: Of sgd and rmsprop.
+      weight_decay: Decoupled for adamw, added to the gradient for the others.
+    """
 
     name: OptimizerName | None = None
     lr: Rate | None = None
@@ -71,7 +88,13 @@ class ServerOptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Local training; ``epochs`` defaults by algorithm."""
+    """Local training.
+
+    Attributes:
+      epochs: Local epochs.
+      batch_size: Examples per local step.
+      augment: What is done to every training batch.
+    """
 
     epochs: Count
     batch_size: Count = 10
@@ -80,7 +103,12 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class WireConfig:
-    """Compression of uploads and of messages; see :func:`fedjax_masks.wire.parse_wire`."""
+    """Compression, see :func:`fedjax_masks.wire.parse_wire`.
+
+    Attributes:
+      up: Of uploads.
+      down: Of messages.
+    """
 
     up: str | None = None
     down: str | None = None
@@ -105,7 +133,14 @@ class RobustConfig:
 
 @dataclass(frozen=True)
 class AttackConfig:
-    """Hostile clients, without a kind none; see :func:`fedjax_masks.attacks.with_attack`."""
+    """Hostile clients, see :func:`fedjax_masks.attacks.with_attack`.
+
+    Attributes:
+      kind: What they do to their uploads; none is no such clients.
+      share: Share of all clients that is hostile.
+      factor: What ``scale`` multiplies an upload by.
+      seed: Which clients they are.
+    """
 
     kind: Kind | None = None
     share: Share = 0.2
@@ -204,6 +239,11 @@ _SECTIONS = {
 }
 
 
+def sections() -> dict[str, type]:
+    """What describes the keys of each prefix."""
+    return {"": Config, **{f"{name}.": section for name, section in _SECTIONS.items()}}
+
+
 def _options_of(section: type, prefix: str) -> dict[str, Option]:
     return {prefix + field.name: Option(field.type, field.default) for field in fields(section)}
 
@@ -267,8 +307,9 @@ def make_config(values: Mapping[str, Any]) -> Config:
     options = keys(str(algorithm), str(model), dataset)
     for key in values:
         if key not in options:
-            (near,) = get_close_matches(key, options, n=1, cutoff=0.0)
-            raise UserError(f"{key}: unknown key; the nearest is {near}")
+            raise UserError(
+                f"{key}: unknown key; the nearest is {nearest(key, options)}; all: 'fedjax-masks list keys'"
+            )
     typed = {key: coerce(key, values.get(key, o.default), o.annotation) for key, o in options.items()}
     _fill(typed, given=values)
     _check(typed)
@@ -363,5 +404,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     try:
         return flat(tomllib.loads(Path(path).read_text("utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"config={str(path)!r}: {error}") from None
+    except OSError as error:
+        raise UserError(f"config={str(path)!r}: {error.strerror}; a TOML file is accepted") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"config={str(path)!r}: {error}; a TOML file is accepted") from None

@@ -54,3 +54,14 @@ def unknown(key: str, value: str, accepted: Iterable[str]) -> UserError:
     near = get_close_matches(value, accepted, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return UserError(f"{key}={value!r}: unknown{hint} accepted are {', '.join(accepted)}")
+
+
+def nearest(key: str, accepted: Iterable[str]) -> str:
+    """The accepted key that one is most like; first among those that end alike.
+
+    >>> nearest("lr", ["log", "algorithm.lr", "algorithm.name"])
+    'algorithm.lr'
+    """
+    accepted = list(accepted)
+    ends_alike = [other for other in accepted if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    return get_close_matches(key, ends_alike or accepted, n=1, cutoff=0.0)[0]

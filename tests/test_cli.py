@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from fedjax_masks import cli, experiment
+from fedjax_masks import cli, config, experiment
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import DATASETS
 from fedjax_masks.models import MODELS
+from fedjax_masks.values import describe
 
 SMALL = ["--model", "mlp", "--clients", "10", "--cohort", "3", "--rounds", "2"]
 
@@ -51,7 +52,13 @@ def npz(tmp_path):
         (["--algorithm", "fedavg", "--set", "algorithm.lr=inf"], ["algorithm.lr=inf", "finite"]),
         (["--algorithm", "fedavg", "--partition", "shard:2"], ["shard:2", "shards"]),
         (["--algorithm", "fedavg", "--partition", "shards:2", "--clients", "1000"], ["1000", "719"]),
-        (["--algorithm", "fedavg", "--plan", "scan"], ["--plan"]),
+        (["--algorithm", "fedavg", "--plan", "scan"], ["--plan: unknown flag", "--set KEY=VALUE"]),
+        (["--algoritm", "fedavg"], ["--algoritm", "did you mean --algorithm?"]),
+        (["--algorithm", "fedavg", "--eval-evry=3"], ["--eval-evry", "--eval-every", "run --help"]),
+        (["--algorithm", "fedavg", "fedmask"], ["fedmask", "--help"]),
+        (["--algorithm", "fedavg", "--set", "lr=1"], ["lr: unknown", "algorithm.lr", "list keys"]),
+        (["--algorithm", "fedavg", *SMALL, "--num-processes", "2"], ["--coordinator"]),
+        (["--algorithm", "fedavg", *SMALL, "--dataset", "my.npz"], ["'my.npz'", "'npz:my.npz'"]),
         (["--algorithm", "fedavg", *SMALL, "--set", "plan=fast"], ["plan='fast'", "vmap"]),
         (["--algorithm", "fedavg", "--config", "nowhere.toml"], ["nowhere.toml"]),
         (["--algorithm", "fedavg", "--seed", "1\n2\u2028"], ["seed=1 2", "an integer"]),
@@ -154,6 +161,25 @@ def test_list_says_what_there_is(capsys, kind, names):
     assert all(listed[kind].values())
 
 
+def test_every_key_is_listed_with_its_meaning_and_its_default(capsys):
+    assert cli.main(["list", "keys", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["keys"]
+    for algorithm in REGISTRY:
+        for key, option in config.keys(algorithm, "vgg11").items():
+            if key not in ("algorithm.name", "model.name"):
+                assert "; default" in listed[key]
+                meaning, _, _ = listed[key].partition(describe(option.annotation))
+                assert meaning or key.startswith("model."), key
+    assert "5 (fedmask)" in listed["training.epochs"]
+    assert "0.3 (fedsgd), 0.01 (mpfl), 0.03 (most)" in listed["algorithm.lr"]
+
+
+def test_lists_keep_names_and_texts_apart(capsys):
+    assert cli.main(["list"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert all("  " in line.strip() for line in lines)
+
+
 def test_partitions_are_listed_as_they_are_written(capsys):
     assert cli.main(["list", "partitions"]) == 0
     assert "lotteryfl:N:BALANCE" in capsys.readouterr().out
@@ -164,6 +190,10 @@ def test_help_ends_well(capsys):
         cli.main(["run", "--help"])
     assert end.value.code == 0
     assert "--partition SPEC" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert "0." in capsys.readouterr().out
 
 
 @pytest.mark.slow

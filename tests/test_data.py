@@ -155,7 +155,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
         (f"npz:{tmp_path}/none.npz", "no such file"),
         (f"npz:{tmp_path}", "unreadable"),
         (f"npz:{tmp_path}/one.npy", "a single array"),
-        (f"npz:{tmp_path}/text.npz", "pickled|unreadable"),
+        (f"npz:{tmp_path}/text.npz", "no array file|unreadable"),
         (f"npy:{tmp_path}/none", "no such folder"),
         (f"npy:{tmp_path}", "x_train, y_train, x_test, y_test missing"),
     ]:

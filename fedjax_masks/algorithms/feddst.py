@@ -100,10 +100,11 @@ def feddst(
       epochs: Local epochs per round.
       batch_size: Examples per local step.
       sparsity: Share of all kernels' weights that is pruned; biases and normalisation never are.
-      distribution: How it is divided among the layers: see :func:`kept_counts`.
-      adjust_every: Clients readjust the mask in every so many-th round,
-      adjust_share: where they replace this share of a layer's weights, in the first; it decays by
-      adjust_until: half a cosine, down to 0 in this round, from which on the mask stays.
+      distribution: How the pruned share is divided among the layers: see :func:`kept_counts`.
+      adjust_every: Clients readjust the mask in every so many-th round.
+      adjust_share: Share of a layer's weights that they then replace, at first.
+      adjust_until: That share decays by half a cosine, down to 0 in this round, from which on the mask
+        stays.
       augment: ``(key, inputs) -> inputs`` on every training batch.
 
     Returns:

@@ -168,9 +168,9 @@ def mpfl(
       epochs: Local epochs per round of the second phase.
       batch_size: Examples per local step.
       consensus: The rule that turns votes into a mask, see :mod:`fedjax_masks.consensus`.
-      prune_share: See :func:`mpfl_search`.
-      iterations: The first phase ends after so many rounds,
-      max_sparsity: or once more than this share of all prunable filters is pruned.
+      prune_share: Share of a layer that an iteration of the search prunes, see :func:`mpfl_search`.
+      iterations: The first phase ends after so many rounds.
+      max_sparsity: It ends earlier, once more than this share of all prunable filters is pruned.
       search_epochs: Local epochs per round of the first phase.
       prune_dense: Whether hidden dense layers are pruned, too (our extension).
       prune_bias: Whether bias and normalisation of a pruned filter go with its weights. Without

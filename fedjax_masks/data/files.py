@@ -88,7 +88,9 @@ def _members(name: str, file: BinaryIO) -> dict[str, np.ndarray]:
     try:
         archive = np.load(file, allow_pickle=False)
     except Exception as error:  # a hostile header makes NumPy raise nearly anything
-        raise ValueError(f"data set '{name}': {_reason(error)}; a .npz file is accepted") from None
+        # NumPy takes whatever it does not know for a pickle.
+        reason = "it is no array file" if "pickle" in str(error) else _reason(error)
+        raise ValueError(f"data set '{name}': {reason}; a .npz file is accepted") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError(f"data set '{name}': this is a single array; a .npz file is accepted (or npy:DIR)")
     keys = [key for key in (*_SPLIT, *_WHOLE, *_IDS) if key in archive.files]

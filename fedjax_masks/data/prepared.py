@@ -77,7 +77,7 @@ def _label(version: Path, root: Path) -> str:
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
+    near = [f"npz:{name}"] if name.endswith(".npz") else difflib.get_close_matches(name, names, n=3)
     return f"; did you mean {' or '.join(repr(other) for other in dict.fromkeys(near))}?" if near else ""
 
 
