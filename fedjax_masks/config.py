@@ -165,7 +165,12 @@ class PrivacyConfig:
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """Where things lie between chunks of rounds; see :class:`fedjax_masks.simulation.Storage`."""
+    """Where things lie between chunks of rounds; see :class:`fedjax_masks.simulation.Storage`.
+
+    Attributes:
+      clients: The clients' states; ``auto`` takes the host if they would fill half of the device.
+      data: The training data; the same.
+    """
 
     clients: Where = "auto"
     data: Where = "auto"
