@@ -251,6 +251,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     from fedjax_masks.analysis import load_run, print_table, write_report
 
     out = Path(arguments.out)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"out={arguments.out!r}: is not empty; a new or an empty directory is accepted")
     runs = {
         out / name: config.make_config({**_DEMO, "algorithm.name": name, **options})
         for name, options in _DEMO_ALGORITHMS.items()

@@ -11,6 +11,7 @@ import inspect
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -306,7 +307,9 @@ def make_config(values: Mapping[str, Any]) -> Config:
     """
     algorithm = values.get("algorithm.name")
     if algorithm is None:
-        raise UserError(f"algorithm.name: missing; accepted are {', '.join(registry.REGISTRY)}")
+        meant = get_close_matches("algorithm.name", values, n=1)
+        hint = f"; did you mean it by {meant[0]!r}?" if meant else ";"
+        raise UserError(f"algorithm.name: missing{hint} accepted are {', '.join(registry.REGISTRY)}")
     dataset = str(values.get("data.name", "digits"))
     model = values.get("model.name", _MODEL_OF.get(dataset.partition("/")[0], "mlp"))
     options = keys(str(algorithm), str(model), dataset)

@@ -124,6 +124,9 @@ def test_out_must_be_free(tmp_path, capsys):
     message = fails(capsys, "run", "--algorithm", "fedavg", "--out", str(tmp_path))
     assert "--resume" in message
     assert "out=" in fails(capsys, "run", "--algorithm", "fedavg", "--out", str(tmp_path / "config.json"))
+    message = fails(capsys, "demo", "--out", str(tmp_path))
+    assert "empty directory" in message
+    assert "--resume" not in message
     assert "no run" in fails(capsys, "run", "--resume", "--out", str(tmp_path / "new"))
     assert (tmp_path / "config.json").read_text() == "{}"
 

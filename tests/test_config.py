@@ -107,8 +107,14 @@ def test_what_is_wrong_is_named_with_what_is_accepted(values, words):
 
 
 def test_the_algorithm_is_required():
-    with pytest.raises(UserError, match=r"algorithm\.name: missing"):
+    with pytest.raises(UserError, match=r"algorithm\.name: missing; accepted"):
         make_config({"rounds": 3})
+
+
+@pytest.mark.parametrize("key", ["algorithm", "algoritm.name", "algorithms.name"])
+def test_a_misspelt_algorithm_is_found(key):
+    with pytest.raises(UserError, match=rf"algorithm\.name: missing; did you mean it by '{key}'\? accepted"):
+        make_config({"rounds": 3, key: "fedavg"})
 
 
 @pytest.mark.parametrize(
