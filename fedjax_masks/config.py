@@ -20,7 +20,7 @@ from fedjax_masks.algorithms.registry import OptimizerName, Option
 from fedjax_masks.attacks import Kind
 from fedjax_masks.errors import UserError, nearest, unknown
 from fedjax_masks.pretraining import Pretraining
-from fedjax_masks.simulation.residence import Where
+from fedjax_masks.simulation.residence import Where, WhereClients
 from fedjax_masks.trackers import parse as parse_trackers
 from fedjax_masks.trees import flat
 from fedjax_masks.values import Bounds, Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
@@ -173,7 +173,7 @@ class StorageConfig:
       data: The training data; the same.
     """
 
-    clients: Where = "auto"
+    clients: WhereClients = "auto"
     data: Where = "auto"
 
 

@@ -274,7 +274,7 @@ def _complete(config: Config, batch: Batch) -> dict[str, Any]:
         **as_dict(config),
         "chosen_plan": str(batch.plan),
         "chosen_plan_reason": batch.plan.reason,
-        "chosen_storage": "device" if batch.store is None else "host",
+        "chosen_storage": batch.clients_on,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": {
             "system": platform.platform(),

@@ -16,7 +16,7 @@ import fedjax_masks as fm
 from fedjax_masks.config import make_config
 from fedjax_masks.errors import UserError
 from fedjax_masks.experiment import run_experiment
-from fedjax_masks.simulation import Storage, Store, make_simulation, supply
+from fedjax_masks.simulation import Storage, Store, make_simulation, residence, supply
 from fedjax_masks.simulation.packing import packing_of
 
 ROW = 5
@@ -152,13 +152,48 @@ def test_a_sample_of_clients_is_evaluated_as_all_are():
         make_simulation(algorithm, task, cohort=2, eval_clients=10)
 
 
-def test_what_outgrows_memory_goes_to_the_host(monkeypatch):
-    algorithm, task = fedmask()
-    monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: 1000)
-    assert make_simulation(algorithm, task, cohort=2).store is not None
-    assert make_simulation(cases.algorithm("fedavg"), task, cohort=2).store is None  # it has no states
+@pytest.mark.parametrize(
+    ("size", "clients", "devices", "where"),
+    [
+        (50, 9, 1, "device"),
+        (51, 9, 1, "host"),
+        (50, 9, 3, "mesh"),  # three copies would not fit
+        (50, 8, 3, "host"),  # and eight clients do not divide
+        (51, 9, 3, "host"),
+    ],
+)
+def test_the_place_is_the_first_that_has_room(monkeypatch, size, clients, devices, where):
+    monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: 100)
+    assert residence._fitting(size, clients, devices) == where
     monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: None)
-    assert make_simulation(algorithm, task, cohort=2).store is None
+    assert residence._fitting(size, clients, devices) == "device"
+
+
+@pytest.mark.parametrize(("cohort", "split"), [(5, True), (4, False)])
+def test_each_device_may_have_its_part_of_the_states(cohort, split):
+    """Nine clients on three devices; on four, all have all."""
+    algorithm, task = fedmask()
+    plan = f"scan,mesh:{3 if split else 4}"
+    found = []
+    for where in ("device", "mesh"):
+        simulation = make_simulation(
+            algorithm, task, cohort=cohort, chunk=2, plan=plan, storage=Storage(where)
+        )
+        state, metrics = simulation.run(simulation.init(), 0, 2)
+        found.append((jax.device_get(state), metrics, simulation.evaluate(state)))
+        for leaf in jax.tree.leaves(state.clients):
+            rows = leaf.addressable_shards[0].data.shape[0]
+            assert rows == (3 if where == "mesh" and split else 9)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.parametrize("where", ["device", "mesh", "host"])
+def test_the_place_that_fits_is_taken(monkeypatch, where):
+    algorithm, task = fedmask()
+    monkeypatch.setattr("fedjax_masks.simulation.residence._fitting", lambda *sizes: where)
+    assert make_simulation(algorithm, task, cohort=2).clients_on == where
+    # Clients of FedAvg have no states.
+    assert make_simulation(cases.algorithm("fedavg"), task, cohort=2).store is None
 
 
 def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not_fit(monkeypatch):

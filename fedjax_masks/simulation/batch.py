@@ -37,7 +37,7 @@ from fedjax_masks.simulation.layout import Rows, padded_length
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats, padding_efficiency
-from fedjax_masks.simulation.residence import on_device
+from fedjax_masks.simulation.residence import WhereClients, on_device
 from fedjax_masks.simulation.round import Setting, round_step, run_chunk
 from fedjax_masks.simulation.store import Store
 
@@ -58,7 +58,8 @@ class Batch(NamedTuple):
       plan: The execution plan within a run; its reason also says how runs are laid out.
       setup_bytes: Of one run, as of a :class:`Simulation`.
       memory_bytes: Estimated peak of device memory, of all runs.
-      store: Where a run alone has its clients' states on the host.
+      clients_on: Where the clients' states lie; of several runs always on their device.
+      store: The states' file on the host, if any.
     """
 
     init: Callable[[], State]
@@ -70,6 +71,7 @@ class Batch(NamedTuple):
     plan: Plan
     setup_bytes: int
     memory_bytes: int
+    clients_on: WhereClients = "device"
     store: Store | None = None
 
 
@@ -90,6 +92,7 @@ def alone(simulation: Simulation) -> Batch:
         plan=simulation.plan,
         setup_bytes=simulation.setup_bytes,
         memory_bytes=simulation.memory_bytes,
+        clients_on=simulation.clients_on,
         store=simulation.store,
     )
 

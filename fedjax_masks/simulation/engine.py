@@ -30,7 +30,7 @@ from fedjax_masks.simulation.layout import Block, Rows, device_mesh, padded_leng
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats, padding_efficiency
-from fedjax_masks.simulation.residence import AUTO, Storage
+from fedjax_masks.simulation.residence import AUTO, Storage, WhereClients
 from fedjax_masks.simulation.round import RoundReport, Setting, run_chunk
 from fedjax_masks.simulation.store import Store
 
@@ -49,7 +49,8 @@ class Simulation(NamedTuple):
       plan: The execution plan.
       setup_bytes: Bytes that every device gets once, before the first round.
       memory_bytes: Estimated peak of device memory for a chunk of rounds.
-      store: Where the clients' states lie on the host; None where they are on the device.
+      clients_on: Where the clients' states lie: ``device``, ``mesh`` or ``host``.
+      store: Their file on the host, if any.
     """
 
     init: Callable[[], State]
@@ -60,6 +61,7 @@ class Simulation(NamedTuple):
     plan: Plan
     setup_bytes: int
     memory_bytes: int
+    clients_on: WhereClients
     store: Store | None
 
 
@@ -161,6 +163,7 @@ def make_simulation(
         task.num_clients,
         storage,
         initial=lambda: algorithm.init(keys(number)[0], task).clients,
+        devices=asked.devices,
         limit=limit,
         put=lambda tree: put(tree, place),
     )
@@ -170,6 +173,11 @@ def make_simulation(
     fleet = () if population is None else jax.tree.map(jnp.asarray, population.fleet)
     tried: list[Plan] = []
 
+    def whole_state(plan: Plan) -> Any:
+        """Where the parts of a state lie."""
+        place = placement(plan)
+        return State(place, place, states.sharding(place))
+
     def compile_chunk(plan: Plan) -> Any:
         tried.append(plan)
         setting = Setting(algorithm, plan, arrays.capacity(task), poison, timer, states.packing)
@@ -177,8 +185,8 @@ def make_simulation(
         program = jax.jit(
             partial(run_chunk, setting),
             donate_argnums=0,
-            in_shardings=place,
-            out_shardings=place,
+            in_shardings=(whole_state(plan), *[place] * 6),
+            out_shardings=(whole_state(plan), place),
         )
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         rows = jax.ShapeDtypeStruct((chunk, padded_length(cohort, plan, algorithm.tiers.number)), jnp.int32)
@@ -194,7 +202,7 @@ def make_simulation(
     rounds_key = jax.jit(lambda number: keys(number)[1], out_shardings=place)(number)
     padding = {"examples": 0.0, "slots": 0.0}
 
-    @partial(jax.jit, out_shardings=place)
+    @partial(jax.jit, out_shardings=whole_state(fitted))
     def initial(number: Any) -> State:
         state = algorithm.init(keys(number)[0], task)
         return state._replace(clients=states.init(state.clients))
@@ -256,6 +264,7 @@ def make_simulation(
         plan=fitted,
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,
+        clients_on=states.name,
         store=states.store,
     )
 

@@ -1,9 +1,10 @@
-"""Where the clients' states lie between rounds: on the device, or in a file on the host.
+"""Where the clients' states lie between rounds: on every device, in parts, or in a file on the host.
 
 On the host they are packed, and only the rows of the clients that a program needs move. A client that
 has never taken part has no row there: its state follows from the seed.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from fedjax_masks import trees
-from fedjax_masks.simulation.layout import Rows
+from fedjax_masks.simulation.layout import AXIS, Rows
 from fedjax_masks.simulation.memory import available_bytes, peak_bytes
 from fedjax_masks.simulation.packing import Packing, packing_of
 from fedjax_masks.simulation.store import Store
 
 Where = Literal["auto", "device", "host"]
+WhereClients = Literal["auto", "device", "mesh", "host"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,15 @@ class Storage:
     """What is asked of where things lie between chunks of rounds; never changes results.
 
     Attributes:
-      clients: Of the clients' states. ``auto`` takes the host if they would take more than half of the
-        device's free memory.
-      data: Of the training data; the same.
+      clients: Of the clients' states: all of them on every ``device``, a part on each device of a
+        ``mesh`` where their number divides, or on the ``host``. ``auto`` takes the first that needs no more
+        than half of a device's free memory.
+      data: Of the training data: on every ``device``, or on the ``host``; ``auto`` alike.
       path: The clients' file on the host; None for one that vanishes with the process.
       checkpoints: How many checkpoints are kept, whose rows must stay.
     """
 
-    clients: Where = "auto"
+    clients: WhereClients = "auto"
     data: Where = "auto"
     path: Path | None = None
     checkpoints: int = 1
@@ -49,10 +53,12 @@ Put = Callable[[Any], Any]
 class Residence(NamedTuple):
     """A place for the clients' states, as a record of functions.
 
-    Between rounds, :attr:`State.clients` is of the place's own kind: on the device the states
+    Between rounds, :attr:`State.clients` is of the place's own kind: on devices the states
     themselves; on the host ``int32[num_clients]``, each client's slot in the store, -1 for none.
 
     Attributes:
+      name: ``device``, ``mesh`` or ``host``.
+      sharding: ``(where all else lies) -> where`` :attr:`State.clients` lies.
       shapes: The clients' states as a program gets them.
       packing: How a program reads one client's; None where they are the states themselves.
       init: ``(states of all clients) -> clients``, traced.
@@ -64,6 +70,8 @@ class Residence(NamedTuple):
       store: The file on the host, if any.
     """
 
+    name: WhereClients
+    sharding: Callable[[Sharding], Sharding]
     shapes: Any
     packing: Packing | None
     init: Callable[[Any], Any]
@@ -81,14 +89,23 @@ class Residence(NamedTuple):
         return rows._replace(at=np.searchsorted(ids, rows.ids).astype(np.int32))
 
 
-def on_device(shapes: Any, num_clients: int) -> Residence:
-    """All clients' states are on the device, and every program gets all.
+def on_device(shapes: Any, num_clients: int, *, split: bool = False) -> Residence:
+    """All clients' states are on the devices, and every program gets all.
 
     Args:
       shapes: Of all clients' states.
       num_clients: Of the task.
+      split: Every device has a part of them, where their number divides; else all.
     """
+
+    def sharding(place: Sharding) -> Sharding:
+        if not (split and isinstance(place, NamedSharding)) or num_clients % place.mesh.size:
+            return place
+        return NamedSharding(place.mesh, PartitionSpec(AXIS))
+
     return Residence(
+        name="mesh" if split else "device",
+        sharding=sharding,
         shapes=shapes,
         packing=None,
         init=lambda states: states,
@@ -155,6 +172,8 @@ def on_host(
         store.announce(slots[slots >= 0])
 
     return Residence(
+        name="host",
+        sharding=lambda place: place,
         shapes=borrowed,
         packing=packing,
         init=lambda states: jnp.full(num_clients, -1, jnp.int32),
@@ -168,19 +187,38 @@ def on_host(
 
 
 def choose(
-    shapes: Any, num_clients: int, storage: Storage, initial: Callable[[], Any], *, limit: int, put: Put
+    shapes: Any,
+    num_clients: int,
+    storage: Storage,
+    initial: Callable[[], Any],
+    *,
+    devices: int,
+    limit: int,
+    put: Put,
 ) -> Residence:
     """The place that was asked for, or that suits; see :func:`on_host`.
 
     Raises:
-      ValueError: The host was asked for, and there are several processes.
+      ValueError: Parts or the host were asked for, and there are several processes.
     """
-    available = available_bytes() if storage.clients == "auto" else None
-    outgrown = available is not None and trees.num_bytes(shapes) > available / 2
-    if storage.clients == "host" and jax.process_count() > 1:
-        raise ValueError(
-            "storage.clients='host': accepted is 'device' where several processes share a simulation"
-        )
-    if not jax.tree.leaves(shapes) or not (storage.clients == "host" or outgrown):
+    where = storage.clients
+    if jax.process_count() > 1:
+        if where not in ("auto", "device"):
+            raise ValueError(f"storage.clients={where!r}: accepted is 'device' with several processes")
         return on_device(shapes, num_clients)
-    return on_host(shapes, num_clients, storage, initial, limit=limit, put=put)
+    if where == "auto":
+        where = _fitting(trees.num_bytes(shapes), num_clients, devices)
+    if where == "host" and jax.tree.leaves(shapes):
+        return on_host(shapes, num_clients, storage, initial, limit=limit, put=put)
+    return on_device(shapes, num_clients, split=where == "mesh")
+
+
+def _fitting(size: int, num_clients: int, devices: int) -> WhereClients:
+    """The first place where states of ``size`` bytes take no more than half of a device's free memory."""
+    free = available_bytes()
+    room = math.inf if free is None else free / 2
+    sharers = devices if jax.default_backend() == "cpu" else 1  # a CPU's devices have one memory
+    if size * sharers <= room:
+        return "device"
+    divides = devices > 1 and num_clients % devices == 0
+    return "mesh" if divides and size * sharers / devices <= room else "host"
