@@ -15,18 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_masks import payload, trees
+from fedjax_masks import trees
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
-from fedjax_masks.simulation import arrays, clock
+from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.cohorts import lay_out_rounds
-from fedjax_masks.simulation.engine import (
-    Simulation,
-    check_cohort,
-    keys,
-    round_metrics,
-    trace_client,
-)
+from fedjax_masks.simulation.engine import Simulation, check_cohort
 from fedjax_masks.simulation.evaluate import (
     evaluated_clients,
     global_correct,
@@ -35,11 +29,13 @@ from fedjax_masks.simulation.evaluate import (
 )
 from fedjax_masks.simulation.layout import Rows, padded_length
 from fedjax_masks.simulation.memory import fit_plan
+from fedjax_masks.simulation.metering import make_meter, read
 from fedjax_masks.simulation.plan import Plan, parse_plan
-from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats, padding_efficiency
+from fedjax_masks.simulation.records import Evaluation, Padding, RoundMetrics, Stats
 from fedjax_masks.simulation.residence import WhereClients, on_device
-from fedjax_masks.simulation.round import Setting, round_step, run_chunk
+from fedjax_masks.simulation.round import Setting, round_step, run_chunk, simulation_keys
 from fedjax_masks.simulation.store import Store
+from fedjax_masks.simulation.tracing import trace_client
 
 _AXIS = "runs"
 
@@ -141,16 +137,14 @@ def make_batch(
     scalars = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in columns}
     make, shapes = trace_client(make_algorithm, scalars, task, jax.random.key(0), train)
     like = make({name: column[0] for name, column in columns.items()})
-    static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
-    timer = None if population is None else clock.Clock(population, static_bits)
-    fleet = () if population is None else jax.tree.map(jnp.asarray, population.fleet)
+    meter = make_meter(shapes, cohort, population)
     tried: list[Plan] = []
 
     def one_chunk(shared: Any, run: Any) -> Any:
         examples, first, num_rounds, fleet = shared
         state, values, seed, cohorts = run
-        setting = Setting(make(values), inner, arrays.capacity(task), clock=timer)
-        _, key = keys(seed)
+        setting = Setting(make(values), inner, arrays.capacity(task), clock=meter.clock)
+        _, key = simulation_keys(seed)
         return run_chunk(setting, state, examples, key, first, num_rounds, cohorts, fleet)
 
     def compile_chunk(plan: Plan) -> Any:
@@ -172,29 +166,30 @@ def make_batch(
             in_shardings=(place, place, _everywhere(plan)),
             out_shardings=place,
         )
-        return program.lower(states, others, (train, scalar, scalar, fleet)).compile()
+        return program.lower(states, others, (train, scalar, scalar, meter.fleet)).compile()
 
     began = time.perf_counter()
     program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
     compile_seconds = time.perf_counter() - began
     total, place, everywhere = _padded(len(seeds), fitted), _placement(fitted), _everywhere(fitted)
-    train, fleet = jax.device_put((train, fleet), everywhere)
+    train, fleet = jax.device_put((train, meter.fleet), everywhere)
     padded_seeds = _pad(np.asarray(seeds, np.uint32), total)
     settings = jax.device_put(
         ({name: _pad(column, total) for name, column in columns.items()}, padded_seeds), place
     )
-    padding = {"examples": 0.0, "slots": 0.0}
+    padding = Padding()
 
     @partial(jax.jit, out_shardings=place)
     def initial(settings: Any) -> State:
         def one(_: Any, run: Any) -> State:
             values, seed = run
-            init_key, _ = keys(seed)
+            init_key, _ = simulation_keys(seed)
             return make(values).init(init_key, task)
 
         return _map_runs(one, (), settings, fitted)
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, list[RoundMetrics]]:
+        nonlocal padding
         rounds = range(first_round, first_round + num_rounds)
         drawn = [lay_out_rounds(rounds, seed, cohort, task, like, inner) for seed in seeds]
         cohorts = jax.tree.map(
@@ -207,9 +202,8 @@ def make_batch(
         found = []
         for index, rows in enumerate(drawn):
             own = jax.tree.map(lambda a, index=index: a[index, :num_rounds], report)
-            found.append(round_metrics(rows, own, cohort, shapes, static_bits, timer))
-            for name in padding:
-                padding[name] += float(np.sum(found[-1].train.get(name, 0.0)))
+            found.append(read(meter, rows, own))
+            padding = padding.plus(found[-1])
         return state, found
 
     @jax.jit
@@ -247,7 +241,7 @@ def make_batch(
         stack=lambda states: jax.device_put(
             jax.tree.map(lambda *each: _pad(np.stack(each), total), *map(jax.device_get, states)), place
         ),
-        stats=lambda: Stats(compile_seconds, len(tried), padding_efficiency(padding)),
+        stats=lambda: Stats(compile_seconds, len(tried), padding.efficiency),
         plan=replace(inner, reason=_describe(len(seeds), fitted)),
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,

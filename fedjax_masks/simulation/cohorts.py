@@ -28,3 +28,9 @@ def lay_out_rounds(
     cohorts = [draw_cohort(seed, index, task.num_clients, cohort) for index in first_of_cycle]
     laid_out = [lay_out(ids, task.train, plan, algorithm.tiers)[0] for ids in cohorts]
     return jax.tree.map(lambda *rows: np.stack(rows), *laid_out)
+
+
+def clients_of(cohorts: Rows, task: Task) -> np.ndarray:
+    """The ids of all clients in some cohorts, sorted, without padding."""
+    ids = np.unique(cohorts.ids)
+    return ids[ids < task.num_clients]

@@ -9,30 +9,30 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_masks import flops, payload, trees
+from fedjax_masks import trees
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
-from fedjax_masks.simulation import arrays, clock, residence, supply
-from fedjax_masks.simulation.cohorts import lay_out_rounds
+from fedjax_masks.simulation import arrays, residence, supply
+from fedjax_masks.simulation.cohorts import clients_of, lay_out_rounds
 from fedjax_masks.simulation.evaluate import (
     evaluated_clients,
     global_correct,
     make_evaluate,
     personal_correct,
 )
-from fedjax_masks.simulation.layout import Block, Rows, device_mesh, padded_length
+from fedjax_masks.simulation.layout import Rows, padded_length, placement, put
 from fedjax_masks.simulation.memory import fit_plan
+from fedjax_masks.simulation.metering import make_meter, read
 from fedjax_masks.simulation.plan import Plan, parse_plan
-from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats, padding_efficiency
-from fedjax_masks.simulation.residence import AUTO, Storage, WhereClients
-from fedjax_masks.simulation.round import RoundReport, Setting, run_chunk
+from fedjax_masks.simulation.records import Evaluation, Padding, RoundMetrics, Stats
+from fedjax_masks.simulation.residence import AUTO, Residence, Storage, WhereClients
+from fedjax_masks.simulation.round import Setting, run_chunk, simulation_keys
 from fedjax_masks.simulation.store import Store
+from fedjax_masks.simulation.tracing import trace_client
 
 
 class Simulation(NamedTuple):
@@ -63,55 +63,6 @@ class Simulation(NamedTuple):
     memory_bytes: int
     clients_on: WhereClients
     store: Store | None
-
-
-class Shapes(NamedTuple):
-    """Shapes of everything that one client handles, found without running anything."""
-
-    state: State
-    message: Any
-    upload: Any
-    metrics: list[str]
-
-
-def trace_client(
-    make_algorithm: Callable[[Any], FederatedAlgorithm],
-    values: Any,
-    task: Task,
-    key: chex.PRNGKey,
-    examples: arrays.Examples,
-) -> tuple[Callable[[Any], FederatedAlgorithm], Shapes]:
-    """Traces one client's round, for all values of some options at once.
-
-    Args:
-      make_algorithm: ``(values) -> FederatedAlgorithm``.
-      values: The options' values or shapes, any pytree; ``()`` where there are none.
-      task: Data and clients.
-      key: A key like the simulation's.
-      examples: The training data.
-
-    Returns:
-      ``make_algorithm``, in whose algorithms training is not traced again; and the shapes.
-    """
-    state = jax.eval_shape(lambda values, key: make_algorithm(values).init(key, task), values, key)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    message = jax.eval_shape(
-        lambda values, *sent: make_algorithm(values).send(*sent), values, state.server, scalar
-    )
-    client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
-    data = jax.eval_shape(
-        lambda e, s: arrays.client_data(e, Rows(s, s, s, s, s), Block(s, s), arrays.capacity(task)),
-        examples,
-        scalar,
-    )
-    arguments = (values, key, state.common, message, client, data)
-    train = flops.trace(lambda values, *args: make_algorithm(values).train(*args), *arguments)
-    _, upload, metrics = train.out
-
-    def make(values: Any) -> FederatedAlgorithm:
-        return make_algorithm(values)._replace(train=partial(train.call, values))
-
-    return make, Shapes(state, message, upload, sorted(metrics))
 
 
 def make_simulation(
@@ -150,86 +101,64 @@ def make_simulation(
       MemoryError: The simulation does not fit into memory under any plan.
     """
     check_cohort(cohort, task)
-    evaluated = evaluated_clients(eval_clients, task.num_clients)
-    number = np.uint32(seed)
-    init_key, rounds_key = jax.eval_shape(keys, number)
-    limit = min(chunk * cohort, task.num_clients)
+    evaluated, number = evaluated_clients(eval_clients, task.num_clients), np.uint32(seed)
+    init_key, rounds_key = jax.eval_shape(simulation_keys, number)
+    asked, limit = parse_plan(plan, cohort=cohort), min(chunk * cohort, task.num_clients)
     data = supply.choose(task, storage.data, limit=limit, put=lambda tree: put(tree, place))
     make, shapes = trace_client(lambda _: algorithm, (), task, init_key, data.shapes)
     algorithm = make(())
-    asked = parse_plan(plan, cohort=cohort)
     states = residence.choose(
         shapes.state.clients,
         task.num_clients,
         storage,
-        initial=lambda: algorithm.init(keys(number)[0], task).clients,
+        initial=lambda: algorithm.init(simulation_keys(number)[0], task).clients,
         devices=asked.devices,
         limit=limit,
         put=lambda tree: put(tree, place),
     )
-
-    static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
-    timer = None if population is None else clock.Clock(population, static_bits)
-    fleet = () if population is None else jax.tree.map(jnp.asarray, population.fleet)
+    meter = make_meter(shapes, cohort, population)
     tried: list[Plan] = []
 
-    def whole_state(plan: Plan) -> Any:
-        """Where the parts of a state lie."""
-        place = placement(plan)
-        return State(place, place, states.sharding(place))
-
-    def compile_chunk(plan: Plan) -> Any:
+    def compile_for(plan: Plan) -> Any:
         tried.append(plan)
-        setting = Setting(algorithm, plan, arrays.capacity(task), poison, timer, states.packing)
-        place = placement(plan)
-        program = jax.jit(
-            partial(run_chunk, setting),
-            donate_argnums=0,
-            in_shardings=(whole_state(plan), *[place] * 6),
-            out_shardings=(whole_state(plan), place),
-        )
-        scalar = jax.ShapeDtypeStruct((), jnp.int32)
-        rows = jax.ShapeDtypeStruct((chunk, padded_length(cohort, plan, algorithm.tiers.number)), jnp.int32)
-        cohorts = Rows(*[rows] * len(Rows._fields))
+        setting = Setting(algorithm, plan, arrays.capacity(task), poison, meter.clock, states.packing)
         state = shapes.state._replace(clients=states.shapes)
-        return program.lower(state, data.shapes, rounds_key, scalar, scalar, cohorts, fleet).compile()
+        rows = (chunk, padded_length(cohort, plan, algorithm.tiers.number))
+        return _compile(setting, states, state, data.shapes, rounds_key, rows, meter.fleet)
 
     began = time.perf_counter()
-    program, fitted, memory_bytes = fit_plan(compile_chunk, asked)
+    program, fitted, memory_bytes = fit_plan(compile_for, asked)
     compile_seconds = time.perf_counter() - began
-    place = placement(fitted)
-    fleet = put(fleet, place)
-    rounds_key = jax.jit(lambda number: keys(number)[1], out_shardings=place)(number)
-    padding = {"examples": 0.0, "slots": 0.0}
+    place, padding = placement(fitted), Padding()
+    fleet = put(meter.fleet, place)
+    rounds_key = jax.jit(lambda number: simulation_keys(number)[1], out_shardings=place)(number)
+    lay_out = partial(lay_out_rounds, seed=seed, cohort=cohort, task=task, algorithm=algorithm, plan=fitted)
 
-    @partial(jax.jit, out_shardings=whole_state(fitted))
+    @partial(jax.jit, out_shardings=_state_placement(states, fitted))
     def initial(number: Any) -> State:
-        state = algorithm.init(keys(number)[0], task)
+        state = algorithm.init(simulation_keys(number)[0], task)
         return state._replace(clients=states.init(state.clients))
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
+        nonlocal padding
         if not 1 <= num_rounds <= chunk:
             raise ValueError(f"num_rounds={num_rounds}: accepted are 1 to {chunk}, the chunk")
         end = first_round + num_rounds
-        cohorts = lay_out_rounds(range(first_round, end), seed, cohort, task, algorithm, fitted)
+        cohorts, before = lay_out(range(first_round, end)), state.clients
         ids = clients_of(cohorts, task)
-        before, clients = state.clients, states.load(state.clients, ids)
-        padded = jax.tree.map(
-            lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))),
-            data.point(states.point(cohorts, ids), ids),
-        )
+        rows = data.point(states.point(cohorts, ids), ids)
+        padded = jax.tree.map(lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), rows)
         arguments = put((np.int32(first_round), np.int32(num_rounds), padded), place)
-        state = state._replace(clients=clients)
+        state = state._replace(clients=states.load(before, ids))
         state, report = program(state, data.load(ids), rounds_key, *arguments, fleet)
-        upcoming = range(end, end + num_rounds)  # to be prepared while the program runs
-        following = clients_of(lay_out_rounds(upcoming, seed, cohort, task, algorithm, fitted), task)
+        # While the program runs, what the next chunk needs is prepared.
+        following = clients_of(lay_out(range(end, end + num_rounds)), task)
         data.prepare(following)
         states.announce(before, np.setdiff1d(following, ids))
         report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
         state = state._replace(clients=states.save(before, ids, state.clients))
-        metrics = round_metrics(cohorts, report, cohort, shapes, static_bits, timer)
-        for name in padding:
-            padding[name] += float(np.sum(metrics.train.get(name, 0.0)))
+        metrics = read(meter, cohorts, report)
+        padding = padding.plus(metrics)
         return state, metrics
 
     @partial(jax.jit, out_shardings=place)
@@ -241,11 +170,7 @@ def make_simulation(
         counts = personal_correct(algorithm, state, examples, rows, fitted, states.packing)
         return jax.tree.map(lambda a: a[None], counts)
 
-    def evaluate(state: State) -> Evaluation:
-        (evaluation,) = evaluate_all(state)
-        return evaluation
-
-    evaluate_all = make_evaluate(
+    evaluate = make_evaluate(
         algorithm,
         task,
         fitted,
@@ -258,9 +183,9 @@ def make_simulation(
     return Simulation(
         init=lambda: initial(number),
         run=run,
-        evaluate=evaluate,
+        evaluate=lambda state: evaluate(state)[0],
         clients=lambda state, ids: states.read(state.clients, ids),
-        stats=lambda: Stats(compile_seconds, len(tried), padding_efficiency(padding)),
+        stats=lambda: Stats(compile_seconds, len(tried), padding.efficiency),
         plan=fitted,
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,
@@ -269,79 +194,29 @@ def make_simulation(
     )
 
 
+def _state_placement(states: Residence, plan: Plan) -> Any:
+    """Where the parts of a state lie."""
+    place = placement(plan)
+    return State(place, place, states.sharding(place))
+
+
+def _compile(
+    setting: Setting, states: Residence, state: State, data: Any, key: Any, rows: tuple[int, int], fleet: Any
+) -> Any:
+    """Compiles a chunk of rounds, for shapes."""
+    place, parts = placement(setting.plan), _state_placement(states, setting.plan)
+    program = jax.jit(
+        partial(run_chunk, setting),
+        donate_argnums=0,
+        in_shardings=(parts, *[place] * 6),
+        out_shardings=(parts, place),
+    )
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    cohorts = Rows(*[jax.ShapeDtypeStruct(rows, jnp.int32)] * len(Rows._fields))
+    return program.lower(state, data, key, scalar, scalar, cohorts, fleet).compile()
+
+
 def check_cohort(cohort: int, task: Task) -> None:
     """Raises ValueError for a cohort that there cannot be."""
     if not 1 <= cohort <= task.num_clients:
         raise ValueError(f"cohort={cohort}: accepted are 1 to {task.num_clients}, the number of clients")
-
-
-def keys(seed: Any) -> tuple[chex.PRNGKey, chex.PRNGKey]:
-    """Of the initial state, and of all rounds."""
-    init_key, rounds_key = jax.random.split(jax.random.key(seed))
-    return init_key, rounds_key
-
-
-def placement(plan: Plan) -> Any:
-    """Where arrays lie between rounds: one device, or a copy on each."""
-    if plan.devices == 1:
-        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return NamedSharding(device_mesh(plan), PartitionSpec())
-
-
-def put(tree: Any, place: jax.sharding.Sharding) -> Any:
-    """Host arrays, the same in every process, to where arrays lie."""
-    if place.is_fully_addressable:
-        return jax.device_put(tree, place)
-
-    def place_one(array: Any) -> jax.Array:
-        array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
-
-    return jax.tree.map(place_one, tree)
-
-
-def round_metrics(
-    cohorts: Rows,
-    report: RoundReport,
-    cohort: int,
-    shapes: Shapes,
-    static_bits: list[int],
-    timer: clock.Clock | None,
-) -> RoundMetrics:
-    """Puts clients in the order of their ids, without padding, whose id is larger than any client's."""
-    order = np.argsort(cohorts.ids, axis=1)[:, :cohort]
-    clients = report.clients
-
-    def pick(values: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(values, order, 1)
-
-    dropped, *values = (pick(column) for column in np.moveaxis(np.asarray(clients.values), -1, 0))
-    # Bits of large payloads are beyond the range of the device's 32 bits.
-    bits = [pick(traced).astype(np.int64) for traced in np.moveaxis(np.asarray(clients.bits), -1, 0)]
-    bytes_up, bytes_down = ((static + traced + 7) // 8 for static, traced in zip(static_bits, bits))
-    names = shapes.metrics if timer is None else sorted((*shapes.metrics, *clock.READINGS))
-    train = dict(zip(names, values, strict=True))
-    server = {name: np.asarray(values) for name, values in report.server.items()}
-    gone = np.zeros_like(dropped) if timer is None else train["lost"] + train["away"]
-    if "server_flops" in train:  # its half of what clients train with its help
-        helped = np.where(gone > 0, 0, train["server_flops"]).sum(1, dtype=np.float64)
-        server["flops"] = helped + server.get("flops", 0.0)
-    if timer is not None:
-        bytes_up = np.where(gone > 0, 0, bytes_up)
-        bytes_down = np.where(train["away"] > 0, 0, bytes_down)
-        server |= clock.sum_up(timer, train, server.get("flops", 0.0))
-    return RoundMetrics(
-        ids=pick(cohorts.ids),
-        weight=np.where(dropped > 0, 0, pick(cohorts.sizes)).astype(np.float32),
-        dropped=dropped > 0,
-        bytes_up=bytes_up,
-        bytes_down=bytes_down,
-        train=train,
-        server=server,
-    )
-
-
-def clients_of(cohorts: Rows, task: Task) -> np.ndarray:
-    """The ids of all clients in some cohorts, sorted, without padding."""
-    ids = np.unique(cohorts.ids)
-    return ids[ids < task.num_clients]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from fedjax_masks import trees
 from fedjax_masks.algorithm import ONE_TIER, ClientIndex, Tiers
@@ -53,6 +53,25 @@ class Block(NamedTuple):
 def device_mesh(plan: Plan) -> Mesh:
     """The mesh over the plan's devices, with one axis ``"clients"``."""
     return Mesh(jax.devices()[: plan.devices], (AXIS,))
+
+
+def placement(plan: Plan) -> Any:
+    """Where arrays lie between rounds: one device, or a copy on each."""
+    if plan.devices == 1:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(device_mesh(plan), PartitionSpec())
+
+
+def put(tree: Any, place: Sharding) -> Any:
+    """Host arrays, the same in every process, to where arrays lie."""
+    if place.is_fully_addressable:
+        return jax.device_put(tree, place)
+
+    def place_one(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+    return jax.tree.map(place_one, tree)
 
 
 def padded_length(num: int, plan: Plan, tiers: int = 1) -> int:

@@ -1,6 +1,5 @@
 """What a simulation reports: per client and round, and per evaluation."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -70,6 +69,23 @@ class Stats(NamedTuple):
     padding_efficiency: float
 
 
-def padding_efficiency(counted: Mapping[str, float]) -> float:
-    """The share of useful ``examples`` in all ``slots`` for them; 1.0 where there is none."""
-    return counted["examples"] / counted["slots"] if counted["slots"] else 1.0
+class Padding(NamedTuple):
+    """Counts what the programs stepped over.
+
+    Attributes:
+      examples: Examples trained on.
+      slots: Places for examples, of which the rest was padding.
+    """
+
+    examples: float = 0.0
+    slots: float = 0.0
+
+    def plus(self, metrics: RoundMetrics) -> "Padding":
+        """With a chunk of rounds."""
+        examples, slots = (np.sum(metrics.train.get(name, 0.0)) for name in ("examples", "slots"))
+        return Padding(self.examples + float(examples), self.slots + float(slots))
+
+    @property
+    def efficiency(self) -> float:
+        """The share of slots with an example; 1.0 before any round."""
+        return self.examples / self.slots if self.slots else 1.0

@@ -47,6 +47,12 @@ _SERVER = 2**32 - 1
 """Stands for the server where clients are told apart by their ids."""
 
 
+def simulation_keys(seed: Any) -> tuple[chex.PRNGKey, chex.PRNGKey]:
+    """The keys of the initial state, and of all rounds."""
+    init_key, rounds_key = jax.random.split(jax.random.key(seed))
+    return init_key, rounds_key
+
+
 def round_key(key: chex.PRNGKey, index: jax.Array | int) -> chex.PRNGKey:
     """The key of round ``index`` of the simulation with root key ``key``."""
     return jax.random.fold_in(key, index)
