@@ -87,11 +87,10 @@ def top_count(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
     [False, True, False, False]
     """
     keys = _sortable(scores.ravel())
-    threshold = _kth_largest(keys, keep)
-    above, ties = keys > threshold, keys == threshold
-    room = keep - jnp.sum(above, dtype=jnp.int32)
-    ranks = jnp.where(ties, jnp.arange(keys.size, 0, -1, dtype=jnp.uint32), 0)
-    return (above | (ranks >= _kth_largest(ranks, room))).reshape(scores.shape)
+    chosen, tied, room = _split(keys, jnp.asarray(keep, jnp.int32))
+    ranks = jnp.where(tied, jnp.arange(keys.size, 0, -1, dtype=jnp.uint32), 0)
+    first, last, _ = _split(ranks, room)  # no two of the tied share a rank
+    return (chosen | first | last).reshape(scores.shape)
 
 
 def _sortable(values: jax.Array) -> jax.Array:
@@ -102,15 +101,32 @@ def _sortable(values: jax.Array) -> jax.Array:
     return jnp.where(raw >= top, ~raw, raw | top)
 
 
-def _kth_largest(keys: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The ``k``-th largest of ``keys``, bit by bit; sorting them is many times slower."""
+def _split(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Splits off the largest ``keys``, bit by bit; sorting them is many times slower.
+
+    The keys are read in the loop and nowhere else: XLA may compute what is read outside a loop once more,
+    and round it otherwise.
+
+    Returns:
+      ``bool`` masks: which are among the ``keep`` largest for sure, and which are tied for the rest of
+      the places; and how many places that is, ``int32[]``.
+    """
     bits = jnp.iinfo(keys.dtype).bits
 
-    def set_bit(index: jax.Array, found: jax.Array) -> jax.Array:
-        candidate = found | (jnp.ones((), keys.dtype) << (bits - 1 - index).astype(keys.dtype))
-        return jnp.where(jnp.sum(keys >= candidate, dtype=jnp.int32) >= k, candidate, found)
+    def refine(index: jax.Array, found: Any) -> Any:
+        chosen, tied, room = found
+        bit = jnp.ones((), keys.dtype) << (bits - 1 - index).astype(keys.dtype)
+        ahead = tied & ((keys & bit) > 0)
+        number = jnp.sum(ahead, dtype=jnp.int32)
+        enough = number >= room
+        return (
+            chosen | (ahead & ~enough),
+            jnp.where(enough, ahead, tied & ~ahead),
+            jnp.where(enough, room, room - number),
+        )
 
-    return jax.lax.fori_loop(0, bits, set_bit, jnp.zeros((), keys.dtype))
+    everything = jnp.ones(keys.shape, bool)
+    return jax.lax.fori_loop(0, bits, refine, (~everything, everything, keep))
 
 
 def group_norms(values: jax.Array) -> jax.Array:

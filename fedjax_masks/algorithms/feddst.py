@@ -151,7 +151,7 @@ def feddst(
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         params = model.init(key)
-        mask = {name: largest(jnp.abs(w), counts[name]) for name, w in kernels(params).items()}
+        mask = {name: top_count(jnp.abs(w), counts[name]) for name, w in kernels(params).items()}
         nobody = jnp.zeros(task.num_clients, bool)
         server = Server(prune(params, kept_of(params, mask)), mask, nobody, jnp.zeros((), jnp.int32))
         return State((), server, trees.replicate(jax.tree.map(jnp.ones_like, mask), task.num_clients))
@@ -269,16 +269,4 @@ def strongest(weights: jax.Array, support: jax.Array, count: int) -> jax.Array:
     """
     share = support / jnp.maximum(jnp.max(support), 1)
     order = jnp.where(weights == 0, share - 1, jnp.abs(weights))
-    return largest(jnp.where(support > 0, order, -2.0), count)
-
-
-def largest(scores: jax.Array, count: int) -> jax.Array:
-    """:func:`~fedjax_masks.masks.top_count` of a static number, for scores that are computed on the way.
-
-    XLA may compute such scores again wherever they are read, and round otherwise. Here they are read once.
-
-    >>> largest(jnp.array([1.0, 4.0, 4.0, 2.0]), 1).tolist()
-    [False, True, False, False]
-    """
-    _, places = jax.lax.top_k(scores.ravel(), count)
-    return jnp.zeros(scores.size, bool).at[places].set(True).reshape(scores.shape)
+    return top_count(jnp.where(support > 0, order, -2.0), count)
