@@ -11,10 +11,11 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks import payload, trees
-from fedjax_masks.algorithms.heterofl import ownership, put_back, sliced, take
+from fedjax_masks.algorithms.heterofl import ownership, present, put_back, scaled, sliced, take
 from fedjax_masks.compaction import keep_outputs
 
 SGD = optax.sgd(0.1, momentum=0.5)
+PLAIN = {"scaler": False, "own_classes": False}
 
 
 def run(algorithm, rounds=2):
@@ -23,9 +24,13 @@ def run(algorithm, rounds=2):
     return jax.device_get(state), metrics
 
 
+def row(clients, client):
+    return jax.tree.map(lambda leaf: leaf[client], clients)
+
+
 def test_of_one_tier_it_is_fedavg():
     model = fm.models.mlp(cases.task(), hidden=(8,))
-    state, _ = run(fm.heterofl(model, SGD, batch_size=4, ratios=(1.0,)))
+    state, _ = run(fm.heterofl(model, SGD, batch_size=4, ratios=(1.0,), own_classes=False))
     plain, _ = run(fm.fedavg(model, SGD, batch_size=4))
     chex.assert_trees_all_close(state.server.average, plain.server, rtol=1e-6, atol=1e-7)
 
@@ -56,7 +61,7 @@ def test_residual_networks_have_slices():
 def test_every_parameter_is_the_mean_of_its_owners():
     task = cases.task()
     model, ratios = fm.models.mlp(task, hidden=(8,)), (1.0, 0.5)
-    algorithm = fm.heterofl(model, optax.sgd(0.1), batch_size=4, ratios=ratios)
+    algorithm = fm.heterofl(model, optax.sgd(0.1), batch_size=4, ratios=ratios, **PLAIN)
     state = algorithm.init(jax.random.key(0), task)
     before = state.server.average.params
     total, weights = jax.tree.map(np.zeros_like, before), jax.tree.map(np.zeros_like, before)
@@ -66,7 +71,7 @@ def test_every_parameter_is_the_mean_of_its_owners():
         width = 4 if client % 2 else 8
         data = cases.data_of(task, client, tier=client % 2)
         message = payload.poison(algorithm.send(state.server, client))
-        _, upload, _ = algorithm.train(key, (), message, state.clients[client], data)
+        _, upload, _ = algorithm.train(key, (), message, row(state.clients, client), data)
         partials.append(algorithm.reduce(payload.poison(upload), size))
         # The slice, trained as a model of its own.
         part = {
@@ -98,13 +103,13 @@ def test_every_parameter_is_the_mean_of_its_owners():
 def test_bytes_and_flops_are_those_of_the_slice():
     task = cases.task()
     model, ratios = fm.models.mlp(task, hidden=(32,)), (1.0, 0.25)
-    algorithm = fm.heterofl(model, SGD, batch_size=4, ratios=ratios)
+    algorithm = fm.heterofl(model, SGD, batch_size=4, ratios=ratios, **PLAIN)
     state = algorithm.init(jax.random.key(0), task)
     flops = []
     for tier, width in enumerate((32, 8)):
         message = algorithm.send(state.server, tier)
         _, upload, metrics = algorithm.train(
-            jax.random.key(1), (), message, state.clients[tier], cases.data_of(task, tier, tier)
+            jax.random.key(1), (), message, row(state.clients, tier), cases.data_of(task, tier, tier)
         )
         parameters = (6 + 1) * width + (width + 1) * 3
         assert payload.bits(message) == payload.bits(upload) == 32 * parameters
@@ -113,17 +118,62 @@ def test_bytes_and_flops_are_those_of_the_slice():
     assert flops[1] < 0.4 * flops[0]
 
 
-def test_a_client_predicts_with_its_slice():
+@pytest.mark.parametrize("scaler", [False, True])
+def test_a_client_predicts_with_its_slice(scaler):
     task = cases.task()
     model = fm.models.mlp(task, hidden=(8,))
-    algorithm = fm.heterofl(model, SGD, ratios=(1.0, 0.5))
+    algorithm = fm.heterofl(model, SGD, ratios=(1.0, 0.5), scaler=scaler)
     state = algorithm.init(jax.random.key(0), task)
     x = task.test_inputs[:5]
     for tier, width in enumerate((1.0, 0.5)):
         small = sliced(model, width)
         part = take(state.server.average.params, ownership(model, [small]), 0)
-        logits = algorithm.predict((), state.server, state.clients[tier], x)
-        np.testing.assert_allclose(logits, small.apply(part, x), rtol=1e-6)
+        logits = algorithm.predict((), state.server, row(state.clients, tier), x)
+        apply = scaled(small, width) if scaler else small.apply
+        np.testing.assert_allclose(logits, apply(part, x), rtol=1e-6)
+
+
+def test_what_a_slice_passes_on_is_as_large_as_what_the_whole_model_does():
+    task = cases.task((8, 8, 1))
+    model, ratio = fm.models.cnn(task), 0.0625
+    small = sliced(model, ratio)
+    owned = ownership(model, [small])
+
+    def size(apply):
+        keys = jax.random.split(jax.random.key(0), 50)
+        return float(np.mean([np.std(apply(model.init(key))) for key in keys]))
+
+    x = task.inputs[:20]
+    whole = size(lambda params: model.apply(params, x))
+    narrow = size(lambda params: scaled(small, ratio)(take(params, owned, 0), x))
+    alone = size(lambda params: small.apply(take(params, owned, 0), x))
+    assert alone < 0.1 * whole
+    assert 0.5 * whole < narrow < 2 * whole
+    params = model.init(jax.random.key(0))
+    np.testing.assert_array_equal(scaled(model, 1.0)(params, x), model.apply(params, x))
+
+
+def test_a_client_leaves_classes_alone_that_it_does_not_have():
+    task = cases.task()
+    algorithm = fm.heterofl(fm.models.mlp(task, hidden=(8,)), SGD, batch_size=4, ratios=(1.0, 0.5))
+    state = algorithm.init(jax.random.key(0), task)
+    data = cases.data_of(task, 2)  # a single example
+    label = int(data.labels[data.rows[0]])
+    own = np.arange(3) == label
+    np.testing.assert_array_equal(present(data, 3), own)
+    message = payload.poison(algorithm.send(state.server, 2))
+    client, upload, _ = algorithm.train(jax.random.key(1), (), message, row(state.clients, 2), data)
+    np.testing.assert_array_equal(client.classes, own)
+    np.testing.assert_array_equal(upload.update.mask["dense2"]["kernel"], np.broadcast_to(own, (8, 3)))
+    assert payload.bits(upload) == 32 * ((6 + 1) * 8 + (8 + 1)) + 3
+    cohort = fm.Cohort(np.array([2]), np.array([1.0]))
+    partial = algorithm.reduce(payload.poison(upload), 1.0)
+    after = algorithm.merge(jax.random.key(0), (), state.server, partial, cohort).average.params
+    moved = jax.tree.map(lambda new, old: np.asarray(new != old), after, state.server.average.params)
+    np.testing.assert_array_equal(moved["dense2"]["kernel"].any(0), own)
+    np.testing.assert_array_equal(moved["dense2"]["bias"], own)
+    logits = algorithm.predict((), state.server, client, task.test_inputs[:5])
+    np.testing.assert_array_equal(logits[:, ~own], 0)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5])
