@@ -23,6 +23,7 @@ _RESULTS = (
     *(
         "setup_bytes",
         "client_flops",
+        "client_flops_total",
         "density",
         "rounds_per_second",
         "padding_efficiency",
