@@ -31,16 +31,22 @@ def page(claims: Sequence[Claim]) -> str:
 
 def _section(name: str, claims: Sequence[Claim]) -> str:
     rows = [_HEADINGS, ("---",) * len(_HEADINGS)]
-    rows += [(c.claim, c.paper, c.ours or "n/a", c.label, c.verdict, _source(c)) for c in claims]
+    rows += [(c.claim, c.paper, c.ours or "n/a", c.label, _verdict(c), _source(c)) for c in claims]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([f"## {name}", "", *lines, ""])
+
+
+def _verdict(claim: Claim) -> str:
+    return f"{claim.verdict}: {claim.note}" if claim.note else claim.verdict
 
 
 def _source(claim: Claim) -> str:
     """Where our figure comes from; a committed file as a link."""
     path, separator, rest = claim.source.removeprefix("experiments/").partition(", ")
-    if claim.source == LIVE or not separator:
+    if claim.source == LIVE:
         return claim.source
+    if not separator:
+        return f"{claim.source}: `{claim.command}`"
     return f"[{Path(path).name}]({path}), {rest}: `{claim.command}`"
 
 

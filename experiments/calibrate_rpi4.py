@@ -10,31 +10,17 @@ makes 16,384 activations each; only the size of the whole net is taken from the 
 
 import numpy as np
 
-from fedjax_masks.devices import DEVICES
+from fedjax_masks.claims.rpi4 import BATCH, DEVICES, IMAGES, LOGGED, MIB, ROUNDS, bytes_per_round
+from fedjax_masks.devices import DEVICES as PROFILES
 
-MIB = 2**20
-DEVICES_NUMBER, ROUNDS, IMAGES, BATCH = 2, 10, 500, 10
-ACTIVATIONS, ON_DEVICE = 16_384, 1_920
-LOGGED = {"classic": (581.0, 194.0), "split": (323.0, 1251.0), "EcoFed-type": (38.5, 78.4)}
 LATENCY = 0.05
 FORWARD_FLOPS = 2 * 32 * 32 * 27 * 64  # of the device's convolution, per image
 WRITTEN = 4 * 32 * 32 * 64  # bytes that it writes, per image
 
 
-def bytes_per_round() -> dict[str, float]:
-    """Up and down, of one device, in the mean over rounds."""
-    batches = IMAGES // BATCH
-    _, classic = LOGGED["classic"]
-    return {
-        "classic": classic * MIB / ROUNDS / DEVICES_NUMBER,
-        "split": 2 * 4 * IMAGES * ACTIVATIONS + 8 * IMAGES + 2 * 4 * ON_DEVICE,
-        "EcoFed-type": (IMAGES * ACTIVATIONS + 4 * batches + 8 * IMAGES) / 2,
-    }
-
-
 def main() -> None:
     """Calibrates, and prints the logs beside the clock."""
-    device, sizes = DEVICES["rpi4"], bytes_per_round()
+    device, sizes = PROFILES["rpi4"], bytes_per_round()
     batches = IMAGES // BATCH
     # Seconds of a round: 8 bytes / rate, server's, those of the whole net's forward pass, and what is known.
     forward = IMAGES * FORWARD_FLOPS / device.flops
@@ -54,7 +40,7 @@ def main() -> None:
     print("| run | logged, s | clock, s | logged, MiB | counted, MiB |\n|---|---|---|---|---|")
     for run, row in zip(LOGGED, matrix):
         seconds = ROUNDS * (row @ [per_mbit, server, whole] + known[run])
-        counted = sizes[run] * ROUNDS * DEVICES_NUMBER / MIB
+        counted = sizes[run] * ROUNDS * DEVICES / MIB
         print(f"| {run} | {LOGGED[run][0]:g} | {seconds:.1f} | {LOGGED[run][1]:g} | {counted:.1f} |")
 
 

@@ -144,23 +144,6 @@ def test_an_upload_has_the_bytes_of_the_formula(quantized):
     np.testing.assert_array_equal(metrics.bytes_up[0], formula)
 
 
-@pytest.mark.parametrize(
-    ("split", "device", "activations"),
-    [("conv1", 1_920, 16_384), ("conv2", 76_032, 8_192), ("conv4", 962_304, 4_096)],
-)
-def test_vgg11_is_cut_into_the_published_sizes(split, device, activations):
-    """Wu et al. 2024, arXiv 2304.05495; 500 images per client in batches of 10."""
-    task = synthetic_task((32, 32, 3), 10, [500], test_per_client=1)
-    model = fm.models.vgg11(task, norm="batch")
-    algorithm = fm.ecofed(model, SGD, batch_size=10, split=split)
-    state = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0))
-    count = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
-    assert count(state.common) == device
-    assert count(state.common) + count(state.server.params) == 34_440_970
-    assert state.server.cached.values.shape[:3] == (1, 50, 10)
-    assert count(state.server.cached.values) == 500 * activations
-
-
 @pytest.mark.parametrize("split", ["dense9", "dense2", ""])
 def test_a_model_is_cut_only_where_it_can_be(split, model):
     with pytest.raises(UserError, match=r"split='.*': unknown; .*accepted are conv1, conv2, dense1"):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_masks.claims.nets import NETS, Net, parameter_count
 from fedjax_masks.models import MODELS, build_model, mlp, resnet18, resnet20, vgg11, vgg16
 from fedjax_masks.models.layers import adaptive_average_pool, max_pool, relu_max_pool
 
@@ -47,24 +48,16 @@ def images(task, batch=3, seed=1):
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "options", "count"),
+    "net",
     [
-        ("lenet", MNIST, {}, 431_080),
-        ("cifar-cnn", CIFAR, {}, 64_102),
-        ("femnist-cnn", problem(28, 28, 1, classes=62), {}, 1_206_590),
-        ("mlp", problem(561, classes=6), {"hidden": (1024, 512)}, 1_103_366),
-        ("vgg11", CIFAR, {}, 34_440_970),
-        ("vgg16", CIFAR, {}, 134_301_514),
-        ("vgg16", problem(32, 32, 3, classes=64), {}, 134_522_752),
-        ("resnet18", CIFAR, {}, 11_173_962),
-        ("resnet34", CIFAR, {}, 21_282_122),
-        ("resnet20", CIFAR, {}, 269_722),
-        ("resnet32", CIFAR, {}, 464_154),
+        *NETS,
+        Net("", "femnist-cnn", (28, 28, 1), 62, 1_206_590),
+        Net("", "resnet34", (32, 32, 3), 10, 21_282_122),
     ],
+    ids=lambda net: f"{net.name}-{net.num_classes}",
 )
-def test_published_parameter_counts(name, task, options, count):
-    model = build_model(name, task, **options)
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(model))) == count
+def test_published_parameter_counts(net):
+    assert parameter_count(net.build()) == net.parameters
 
 
 def test_vgg16_weights_alone():

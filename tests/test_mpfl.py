@@ -1,6 +1,5 @@
 """MPFL against its paper: votes, schedules, rewinding, what travels, and the smaller model."""
 
-from types import SimpleNamespace
 from typing import get_args
 
 import cases
@@ -18,7 +17,7 @@ from fedjax_masks.algorithms.mpfl import RuleName, filter_norms, keep_largest
 from fedjax_masks.compaction import compact
 from fedjax_masks.consensus import RULES
 from fedjax_masks.masks import prune
-from fedjax_masks.models import build_model, cnn, mlp, prunable_kernels, vgg11
+from fedjax_masks.models import cnn, mlp, prunable_kernels, vgg11
 
 SGD = optax.sgd(0.05, momentum=0.9)
 N = 10
@@ -107,49 +106,6 @@ def test_a_client_prunes_its_smallest_living_filters(living, share, pruned):
     kept = np.asarray(keep_largest(jnp.array(norms, jnp.float32), jnp.array(alive), share))
     smallest = [i for i in np.argsort(norms) if alive[i]][:pruned]
     np.testing.assert_array_equal(kept, alive & ~np.isin(np.arange(2 * living), smallest))
-
-
-CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)  # VGG11
-
-
-def schedule(rule, disagreement, share=0.1, seed=0):
-    """Sparsity in per cent after each iteration, with noisy copies of one ranking for the clients."""
-    rng = np.random.default_rng(seed)
-    scores = [rng.normal(size=c) + disagreement * rng.normal(size=(N, c)) for c in CHANNELS]
-    masks, sparsity = [np.ones(c, bool) for c in CHANNELS], []
-    for t in range(10):
-        for layer, score in enumerate(scores):
-            alive = masks[layer]
-            number = 0 if t == 0 else round(share * alive.sum())
-            votes = np.zeros(alive.size, int)
-            for own in score:
-                votes += alive
-                votes[np.argsort(np.where(alive, own, np.inf), kind="stable")[:number]] -= 1
-            masks[layer] = np.array(decide(rule, votes, t * share, norms=alive), bool)
-        sparsity.append(100 * (1 - np.concatenate(masks).mean()))
-    return [sparsity[t] for t in (1, 2, 3, 5, 9)], next((t for t in range(10) if sparsity[t] > 90), None)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_schedule_of_identical_ranks(rule):
-    got, _ = schedule(rule, 0.0)
-    expected = [10, 20, 30, 50, 90] if rule == "topk" else [10, 19, 27, 41, 61]
-    np.testing.assert_allclose(got, expected, atol=0.5)
-
-
-@pytest.mark.parametrize(
-    ("rule", "expected", "over_90"),
-    [
-        ("dynamic", [17, 35, 52, 77], (7, 8)),
-        ("majority", [9, 18, 24, 35, 50], (None,)),
-        ("topk", [10, 20, 30, 50, 90], (9,)),
-    ],
-)
-def test_schedule_of_moderately_different_ranks(rule, expected, over_90):
-    """Noise of a fifth of the spread of what the clients have in common."""
-    got, first = schedule(rule, 0.2)
-    np.testing.assert_allclose(got[: len(expected)], expected, atol=1.5)
-    assert first in over_90
 
 
 @pytest.fixture(scope="module")
@@ -269,49 +225,6 @@ def test_pruned_weights_never_move(model, task, filters, optimizer, prune_bias):
         if kernel.norm and not prune_bias:
             shift = kernel.norm_paths[1]
             assert (trees.get(after, shift) != trees.get(before, shift))[~kept].all()
-
-
-CIFAR = SimpleNamespace(input_shape=(32, 32, 3), num_classes=10)
-
-
-def shapes_of(name, **options):
-    model = build_model(name, CIFAR, **options)
-    return model, jax.eval_shape(model.init, jax.random.key(0))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "strict", "by_tensor"),
-    [
-        ("vgg11", {"norm": None}, 2_752, 21_908),
-        ("resnet18", {}, 4_800, 24_020),
-        ("resnet34", {}, 8_512, 42_580),
-    ],
-)
-def test_bits_of_a_mask(name, options, strict, by_tensor):
-    """Strict: one bit per filter. By tensor: per output of every tensor that the authors' helper sees."""
-    model, params = shapes_of(name, **options)
-    algorithm = fm.mpfl_search(model, SGD)
-    state = jax.eval_shape(lambda key: algorithm.init(key, None), jax.random.key(0))
-    assert payload.static_bits(state.server.filters) == strict
-    outputs = sum(leaf.shape[-1] for leaf in jax.tree.leaves(params))
-    # Running means and variances, which our normalisation does not have.
-    statistics = 2 * sum(kernel.outputs for kernel in model.kernels if kernel.norm)
-    assert outputs + statistics == by_tensor
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "elsewhere", "megabytes"),
-    [
-        # torchvision's classifier reads 7 x 7 pixels where ours reads 2 x 2.
-        ("vgg11", {"norm": None}, (49 - 4) * 512 * 4096, 515.2),
-        # Its stem is 7 x 7 and not 3 x 3; and it keeps running statistics.
-        ("resnet18", {}, (49 - 9) * 3 * 64 + 2 * 4_800, 44.8),
-        ("resnet34", {}, (49 - 9) * 3 * 64 + 2 * 8_512, 85.2),
-    ],
-)
-def test_dense_models_are_as_large_as_published(name, options, elsewhere, megabytes):
-    _, params = shapes_of(name, **options)
-    assert round(4 * (trees.size(params) + elsewhere) / 1e6, 1) == megabytes
 
 
 @pytest.mark.parametrize("prune_bias", [False, True])

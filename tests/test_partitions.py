@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_masks.claims.divisions import CLASSES, DIVISION, balanced
 from fedjax_masks.data import MODIFIERS, PARTITIONS, label_histogram, load_task, rows_of, task_from_arrays
 from fedjax_masks.data.specs import parse
 
@@ -24,14 +25,6 @@ TEXTS = [
 ]
 
 
-def balanced(per_class, classes=10, **kwargs):
-    """A task whose every example can be told from any other by its features."""
-    labels = np.tile(np.arange(classes), per_class)
-    rows = np.arange(len(labels), dtype=np.float32)[:, None]
-    test = np.repeat(np.arange(classes), 100)
-    return task_from_arrays(rows, labels, np.arange(len(test), dtype=np.float32)[:, None], test, **kwargs)
-
-
 def toy(text, clients=6, seed=0):
     rng = np.random.default_rng(1)
     x, y = rng.random((400, 4, 4, 1)), rng.integers(5, size=400)
@@ -42,10 +35,9 @@ def toy(text, clients=6, seed=0):
 
 def test_dirichlet_matches_the_published_draw():
     task = balanced(5000, clients=10, partition="dirichlet:0.1", seed=2020)
-    assert task.train.sizes.tolist() == [4096, 5674, 4534, 476, 5052, 5256, 7867, 6039, 5711, 5295]
-    histogram = label_histogram(task)
-    assert histogram[5].tolist() == [0, 0, 1, 0, 0, 0, 0, 4183, 1072, 0]
-    assert histogram[3].tolist() == [0, 0, 74, 3, 3, 37, 0, 0, 288, 71]
+    assert tuple(task.train.sizes) == DIVISION
+    for client, classes in CLASSES.items():
+        assert tuple(label_histogram(task)[client]) == classes
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -1,10 +1,10 @@
 """Published figures beside ours: ``fedjax-masks claims``."""
 
-from fedjax_masks.claims import adp, ecofed, fedmask, fedskel, mpfl
+from fedjax_masks.claims import adp, baselines, ecofed, fedmask, fedskel, mpfl
 from fedjax_masks.claims.claim import Claim
 from fedjax_masks.claims.table import print_claims
 
-_SYSTEMS = (fedmask, fedskel, mpfl, adp, ecofed)
+_SYSTEMS = (fedmask, fedskel, mpfl, adp, ecofed, baselines)
 
 
 def all_claims() -> list[Claim]:

@@ -1,6 +1,7 @@
 """What a row of the claims is, and where long runs have left their results."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,8 +24,9 @@ class Claim(NamedTuple):
       label: ``exact``: counted; ``measured``: timed, as a ratio, on one machine; ``trend``: an order of
         accuracies on the data at hand, with 95 % confidence intervals over seeds.
       verdict: ``met``, ``missed`` or ``not reproducible here``.
-      command: What produces our figure.
+      command: What produces our figure, or what comes nearest to it.
       source: Where it was produced: just now, or the file, the commit and the machine.
+      note: Of a figure that is not met: why; where there is none, what it would take, and what comes nearest.
     """
 
     system: str
@@ -35,6 +37,7 @@ class Claim(NamedTuple):
     verdict: Verdict
     command: str
     source: str
+    note: str = ""
 
     def as_json(self) -> dict[str, str | None]:
         """The fields by name; the label is the ``class``."""
@@ -55,12 +58,86 @@ class Results(NamedTuple):
     source: str
 
 
-def counted(system: str, claim: str, paper: float, ours: float, unit: str, *, digits: int = 0) -> Claim:
-    """A figure that is counted on the spot, and must be the published one to its last digit."""
-    met = round(ours, digits) == paper
-    command = "fedjax-masks claims"
-    texts = [f"{value:,.{digits}f} {unit}".strip() for value in (paper, ours)]
-    return Claim(system, claim, texts[0], texts[1], "exact", "met" if met else "missed", command, LIVE)
+def counted(
+    system: str, claim: str, paper: float, ours: float, unit: str, *, digits: int = 0, why: str = ""
+) -> Claim:
+    """A figure that is counted on the spot, and must be the published one to its last digit.
+
+    Args:
+      system: The algorithm.
+      claim: What is claimed.
+      paper: The published figure.
+      ours: Ours.
+      unit: Of both.
+      digits: Behind the decimal point, of the published figure.
+      why: They differ, if they do.
+    """
+    paper_text, our_text = (f"{value:,.{digits}f} {unit}".strip() for value in (paper, ours))
+    note = f"off by {ours - paper:+,.{digits + 1}f} {unit}".strip() + (f": {why}" if why else "")
+    return _live(system, claim, paper_text, our_text, "" if round(ours, digits) == paper else note)
+
+
+def bounded(
+    system: str,
+    claim: str,
+    paper: str,
+    ours: float,
+    unit: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    digits: int = 2,
+    why: str = "",
+) -> Claim:
+    """A figure that is counted on the spot, and must lie between bounds.
+
+    Args:
+      system: The algorithm.
+      claim: What is claimed.
+      paper: The published bound, with its unit.
+      ours: Our figure.
+      unit: Of our figure.
+      low: What it must be at least.
+      high: What it must be at most.
+      digits: Behind the decimal point.
+      why: It lies outside, if it does.
+    """
+    excess = max(low - ours, ours - high)
+    note = f"by {excess:,.{digits}f} {unit}".strip() + (f": {why}" if why else "")
+    return _live(system, claim, paper, f"{ours:,.{digits}f} {unit}".strip(), "" if excess <= 0 else note)
+
+
+def listed(
+    system: str,
+    claim: str,
+    paper: Sequence[int],
+    ours: Sequence[float],
+    unit: str = "",
+    *,
+    within: float = 0.5,
+) -> Claim:
+    """Several whole figures that are counted on the spot.
+
+    Args:
+      system: The algorithm.
+      claim: What is claimed.
+      paper: The published figures.
+      ours: Ours.
+      unit: Of all.
+      within: How far each of ours may be from the published one.
+    """
+    paper_text, our_text = (
+        f"{', '.join(f'{value:.0f}' for value in values)} {unit}".strip() for values in (paper, ours)
+    )
+    furthest = max(abs(a - b) for a, b in zip(ours, paper, strict=True))
+    note = f"off by up to {furthest:.1f} {unit}".strip()
+    return _live(system, claim, paper_text, our_text, "" if furthest <= within else note)
+
+
+def _live(system: str, claim: str, paper: str, ours: str, note: str) -> Claim:
+    """A figure that is counted on the spot, and met where there is nothing to note."""
+    verdict: Verdict = "missed" if note else "met"
+    return Claim(system, claim, paper, ours, "exact", verdict, "fedjax-masks claims", LIVE, note)
 
 
 def from_results(
@@ -70,6 +147,8 @@ def from_results(
     label: Label,
     file: str,
     judge: Callable[[Sequence[dict[str, Any]]], tuple[str, bool]],
+    *,
+    why: str = "",
 ) -> Claim:
     """A figure from a committed file.
 
@@ -80,13 +159,29 @@ def from_results(
       label: Its class.
       file: The file's name under ``experiments/results``.
       judge: The file's lines to our figure, and whether it meets the claim.
+      why: It does not, if so.
     """
     found = results(file)
     if found is None:
         source = f"there is no finished experiments/results/{file} here"
-        return Claim(system, claim, paper, None, label, "not reproducible here", "", source)
+        return unreachable(system, claim, paper, label, source, "fedjax-masks claims, in the source tree")
     ours, met = judge(found.lines)
-    return Claim(system, claim, paper, ours, label, "met" if met else "missed", found.command, found.source)
+    verdict, note = ("met", "") if met else ("missed", why)
+    return Claim(system, claim, paper, ours, label, verdict, found.command, found.source, note)
+
+
+def unreachable(system: str, claim: str, paper: str, label: Label, why: str, nearest: str) -> Claim:
+    """A published figure to which there is none of ours.
+
+    Args:
+      system: The algorithm.
+      claim: What is claimed.
+      paper: The published figure.
+      label: Its class.
+      why: What it would take, and what of ours comes nearest.
+      nearest: The command that produces the latter.
+    """
+    return Claim(system, claim, paper, None, label, "not reproducible here", nearest, "no run of ours", why)
 
 
 def results(file: str) -> Results | None:

@@ -6,7 +6,7 @@ from fedjax_masks.claims.claim import Claim
 
 
 def print_claims(claims: Sequence[Claim]) -> None:
-    """Prints a table, and below it where what was not counted on the spot comes from."""
+    """Prints a table; below it why what is not met is not, and where what was not counted comes from."""
     from rich.console import Console
     from rich.table import Table
 
@@ -20,5 +20,10 @@ def print_claims(claims: Sequence[Claim]) -> None:
         table.add_row(*cells, f"[{colour}]{row.verdict}[/{colour}]")
     console = Console()
     console.print(table)
+    for row in claims:
+        if row.note:
+            console.print(
+                f"{row.verdict}: {row.system}, {row.claim}: {row.note}", markup=False, highlight=False
+            )
     for source, command in dict.fromkeys((row.source, row.command) for row in claims):
         console.print(f"{source}: {command}" if command else source, markup=False, highlight=False)
