@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FedMask, as published and with scores kept, beside FedAvg and local training; three seeds.
+# FedMask, as published and with scores kept, beside FedAvg, local training and Top-k; three seeds.
 # Usage: fedmask_accuracy.sh OUT [--data-dir DIR]
 set -euo pipefail
 out=$1
@@ -22,4 +22,5 @@ for seed in 0 1 2; do
         done
         run fedmask-keep-scores "$dataset" "$model" $seed --algorithm fedmask --set algorithm.keep_scores=true
     done
+    run topk cifar10 cifar-cnn $seed --algorithm topk
 done
