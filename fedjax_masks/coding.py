@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 4096
+BLOCK = 2**14
 
 Segment = tuple[np.ndarray, int]
 """``uint8[ceil(n / 8)]`` with ``n`` bits, the most significant first, then zeros; and ``n``."""
