@@ -343,6 +343,10 @@ def test_missing_data_sets_are_named_and_never_downloaded(tmp_path, monkeypatch)
         load_task("tiney", data_dir=tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         load_task("mnist", data_dir=tmp_path / "none")
+    (tmp_path / "above").mkdir()
+    (tmp_path / "tiny").rename(tmp_path / "above" / "tiny")
+    with pytest.raises(ValueError, match=f"did you mean data_dir '{tmp_path / 'above'}'"):
+        load_task("tiny", data_dir=tmp_path)
 
 
 def test_unknown_names_are_answered_with_near_ones(tmp_path, monkeypatch):

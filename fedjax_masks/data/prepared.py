@@ -6,6 +6,7 @@ later loads neither decode nor import tensorflow-datasets.
 
 import difflib
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ import numpy as np
 from fedjax_masks.data.cache import cached
 from fedjax_masks.data.catalog import DATASETS
 from fedjax_masks.data.examples import Examples, Source, hold_out
+from fedjax_masks.errors import unlogged
 
+_LOGGER = logging.getLogger("fedjax_masks")
 _INFO = "dataset_info.json"
 _NAME = re.compile(r"[a-z]\w*(/\w[\w.\-]*)?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
@@ -62,7 +65,9 @@ def _find(name: str, data_dir: str | Path | None) -> Path:
         raise ValueError(f"data set '{name}': data_dir '{root}' is not a folder")
     there = sorted({_label(path.parent, root) for path in root.glob(f"**/{_INFO}")})
     found = f"prepared there: {', '.join(there)}" if there else "nothing is prepared there"
-    raise ValueError(f"data set '{name}': not in data_dir '{root}'; {found}{_nearest(name, there)}")
+    deeper = [label.removesuffix(name) for label in there if label.endswith(f"/{name}")]
+    meant = f"; did you mean data_dir '{root / deeper[0]}'?" if deeper else _nearest(name, there)
+    raise ValueError(f"data set '{name}': not in data_dir '{root}'; {found}{meant}")
 
 
 def _newest(folder: Path) -> Path | None:
@@ -101,10 +106,15 @@ def _prepare(name: str) -> Path:
             f"data set '{name}': unknown{_nearest(name, [*DATASETS, *builders])}; accepted: {names}, "
             "or another of tensorflow-datasets"
         )
+    where = library_folder()
+    _LOGGER.warning(
+        "data set '%s': not in %s, so it is downloaded; data_dir names another folder", name, where
+    )
     try:
-        # The one format that is read without TensorFlow.
-        builder = tfds.builder(name, file_format="array_record")
-        builder.download_and_prepare()
+        with unlogged("urllib3.connectionpool"):
+            # The one format that is read without TensorFlow.
+            builder = tfds.builder(name, file_format="array_record")
+            builder.download_and_prepare()
         return Path(builder.data_dir)
     except Exception as error:  # downloads, archives and builders fail in ways of their own
         raise ValueError(f"data set '{name}': could not be downloaded and prepared: {_line(error)}") from None
