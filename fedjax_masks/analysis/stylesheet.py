@@ -21,7 +21,7 @@ _STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
  font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:1180px;margin:0 auto;padding:40px 28px 56px}
+main{max-width:1256px;margin:0 auto;padding:40px 28px 56px}
 h1{font-size:1.85rem;line-height:1.2;margin:0 0 .4rem;letter-spacing:-.015em;overflow-wrap:anywhere}
 h2{font-size:1.05rem;line-height:1.3;margin:0 0 .35rem}
 p{margin:0}
