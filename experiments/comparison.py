@@ -23,7 +23,10 @@ from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
 
 SYSTEMS = ("fedmask", "fedskel", "mpfl", "adp", "ecofed")
-COLUMNS = ("personal accuracy, %", "global accuracy, %", "MB up", "MB down", "÷ FedAvg's", "MB once", "GFLOP")
+COLUMNS = (
+    *("personal accuracy, %", "of clients that trained, %", "global accuracy, %"),
+    *("MB up", "MB down", "÷ FedAvg's", "MB once", "GFLOP"),
+)
 
 Groups = dict[str, list[dict]]
 
@@ -69,6 +72,7 @@ def cells(runs: Sequence[dict], dense: float) -> list[str]:
     flops = fmean(each(run, "client_flops_total") for run in runs)
     return [
         interval(personal(runs)),
+        interval(personal(runs, "personal_accuracy_trained")),
         interval([100 * accuracy for accuracy in everywhere if accuracy is not None]),
         *(f"{cost / 1e6:.4f}" for cost in costs),
         f"{fmean(map(sent, runs)) / dense:.3f}",
@@ -77,9 +81,9 @@ def cells(runs: Sequence[dict], dense: float) -> list[str]:
     ]
 
 
-def personal(runs: Sequence[dict]) -> list[float]:
+def personal(runs: Sequence[dict], key: str = "last_personal_accuracy_mean") -> list[float]:
     """The mean accuracy over the clients, each on its own test data, of every run, in percent."""
-    return [100 * run["last_personal_accuracy_mean"] for run in runs]
+    return [100 * run[key] for run in runs]
 
 
 def each(run: dict, key: str) -> float:
@@ -104,17 +108,23 @@ def figure(files: Sequence[Path], out: Path) -> None:
 
 
 def draw(accuracy: Axes, cost: Axes, groups: Groups) -> None:
-    """Bars of accuracies, with 95 % confidence intervals over seeds, and of bytes."""
+    """Bars of accuracies, with 95 % confidence intervals over seeds, and points for bytes per client.
+
+    A circle is the mean over the clients that took part in any round.
+    """
     places = np.arange(len(groups))[::-1]
     colors = [PALETTE[0] if name.startswith(SYSTEMS) else BASELINE for name in groups]
     found = [personal(runs) for runs in groups.values()]
     means, halves = [fmean(values) for values in found], [half_width(values) for values in found]
     accuracy.barh(places, means, color=colors, height=0.7)
     accuracy.errorbar(means, places, xerr=halves, fmt="none", ecolor="black", elinewidth=1)
+    trained = [fmean(personal(runs, "personal_accuracy_trained")) for runs in groups.values()]
+    accuracy.plot(trained, places, "o", color="white", markeredgecolor="black", markersize=4)
     accuracy.set(xlabel="personal accuracy, %", xlim=(0, 100))
     accuracy.set_yticks(places, list(groups))
-    cost.barh(places, [fmean(map(sent, runs)) / 1e6 for runs in groups.values()], color=colors, height=0.7)
-    cost.set(xlabel="MB per client and round", xscale="log")
+    # On a logarithmic scale, a bar's length would mean nothing.
+    cost.scatter([fmean(map(sent, runs)) / 1e6 for runs in groups.values()], places, color=colors, s=25)
+    cost.set(xlabel="MB a round", xscale="log")
     for ax in (accuracy, cost):
         ax.grid(axis="y", visible=False)
 
