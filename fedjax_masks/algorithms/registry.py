@@ -67,7 +67,7 @@ REGISTRY: dict[str, Entry] = {
     "fednova": Entry(fednova, "sgd", 0.03),
     "fedpm": Entry(fedpm, "adam", 0.1, prefix="score_"),
     "fedprox": Entry(fedprox, "sgd", 0.03),
-    "fedsgd": Entry(fedsgd, "sgd", 0.3),
+    "fedsgd": Entry(fedsgd, "sgd", 0.1),
     "fedskel": Entry(fedskel, "sgd", 0.03),
     "heterofl": Entry(heterofl, "sgd", 0.03),
     "lgfedavg": Entry(lgfedavg, "sgd", 0.03),
