@@ -51,9 +51,9 @@ def main() -> None:
 def table(file: Path) -> str:
     """A Markdown table of a file of lines; the best personal accuracy comes first."""
     groups = by_setting(file)
-    dense = fmean(map(sent, groups["fedavg"]))
+    (dense, *_) = (runs for runs in groups.values() if runs[0]["algorithm"]["name"] == "fedavg")
     rows = [("", *COLUMNS, "seeds"), ("---",) * (len(COLUMNS) + 2)]
-    rows += [(name, *cells(runs, dense), str(len(runs))) for name, runs in groups.items()]
+    rows += [(name, *cells(runs, fmean(map(sent, dense))), str(len(runs))) for name, runs in groups.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -61,7 +61,7 @@ def by_setting(file: Path) -> Groups:
     """Runs that differ only by seed, the best personal accuracy first."""
     groups: Groups = {}
     for run in lines(file):
-        groups.setdefault(run["run"].rpartition(",seed=")[0], []).append(run)
+        groups.setdefault(run["run"].partition(",seed=")[0], []).append(run)
     return dict(sorted(groups.items(), key=lambda item: -fmean(personal(item[1]))))
 
 
