@@ -225,7 +225,7 @@ def _others() -> list[Claim]:
                 f"personal accuracy against {other}'s on cifar10 (figure 10)",
                 f"82.7 % against {paper} %",
             ),
-            *("trend", "two-classes-cifar10.jsonl", judge(other)),
+            *("trend", "two_classes_cifar10.jsonl", judge(other)),
             why="two classes are easy to learn alone, and of a device's own mask the majority leaves little",
         )
         for other, paper in published.items()
