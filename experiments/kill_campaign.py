@@ -6,7 +6,7 @@ an old one deleted. When a run comes to its end, its last checkpoint is compared
 records one by one, with those of an uninterrupted run:
 
     python experiments/kill_campaign.py --kills 100 --rounds 150 > experiments/results/kill_campaign.json
-    python experiments/kill_campaign.py --states clients --kills 50 --rounds 100 \
+    python experiments/kill_campaign.py --states clients --kills 50 --rounds 60 \
         > experiments/results/kill_campaign_clients.json
 
 Prints one JSON object; exits with 1 where a resume failed or a result differs.

@@ -210,7 +210,7 @@ def make_batch(
     def on_global(state: State, examples: arrays.Examples) -> jax.Array:
         def one(examples: arrays.Examples, run: Any) -> jax.Array:
             state, (values, _) = run
-            return global_correct(make(values), state, examples)
+            return global_correct(make(values), state, examples, inner)
 
         return _map_runs(one, examples, (state, settings), fitted)
 

@@ -163,7 +163,7 @@ def make_simulation(
 
     @partial(jax.jit, out_shardings=place)
     def on_global(state: State, examples: arrays.Examples) -> jax.Array:
-        return global_correct(algorithm, state, examples)[None]
+        return global_correct(algorithm, state, examples, fitted)[None]
 
     @partial(jax.jit, out_shardings=place)
     def on_personal(state: State, examples: arrays.Examples, rows: Rows) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.simulation.arrays import Examples, test_examples
-from fedjax_masks.simulation.layout import Block, Rows, lay_out, map_clients
+from fedjax_masks.simulation.layout import EVERYWHERE, SPLIT, Block, Rows, lay_out, map_clients, over_devices
 from fedjax_masks.simulation.packing import Packing
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.records import Evaluation
@@ -20,19 +20,28 @@ from fedjax_masks.simulation.residence import Residence
 EVAL_BATCH = 100
 
 
-def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Examples) -> jax.Array:
-    """``bool[num_test]``: which test examples the global model classifies correctly."""
+def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Examples, plan: Plan) -> jax.Array:
+    """``bool[num_test]``: which test examples the global model classifies correctly.
+
+    The plan's devices share the batches.
+    """
     predict = algorithm.predict_global
     assert predict is not None
-    num, batch = len(examples.labels), EVAL_BATCH
-    starts = jnp.arange(0, num, batch)
+    num = len(examples.labels)
+    batches = -(-num // (EVAL_BATCH * plan.devices)) * plan.devices
 
-    def one_batch(start: jax.Array) -> jax.Array:
-        rows = jnp.minimum(start + jnp.arange(batch), num - 1)
-        logits = predict(state.common, state.server, examples.inputs[rows])
-        return jnp.argmax(logits, -1) == examples.labels[rows]
+    def on_device(shared: Any, starts: jax.Array) -> jax.Array:
+        common, server, inputs, labels = shared
 
-    return jax.lax.map(one_batch, starts).ravel()[:num]
+        def one_batch(start: jax.Array) -> jax.Array:
+            rows = jnp.minimum(start + jnp.arange(EVAL_BATCH), num - 1)
+            return jnp.argmax(predict(common, server, inputs[rows]), -1) == labels[rows]
+
+        return jax.lax.map(one_batch, starts)
+
+    shared = (state.common, state.server, examples.inputs, examples.labels)
+    starts = EVAL_BATCH * jnp.arange(batches)
+    return over_devices(on_device, plan, (EVERYWHERE, SPLIT), SPLIT)(shared, starts).ravel()[:num]
 
 
 def personal_correct(

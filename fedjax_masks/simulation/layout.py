@@ -17,6 +17,7 @@ from fedjax_masks.algorithm import ONE_TIER, ClientIndex, Tiers
 from fedjax_masks.simulation.plan import Plan
 
 AXIS = "clients"
+EVERYWHERE, SPLIT = PartitionSpec(), PartitionSpec(AXIS)
 
 
 class Rows(NamedTuple):
@@ -59,7 +60,7 @@ def placement(plan: Plan) -> Any:
     """Where arrays lie between rounds: one device, or a copy on each."""
     if plan.devices == 1:
         return SingleDeviceSharding(jax.local_devices()[0])
-    return NamedSharding(device_mesh(plan), PartitionSpec())
+    return NamedSharding(device_mesh(plan), EVERYWHERE)
 
 
 def put(tree: Any, place: Sharding) -> Any:
@@ -169,16 +170,17 @@ def map_clients(
             total = jax.lax.psum(total, AXIS)
         return total, jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), outs)
 
+    mapped = over_devices(on_device, plan, (EVERYWHERE, SPLIT, SPLIT), (EVERYWHERE, SPLIT))
+    return mapped(shared, rows, states)
+
+
+def over_devices(
+    function: Callable[..., Any], plan: Plan, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """``function`` on each of a plan's devices, every one with its part of what is :data:`SPLIT`."""
     if plan.devices == 1:
-        return on_device(shared, rows, states)
-    everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+        return function
     # Algorithms know nothing of devices, so their loops start from values that jax would not
     # count as varying over the mesh; its check is for code that does know.
-    spread = jax.shard_map(
-        on_device,
-        mesh=device_mesh(plan),
-        in_specs=(everywhere, split, split),
-        out_specs=(everywhere, split),
-        check_vma=False,
-    )
-    return spread(shared, rows, states)
+    mesh = device_mesh(plan)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import NamedSharding, Sharding
 
 from fedjax_masks import trees
-from fedjax_masks.simulation.layout import AXIS, Rows
+from fedjax_masks.simulation.layout import SPLIT, Rows
 from fedjax_masks.simulation.memory import available_bytes, peak_bytes
 from fedjax_masks.simulation.packing import Packing, packing_of
 from fedjax_masks.simulation.store import Store
@@ -101,7 +101,7 @@ def on_device(shapes: Any, num_clients: int, *, split: bool = False) -> Residenc
     def sharding(place: Sharding) -> Sharding:
         if not (split and isinstance(place, NamedSharding)) or num_clients % place.mesh.size:
             return place
-        return NamedSharding(place.mesh, PartitionSpec(AXIS))
+        return NamedSharding(place.mesh, SPLIT)
 
     return Residence(
         name="mesh" if split else "device",
