@@ -4,6 +4,7 @@ A hook of mkdocs, so that the site is never behind the results; ``python docs/ma
 the page.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,33 @@ def page(claims: Sequence[Claim]) -> str:
     groups: dict[str, list[Claim]] = {claim.system: [] for claim in claims}
     for claim in claims:
         groups[claim.system].append(claim)
-    return "\n".join([_PREFACE, *(_section(name, group) for name, group in groups.items())])
+    return "\n".join([_PREFACE, *(_section(name, group) for name, group in groups.items()), _recipes()])
 
 
 def _section(name: str, claims: Sequence[Claim]) -> str:
-    rows = [_HEADINGS, ("---",) * len(_HEADINGS)]
-    rows += [(c.claim, c.paper, c.ours or "n/a", c.label, _verdict(c), _source(c)) for c in claims]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([f"## {name}", "", *lines, ""])
+    rows = [(c.claim, c.paper, c.ours or "n/a", c.label, _verdict(c), _source(c)) for c in claims]
+    return _table(name, _HEADINGS, rows)
+
+
+def _recipes() -> str:
+    """What recipes with results expect, beside what came out."""
+    sys.path.insert(0, str(_EXPERIMENTS))
+    from common import lines
+    from expected import read_expected, results_of, row
+
+    headings = ("recipe", "class", "what", "expected", "found", "")
+    rows = []
+    for recipe in sorted(_EXPERIMENTS.glob("*.toml")):
+        if results_of(recipe).is_file():
+            runs = lines(results_of(recipe))
+            rows += [(recipe.stem, *row(one, runs)) for one in read_expected(recipe)]
+    return _table("Recipes: expected and found", headings, rows)
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [headings, ("---",) * len(headings), *rows]
+    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in one) + " |" for one in cells]
+    return "\n".join([f"## {title}", "", *text, ""])
 
 
 def _verdict(claim: Claim) -> str:

@@ -3,18 +3,20 @@
     python experiments/collect.py runs/fashion_mnist/* > experiments/results/fedmask_fashion_mnist.jsonl
 
 Bytes are exact; accuracies are of one run; seconds depend on the machine. Of runs that are named like
-``fedavg-0``, with the seed behind the last dash, it also prints a table, mean and 95 % confidence
-interval over the seeds:
+``fedavg-0`` or ``fedavg,seed=0`` it also prints a table, mean and 95 % confidence interval over the
+seeds; bytes are divided by FedAvg's, or by those of the first run where there is no FedAvg:
 
     python experiments/collect.py --table experiments/results/fedskel_digits.jsonl
 """
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from common import lines
+from common import by_setting, lines
 
 from fedjax_masks.analysis.intervals import interval
 from fedjax_masks.simulation.cohorts import draw_cohort
@@ -52,7 +54,7 @@ def line(directory: Path) -> dict:
     trained = took_part(config, len(summary["client_accuracy"]))
     chosen = (
         *("algorithm", "data", "model", "training", "pretraining", "devices", "rounds", "cohort", "seed"),
-        *("robust", "attack", "privacy", "chosen_plan", "versions"),
+        *("wire", "robust", "attack", "privacy", "chosen_plan", "versions"),
     )
     return {
         "run": directory.name,
@@ -77,33 +79,31 @@ def took_part(config: dict, clients: int) -> list[int]:
     return sorted({int(client) for ids in drawn for client in ids})
 
 
-def print_table(file: Path) -> None:
-    """Prints a Markdown table of a file of lines."""
-    groups: dict[str, list[dict]] = {}
-    for found in lines(file):
-        groups.setdefault(found["run"].rpartition("-")[0], []).append(found)
-    wanted = {
-        title: key for title, key in _ACCURACIES.items() if any(r[key] for g in groups.values() for r in g)
-    }
-    timed = [key for key in _TIMES if all(r.get(_TIMES[key]) for g in groups.values() for r in g)]
-    print("| | " + " | ".join([*wanted, *timed, "bytes ÷ FedAvg's", "seeds"]) + " |")
-    print("|---" * (len(wanted) + len(timed) + 3) + "|")
-    dense = groups["fedavg"][0]
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of lines."""
+    groups = by_setting(runs)
+    wanted = {title: key for title, key in _ACCURACIES.items() if any(run[key] for run in runs)}
+    timed = [key for key in _TIMES if all(run.get(_TIMES[key]) for run in runs)]
+    dense = "fedavg" if "fedavg" in groups else next(iter(groups))
+    whose = "FedAvg's" if dense == "fedavg" else f"{dense}'s"
+    titles = [*wanted, *timed, f"bytes ÷ {whose}", "seeds"]
+    rows = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name, group in groups.items():
         columns = ([100 * run[key] for run in group if run[key] is not None] for key in wanted.values())
-        share = [_bytes(run) / _bytes(dense) for run in group]
+        share = [_bytes(run) / _bytes(groups[dense][0]) for run in group]
         times = (interval([run[_TIMES[title]] for run in group], digits=2) for title in timed)
         cells = (name, *map(interval, columns), *times, interval(share, digits=4), str(len(group)))
-        print("| " + " | ".join(cells) + " |")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
-def _bytes(run: dict) -> int:
+def _bytes(run: Mapping[str, Any]) -> int:
     return run["bytes_up_total"] + run["bytes_down_total"]
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--table":
-        print_table(Path(sys.argv[2]))
+        print(table(lines(Path(sys.argv[2]))))
     else:
         for argument in sys.argv[1:]:
             print(json.dumps(line(Path(argument))))

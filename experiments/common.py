@@ -1,7 +1,10 @@
 """What the experiments share: files of results that are only ever appended to."""
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def lines(path: Path) -> list[dict]:
@@ -13,3 +16,11 @@ def append(path: Path, line: dict) -> None:
     """Adds a result to a file."""
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def by_setting(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Runs by what they are seeds of: of ``fedavg-0`` or ``fedavg,seed=0``, ``fedavg``."""
+    settings: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        settings.setdefault(re.sub(r"(-|,seed=)\d+$", "", run["run"]), []).append(run)
+    return settings

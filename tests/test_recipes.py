@@ -1,14 +1,24 @@
-"""The sweeps in ``experiments`` are accepted, and the settings of the largest run, on little."""
+"""The sweeps in experiments/ are accepted, small ones run and give what they expect, and so does little of large ones."""
 
+import json
 from pathlib import Path
 
+import collect
+import expected
 import pytest
+from common import by_setting, lines
 
 from fedjax_masks.config import Config, as_dict, flat, make_config
 from fedjax_masks.experiment import run_experiment
 from fedjax_masks.grid import read_sweep
+from fedjax_masks.sweep import run_sweep
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+RECIPES = sorted(EXPERIMENTS.glob("*.toml"))
+TINY = [recipe for recipe in RECIPES if recipe.stem.endswith("-tiny")]
+WITH_RESULTS = [recipe for recipe in RECIPES if expected.results_of(recipe).is_file()]
+
+
 LITTLE = {
     "data.name": "digits",
     "data.partition": "shards:2",
@@ -36,9 +46,70 @@ LARGEST = [EXPERIMENTS / f"two-classes-{name}.toml" for name in ("cifar10", "fas
 SETTINGS = {job.setting: job.config for job in read_sweep(LARGEST[0])}
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
-def test_recipes_are_accepted(path):
-    assert read_sweep(path)
+def off(recipe, runs):
+    """What is not as the recipe expects."""
+    return [
+        expected.row(line, runs) for line in expected.read_expected(recipe) if not expected.is_met(line, runs)
+    ]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_recipe_expects_figures_of_its_own_settings(recipe):
+    settings = by_setting([{"run": job.name} for job in read_sweep(recipe)])
+    for line in expected.read_expected(recipe):
+        assert {line.ours, line.theirs} <= settings.keys()
+
+
+@pytest.mark.parametrize("recipe", WITH_RESULTS, ids=lambda recipe: recipe.stem)
+def test_committed_results_are_complete_and_as_expected(recipe):
+    runs = lines(expected.results_of(recipe))
+    assert sorted(run["run"] for run in runs) == sorted(job.name for job in read_sweep(recipe))
+    assert not off(recipe, runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", TINY, ids=lambda recipe: recipe.stem)
+def test_a_small_recipe_runs_and_gives_what_it_expects(recipe, tmp_path):
+    jobs = run_sweep(recipe, tmp_path / "out", quiet=True)
+    runs = [collect.line(tmp_path / "out" / job.name) for job in jobs]
+    assert not off(recipe, runs)
+
+
+RUNS = [
+    {"run": f"{name},seed={seed}", "seed": seed, "bytes": number, "accuracy": 0.1 * seed + 0.01 * number}
+    for name, number in (("small", 25), ("whole", 100))
+    for seed in (1, 0)
+]
+
+
+def write(folder, text):
+    (folder / "recipe.toml").write_text(text)
+    return folder / "recipe.toml"
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("exact: bytes of small / whole = 0.25 +- 0", [0.25, 0.25]),
+        ("trend: accuracy of small - whole = -0.75 +- 0.01", [-0.75]),
+    ],
+)
+def test_what_is_exact_holds_for_each_seed_and_a_trend_in_the_mean(tmp_path, line, values):
+    (found,) = expected.read_expected(write(tmp_path, f"# expected {line}\nrounds = 3\n"))
+    assert expected.found_values(found, RUNS) == pytest.approx(values)
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match="about the same"):
+        expected.read_expected(write(tmp_path, "# expected trend: about the same\n"))
+
+
+@pytest.mark.parametrize(("share", "code"), [("0.25", 0), ("0.26", 1)])
+def test_the_command_ends_with_1_if_something_is_off(tmp_path, capsys, share, code):
+    recipe = write(tmp_path, f"# expected exact: bytes of small / whole = {share} +- 0.005\n")
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, RUNS)) + "\n")
+    assert expected.main(recipe, tmp_path / "runs.jsonl") == code
+    assert ("off" in capsys.readouterr().out) == bool(code)
 
 
 def test_the_two_largest_compare_the_same():
