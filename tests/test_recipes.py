@@ -1,4 +1,4 @@
-"""The sweeps in experiments/ are accepted, small ones run and give what they expect, and so does little of large ones."""
+"""The sweeps in experiments/ are accepted; small ones run and give what they expect, and a little of large ones."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ import expected
 import pytest
 from common import by_setting, lines
 
-from fedjax_masks.config import Config, as_dict, flat, make_config
+from fedjax_masks.config import Config, as_dict, make_config
 from fedjax_masks.experiment import run_experiment
 from fedjax_masks.grid import read_sweep
 from fedjax_masks.sweep import run_sweep
+from fedjax_masks.trees import flat
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 RECIPES = sorted(EXPERIMENTS.glob("*.toml"))
