@@ -1,4 +1,4 @@
-"""The sweeps in experiments/ are accepted; small ones run and give what they expect, and a little of large ones."""
+"""Sweeps in experiments/ are accepted; small ones give what they expect, and a little of large ones runs."""
 
 import json
 from pathlib import Path
