@@ -200,6 +200,7 @@ def test_corruption_changes_the_training_data_of_chosen_clients_only():
         ("corrupt_labels:1,x", "form corrupt_labels"),
         ("corrupt_labels:-1", "form corrupt_labels"),
         ("noise:-1", "form noise:SIGMA"),
+        ("noise:1e306", "form noise:SIGMA"),
         ("lotteryfl:2:0.25", "at most 35 clients"),
         ("shards:20", "at most 71 clients"),
         ("draw:0", "form draw:N"),

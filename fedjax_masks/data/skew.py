@@ -62,9 +62,9 @@ def client_ids(text: str) -> tuple[int, ...]:
 
 
 def sigma(text: str) -> float:
-    """Reads a finite number of at least 0."""
+    """Reads a number of at least 0, so small that noised inputs stay finite in float32."""
     value = float(text)
-    if not 0 <= value < float("inf"):
+    if not 0 <= value <= 1e30:
         raise ValueError
     return value
 
