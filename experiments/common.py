@@ -22,5 +22,5 @@ def by_setting(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
     """Runs by what they are seeds of: of ``fedavg-0`` or ``fedavg,seed=0``, ``fedavg``."""
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        settings.setdefault(re.sub(r"(-|,seed=)\d+$", "", run["run"]), []).append(run)
+        settings.setdefault(re.sub(r"(,seed=|(?<!e)-)\d+$", "", run["run"]), []).append(run)
     return settings

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from common import lines
+from common import by_setting, lines
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -50,19 +50,16 @@ def main() -> None:
 
 def table(file: Path) -> str:
     """A Markdown table of a file of lines; the best personal accuracy comes first."""
-    groups = by_setting(file)
+    groups = best_first(file)
     (dense, *_) = (runs for runs in groups.values() if runs[0]["algorithm"]["name"] == "fedavg")
     rows = [("", *COLUMNS, "seeds"), ("---",) * (len(COLUMNS) + 2)]
     rows += [(name, *cells(runs, fmean(map(sent, dense))), str(len(runs))) for name, runs in groups.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def by_setting(file: Path) -> Groups:
+def best_first(file: Path) -> Groups:
     """Runs that differ only by seed, the best personal accuracy first."""
-    groups: Groups = {}
-    for run in lines(file):
-        groups.setdefault(run["run"].partition(",seed=")[0], []).append(run)
-    return dict(sorted(groups.items(), key=lambda item: -fmean(personal(item[1]))))
+    return dict(sorted(by_setting(lines(file)).items(), key=lambda item: -fmean(personal(item[1]))))
 
 
 def cells(runs: Sequence[dict], dense: float) -> list[str]:
@@ -102,7 +99,7 @@ def figure(files: Sequence[Path], out: Path) -> None:
         whole = Figure(figsize=(7.6, 4.9), layout="constrained")
         for part, file in zip(whole.subfigures(1, len(files), squeeze=False)[0], files):
             accuracy, cost = part.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-            draw(accuracy, cost, by_setting(file))
+            draw(accuracy, cost, best_first(file))
             part.suptitle(lines(file)[0]["data"]["name"], fontsize="medium")
         whole.savefig(out, dpi=150)
 
