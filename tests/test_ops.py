@@ -76,9 +76,12 @@ def test_float32_error_is_rounding(lowering):
     with jax.enable_x64(True):
         exact = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, kernel, dy)]
         want = value_and_vjp(lambda x, k: reference(x, k, (1, 1), "VALID"), *exact)
+    # Of the mean square: the largest of thousands of errors depends on how a machine orders additions.
+    limit = 5e-7 if lowering == "winograd" else 1e-7
     for a, b in zip(got, want, strict=True):
         assert a.dtype == jnp.float32
-        assert np.abs(np.asarray(a) - np.asarray(b)).max() < 3e-6 * np.abs(np.asarray(b)).max()
+        error = np.asarray(a) - np.asarray(b)
+        assert np.sqrt(np.mean(error**2)) < limit * np.abs(np.asarray(b)).max()
 
 
 @pytest.mark.parametrize("lowering", OWN)
