@@ -19,6 +19,11 @@ _PREFACE = """# Results
 Published figures beside ours, as `fedjax-masks claims` prints them. A figure of ours is *exact*
 (counted), *measured* (a ratio of times on a named machine) or a *trend* (an order of accuracies, with
 95 % confidence intervals over seeds). [Experiments](experiments.md) has the recipes and all tables.
+
+![Personal accuracy and bytes of all algorithms](results/two_classes.png)
+
+*The five systems and their baselines, two classes per client, three seeds; what the marks mean, and accuracy,
+bytes and FLOPs as [tables](experiments.md#all-side-by-side).*
 """
 
 
