@@ -45,10 +45,10 @@ def _population(num_clients: int) -> tuple[FederatedAlgorithm, Task]:
     return fedmask(models.lenet(task), optax.sgd(100.0), epochs=1, batch_size=10, prune_ratio=1.0), task
 
 
-def _on_host(num_clients: int, chunk: int, plan: str, folder: str) -> Simulation:
+def _on_host(num_clients: int, cohort: int, chunk: int, plan: str, folder: str) -> Simulation:
     algorithm, task = _population(num_clients)
     storage = Storage(clients="host", path=Path(folder) / f"{num_clients}.rows")
-    return make_simulation(algorithm, task, cohort=_COHORT, chunk=chunk, plan=plan, storage=storage)
+    return make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan, storage=storage)
 
 
 def _rounds(simulation: Simulation, chunk: int) -> Callable[[], Any]:
@@ -78,7 +78,7 @@ def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     """
     chunk = max(1, min(2, rounds))
     with tempfile.TemporaryDirectory() as folder:
-        held = {number: _on_host(number, chunk, plan, folder) for number in _POPULATIONS}
+        held = {number: _on_host(number, _COHORT, chunk, plan, folder) for number in _POPULATIONS}
         turns = max(1, rounds // chunk)
         taken = measure.in_turns({n: _rounds(s, chunk) for n, s in held.items()}, turns)
         stores = {number: simulation.store for number, simulation in held.items()}
@@ -89,7 +89,7 @@ def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
             "rounds_per_s": round(chunk / statistics.median(taken[number]), 4),
             "relative": measure.speedup(taken[_POPULATIONS[0]], taken[number]),
             "store_mb": round(sizes[number] / 1e6, 3),
-            **_alone(_memory, number, chunk, plan),
+            **_alone(_memory, number, _COHORT, chunk, plan),
         }
     (simulation, *_) = held.values()
     assert simulation.store is not None
@@ -103,10 +103,10 @@ def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     }
 
 
-def _memory(num_clients: int, chunk: int, plan: str) -> dict[str, float]:
+def _memory(num_clients: int, cohort: int, chunk: int, plan: str) -> dict[str, float]:
     """Peak memory of a simulation of some rounds, and what was predicted before the first."""
     with tempfile.TemporaryDirectory() as folder:
-        simulation = _on_host(num_clients, chunk, plan, folder)
+        simulation = _on_host(num_clients, cohort, chunk, plan, folder)
         run = _rounds(simulation, chunk)
         predicted = measure.resident_mb() + simulation.memory_bytes / 1e6
         measure.forget_peak()
