@@ -9,6 +9,8 @@ from fedjax_masks.claims import all_claims, claim
 
 pytestmark = pytest.mark.xdist_group("claims")  # all rows are computed once
 
+pytestmark = pytest.mark.xdist_group("claims")  # counted once, by one worker
+
 MISSED = {
     "communication of Top-k with its indices, up (figure 10)",
     "less communication than Per-FedAvg, recognition of activities (abstract)",
