@@ -9,8 +9,6 @@ from fedjax_masks.claims import all_claims, claim
 
 pytestmark = pytest.mark.xdist_group("claims")  # all rows are computed once
 
-pytestmark = pytest.mark.xdist_group("claims")  # counted once, by one worker
-
 MISSED = {
     "communication of Top-k with its indices, up (figure 10)",
     "less communication than Per-FedAvg, recognition of activities (abstract)",
@@ -23,7 +21,7 @@ MISSED = {
 """What is counted and is not what was published; every row says why."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # the worker runs tests of other modules in between
 def claims():
     return all_claims()
 
