@@ -73,8 +73,8 @@ def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
 
     Returns:
       By population: ``rounds_per_s``; ``relative``, the ratio to the smallest population, by paired
-      chunks; ``predicted_mb`` and ``peak_mb`` of the process's resident memory; ``visited`` clients
-      and the ``store_mb`` on the disk that they take.
+      chunks; ``predicted_mb`` and ``peak_mb`` of the process's resident memory; and ``store_mb``, what
+      the visited clients take on the disk.
     """
     chunk = max(1, min(2, rounds))
     with tempfile.TemporaryDirectory() as folder:
