@@ -165,10 +165,10 @@ def final_state(out: Path, runs: Runs) -> list[bytes]:
     restored = checkpoint.restore_latest(out / "checkpoints", simulation.init())
     assert restored is not None, "the run has no checkpoint"
     assert restored.meta["totals"]["round"] == runs.rounds, "the last checkpoint is not of the last round"
-    common, server, _ = state = restored.state
+    state = restored.state
     step, everyone = config.cohort, np.arange(config.data.clients or 0)
     clients = [simulation.clients(state, ids) for ids in np.split(everyone, len(everyone) // step)]
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((common, server, clients))]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((state.common, state.server, clients))]
 
 
 def difference(out: Path, whole: Path, runs: Runs) -> dict[str, Any]:

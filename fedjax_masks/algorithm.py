@@ -12,7 +12,7 @@ files and logging belong to :mod:`fedjax_masks.simulation` and above.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
@@ -31,11 +31,13 @@ class State(NamedTuple):
         weights, a pre-trained part). Kept once, not once per client.
       server: The server's state.
       clients: The clients' states; every leaf is ``[num_clients, ...]``.
+      kept: What the server keeps of each client; every leaf is ``[num_clients, ...]``.
     """
 
     common: PyTree
     server: PyTree
     clients: PyTree
+    kept: PyTree = ()
 
 
 class ClientData(NamedTuple):
@@ -144,6 +146,19 @@ ONE_TIER = Tiers()
 Predict = Callable[[PyTree, PyTree, PyTree, jax.Array], jax.Array]
 
 
+class Draw(Protocol):
+    """Draws a round's cohort, uniformly and without replacement: ``int32[cohort]``; runs on the host."""
+
+    def __call__(self, index: int, among: np.ndarray | None = None) -> np.ndarray:
+        """Of round ``index``, from some clients or from all; the same at every call."""
+        ...
+
+
+def every_round(index: int, draw: Draw) -> np.ndarray:
+    """Selects a new cohort for every round, from all clients."""
+    return draw(index)
+
+
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm, as pure functions over pytrees.
 
@@ -162,6 +177,10 @@ class FederatedAlgorithm(NamedTuple):
       merge: ``(key, common, server, uploads, cohort) -> server``; on the server. ``uploads``
         is the sum of all partials where ``reduce`` is given, else all uploads stacked on
         axis 0.
+      serve: ``(key, common, server, kept, upload) -> (kept, received)``, or None; on the server, for one
+        client whose upload has arrived: what the server does for each of them beside the others, with
+        what it keeps of it. Runs inside the map over clients. ``reduce`` and ``merge`` get what was
+        received in place of the upload.
       reduce: ``(upload, weight) -> partial``, associative by ``+``, or None. With it,
         memory does not grow with the cohort.
       predict: ``(common, server, client, x) -> logits[batch, num_classes]`` of the client's
@@ -170,7 +189,8 @@ class FederatedAlgorithm(NamedTuple):
       probes: Further points of measurement: name to a function like ``predict``, evaluated
         like it and reported under ``extra``.
       tiers: Which clients run the same program; all, by default.
-      cycle: A drawn cohort serves this many rounds in a row.
+      select: ``(index, draw) -> int32[cohort]``: distinct clients, who take part in round ``index``; on
+        the host, ahead of the rounds.
       report: ``(server) -> metrics`` after a round, where the server itself trains: a flat mapping
         of scalars; ``loss`` is the mean training loss, ``flops`` what the round took.
     """
@@ -179,10 +199,11 @@ class FederatedAlgorithm(NamedTuple):
     send: Callable[[PyTree, jax.Array], PyTree]
     train: Callable[[chex.PRNGKey, PyTree, PyTree, PyTree, ClientData], tuple[PyTree, PyTree, Metrics]]
     merge: Callable[[chex.PRNGKey, PyTree, PyTree, PyTree, Cohort], PyTree]
+    serve: Callable[[chex.PRNGKey, PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]] | None = None
     reduce: Callable[[PyTree, jax.Array], PyTree] | None = None
     predict: Predict | None = None
     predict_global: Callable[[PyTree, PyTree, jax.Array], jax.Array] | None = None
     probes: Mapping[str, Predict] = MappingProxyType({})
     tiers: Tiers = ONE_TIER
-    cycle: int = 1
+    select: Callable[[int, Draw], np.ndarray] = every_round
     report: Callable[[PyTree], Metrics] | None = None

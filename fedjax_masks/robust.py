@@ -39,7 +39,7 @@ def with_robust_merge(algorithm: FederatedAlgorithm, *defences: Defence) -> Fede
       The algorithm without ``reduce``.
 
     Raises:
-      ValueError: The algorithm has no ``reduce``; from ``merge``, if its uploads are not floats.
+      ValueError: The algorithm has no ``reduce``, or serves; from ``merge``, if its uploads are not floats.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -48,7 +48,7 @@ def with_robust_merge(algorithm: FederatedAlgorithm, *defences: Defence) -> Fede
       >>> run = fm.simulate(with_robust_merge(algorithm, median()), task, rounds=2, cohort=5)
     """
     reduce = algorithm.reduce
-    if reduce is None:
+    if reduce is None or algorithm.serve is not None:
         raise ValueError(
             "with_robust_merge: the algorithm's server reads every upload; accepted is one that adds them up"
         )

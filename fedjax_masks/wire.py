@@ -459,6 +459,10 @@ def with_wire(
         packed, wire = up.pack(jax.random.fold_in(key, _WIRE_KEY), upload, client.wire)
         return WiredClient(inner, wire), packed, metrics
 
+    def serve(key: chex.PRNGKey, common: PyTree, server: PyTree, kept: PyTree, upload: PyTree):
+        assert algorithm.serve is not None
+        return algorithm.serve(key, common, server, kept, up.unpack(upload))
+
     def reduce(upload: PyTree, weight: jax.Array) -> PyTree:
         assert algorithm.reduce is not None
         return algorithm.reduce(up.unpack(upload), weight)
@@ -466,15 +470,16 @@ def with_wire(
     def merge(key: chex.PRNGKey, common: PyTree, server: PyTree, uploads: PyTree, cohort: Cohort) -> PyTree:
         return algorithm.merge(key, common, server, jax.vmap(up.unpack)(uploads), cohort)
 
-    return algorithm._replace(
+    wired = algorithm._replace(
         init=init,
         send=send,
         train=train,
-        reduce=algorithm.reduce and reduce,
-        merge=algorithm.merge if algorithm.reduce else merge,
         predict=algorithm.predict and on_inner(algorithm.predict),
         probes={name: on_inner(probe) for name, probe in algorithm.probes.items()},
     )
+    if algorithm.serve:  # the first to see an upload unpacks it
+        return wired._replace(serve=serve)
+    return wired._replace(reduce=reduce) if algorithm.reduce else wired._replace(merge=merge)
 
 
 def on_inner(predict: Predict) -> Predict:

@@ -16,7 +16,7 @@ from fedjax_masks import payload
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import Storage, arrays, make_simulation
-from fedjax_masks.simulation.layout import lay_out
+from fedjax_masks.simulation.layout import lay_out, of_clients, with_clients
 from fedjax_masks.simulation.memory import peak_bytes
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.round import Setting, round_step
@@ -37,7 +37,7 @@ SMOOTH = [case for name, case in GROUPED.items() if "wired" not in name]
 
 # The slow tests try all others.
 EACH_STATE = [
-    pytest.param(name, marks=[] if name in ("fedmask-own", "scaffold") else pytest.mark.slow)
+    pytest.param(name, marks=[] if name in ("fedmask-own", "scaffold", "ecofed") else pytest.mark.slow)
     for name in cases.CASES
 ]
 
@@ -125,7 +125,7 @@ def test_absent_clients_are_untouched(name):
     absent = np.setdiff1d(np.arange(cases.NUM_CLIENTS), metrics.ids)
     assert absent.size
     rows = lambda clients: jax.tree.map(lambda a: a[absent], clients)
-    chex.assert_trees_all_equal(rows(state.clients), rows(before.clients))
+    chex.assert_trees_all_equal(rows(of_clients(state)), rows(of_clients(before)))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
 
 
@@ -134,11 +134,11 @@ def test_it_does_not_matter_where_states_lie(name):
     """Packed in a file between chunks, of which one has a round; the last state of every client."""
     algorithm, task = cases.algorithm(name), own_task(name)
     simulation = make(algorithm, task, storage=Storage("host"))
-    assert (simulation.store is None) == (not jax.tree.leaves(simulate(name)[0].clients))
+    assert (simulation.store is None) == (not jax.tree.leaves(of_clients(simulate(name)[0])))
     state, _ = simulation.run(simulation.init(), 0, 1)
     state, _ = simulation.run(state, 1, ROUNDS - 1)
-    clients = simulation.clients(state, np.arange(cases.NUM_CLIENTS))
-    assert_close(state._replace(clients=clients), simulate(name)[0], 1e-5, 1e-3)
+    own = simulation.clients(state, np.arange(cases.NUM_CLIENTS))
+    assert_close(with_clients(state, own), simulate(name)[0], 1e-5, 1e-3)
 
 
 @pytest.mark.slow
@@ -150,7 +150,8 @@ def test_one_of_a_million_clients_costs_its_own_state(name):
     task = replace(task, train=million, test=million)
 
     def first(key):
-        return jax.tree.map(lambda a: a.at[jnp.arange(5)].get(mode="clip"), algorithm.init(key, task).clients)
+        own = of_clients(algorithm.init(key, task))
+        return jax.tree.map(lambda a: a.at[jnp.arange(5)].get(mode="clip"), own)
 
     assert peak_bytes(jax.jit(first).lower(jax.random.key(0)).compile()) < 10e6
 

@@ -9,13 +9,15 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import local, trees
-from fedjax_masks.algorithms.ecofed import draw, quantize
+from fedjax_masks import local, trees, wire
+from fedjax_masks.algorithms.ecofed import quantize
 from fedjax_masks.algorithms.fedavg import averaging
 from fedjax_masks.algorithms.splitfed import Sides
 from fedjax_masks.data import synthetic_task
+from fedjax_masks.devices import make_population
 from fedjax_masks.errors import UserError
 from fedjax_masks.simulation import make_simulation
+from fedjax_masks.simulation.cohorts import draw_cohort
 
 SGD = optax.sgd(0.1)
 COHORT = 3
@@ -31,9 +33,9 @@ def model(task):
     return fm.models.cnn(task).rebuild((4, 6, 8, 3))
 
 
-def simulate(algorithm, task, rounds, *, cohort=COHORT):
+def simulate(algorithm, task, rounds, *, cohort=COHORT, population=None):
     """The states before and after every round, and all metrics."""
-    simulation = make_simulation(algorithm, task, cohort=cohort, chunk=1, plan="scan")
+    simulation = make_simulation(algorithm, task, cohort=cohort, chunk=1, plan="scan", population=population)
     states, history = [jax.device_get(simulation.init())], []
     for number in range(rounds):
         state, metrics = simulation.run(jax.device_put(states[-1]), number, 1)
@@ -99,10 +101,11 @@ def test_devices_send_every_other_round_and_never_change(task, model):
     assert not sum(metrics.bytes_down.sum() for metrics in history)
     for before, after, metrics, sent in zip(states, states[1:], history, sends):
         chex.assert_trees_all_equal(after.common, before.common)
-        changed = np.any(after.server.cached.values != before.server.cached.values, axis=(1, 2, 3, 4, 5))
+        old, new = (state.kept.activations.values for state in (before, after))
+        changed = np.any(new != old, axis=(1, 2, 3, 4, 5))
         assert set(np.flatnonzero(changed)) <= set(metrics.ids[0] if sent else [])
-        known = set(np.flatnonzero(before.server.sizes)) | set(metrics.ids[0] if sent else [])
-        assert set(np.flatnonzero(after.server.sizes)) == known
+        known = set(np.flatnonzero(before.kept.size)) | set(metrics.ids[0] if sent else [])
+        assert set(np.flatnonzero(after.kept.size)) == known
         with np.testing.assert_raises(AssertionError):
             chex.assert_trees_all_equal(after.server.params, before.server.params)
 
@@ -114,23 +117,82 @@ def test_the_first_replay_is_of_the_first_cohort(task, model):
     state, metrics = simulation.run(simulation.init(), 0, 1)
     state = jax.device_get(state)
     others = ~np.isin(np.arange(task.num_clients), metrics.ids)
-    values = np.where(others.reshape(-1, *(1,) * 5), np.nan, state.server.cached.values)
-    ruined = state._replace(server=state.server._replace(cached=state.server.cached._replace(values=values)))
-    (clean, _), (replayed, _) = (simulation.run(jax.device_put(s), 1, 1) for s in (state, ruined))
+    activations = state.kept.activations
+    values = np.where(others.reshape(-1, *(1,) * 5), np.nan, activations.values)
+    kept = state.kept._replace(activations=activations._replace(values=values))
+    ruined = state._replace(kept=kept)
+    (clean, _), (replayed, again) = (simulation.run(jax.device_put(s), 1, 1) for s in (state, ruined))
+    np.testing.assert_array_equal(again.ids, metrics.ids)
     chex.assert_trees_all_equal(replayed.server.params, clean.server.params)
     assert not np.array_equal(
         clean.server.params["dense1"]["kernel"], state.server.params["dense1"]["kernel"]
     )
 
 
-def test_replays_are_drawn_without_repetition_and_evenly_from_those_cached():
-    among = jnp.array([True, False, True, True, False, True])
-    drawn = np.array([draw(jax.random.key(i), among, 2) for i in range(600)])
-    assert all(len(set(pair)) == 2 for pair in drawn.tolist())
-    counts = np.bincount(drawn.ravel(), minlength=6)
-    assert not counts[[1, 4]].any()
-    # Each of four is in half of the draws: five standard deviations of a binomial are 61.
-    assert np.abs(counts[[0, 2, 3, 5]] - 300).max() < 61
+def test_replays_are_drawn_evenly_from_all_earlier_cohorts():
+    algorithm = fm.ecofed(fm.models.cnn(synthetic_task((8, 8, 1), 3, [9])), SGD, period=3)
+    asked = []
+
+    def draw(index, among=None):
+        asked.append((index, among))
+        return np.array([index, index + 1, 7])
+
+    assert algorithm.select(6, draw).tolist() == [6, 7, 7]
+    assert asked == [(6, None)]
+    algorithm.select(8, draw)
+    index, among = asked[-1]
+    assert index == 8
+    assert among.tolist() == [0, 1, 3, 4, 6, 7]  # those of rounds 0, 3 and 6, each once
+    counts = np.bincount(np.concatenate([draw_cohort(s, 8, 9, 3, among) for s in range(600)]), minlength=9)
+    assert not counts[[2, 5, 8]].any()
+    # Each of six is in half of the draws: five standard deviations of a binomial are 61.
+    assert np.abs(counts[among] - 300).max() < 61
+
+
+def test_what_the_wire_leaves_is_what_the_server_keeps(task, model):
+    """With two bits a value, an example has at most three, whatever its device computed."""
+    plain = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
+    states, metrics = simulate(wire.with_wire(plain, up=wire.quantize(2)), task, 2)
+    for client in metrics[0].ids[0]:
+        assert len(np.unique(states[1].kept.activations.values[client])) <= 3
+    exact, _ = simulate(plain, task, 2)
+    with np.testing.assert_raises(AssertionError):
+        chex.assert_trees_all_close(states[2].server.params, exact[2].server.params, atol=1e-4)
+
+
+def test_who_is_lost_is_not_replayed_and_nobody_is_lost_in_a_replay(task, model):
+    population = make_population("rpi4@wifi,dropout=0.4,available=0.8", task.num_clients)
+    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv1")
+    states, history = simulate(algorithm, task, 6, cohort=5, population=population)
+    gone = [(metrics.train["lost"] + metrics.train["away"])[0] > 0 for metrics in history]
+    assert any(each.any() for each in gone[::2])
+    assert not any(each.any() for each in gone[1::2])
+    assert not any(metrics.train["late"].any() for metrics in history)
+    came = set()
+    for after, metrics, lost in zip(states[1::2], history[::2], gone[::2]):
+        came |= set(metrics.ids[0][~lost].tolist())
+        assert set(np.flatnonzero(after.kept.size).tolist()) == came
+    # A replay of clients of whom nothing came takes nothing of the server.
+    steps = {client: -(-int(size) // 5) for client, size in enumerate(states[1].kept.size)}
+    per_step = history[0].server["flops"][0] / sum(steps.values())
+    replayed = sum(steps[client] for client in history[1].ids[0].tolist())
+    np.testing.assert_allclose(history[1].server["flops"][0], per_step * replayed, rtol=1e-6)
+
+
+def test_the_deadline_keeps_what_came_late_out_of_the_cache(task, model):
+    population = make_population("rpi4@wifi,deadline=1e-9", task.num_clients)
+    states, (metrics, _) = simulate(fm.ecofed(model, SGD, split="conv1"), task, 2, population=population)
+    assert metrics.train["late"].all()
+    assert metrics.bytes_up.all()
+    assert not states[2].kept.size.any()
+    chex.assert_trees_all_equal(states[2].server.params, states[0].server.params)
+
+
+def test_a_copy_that_diverges_is_left_out_and_counted(task, model):
+    algorithm = fm.ecofed(model, optax.sgd(1e30), batch_size=5, split="conv1")
+    states, (metrics, _) = simulate(algorithm, task, 2)
+    assert metrics.dropped.all()
+    chex.assert_trees_all_equal(states[2].server.params, states[0].server.params)
 
 
 @pytest.mark.parametrize("quantized", [True, False])
@@ -153,12 +215,3 @@ def test_a_model_is_cut_only_where_it_can_be(split, model):
 def test_a_model_of_one_layer_cannot_be_cut():
     with pytest.raises(UserError, match=r"model='mlp'"):
         fm.ecofed(fm.models.mlp(cases.task(), hidden=()), SGD)
-
-
-@pytest.mark.parametrize("copies", [2, 5])
-def test_how_many_copies_train_in_step_changes_nothing(task, model, copies):
-    options = {"batch_size": 4, "split": "conv1"}
-    (*_, one), (*_, some) = (
-        simulate(fm.ecofed(model, SGD, copies=number, **options), task, rounds=3)[0] for number in (1, copies)
-    )
-    chex.assert_trees_all_close(some, one, atol=1e-6)

@@ -87,9 +87,12 @@ def test_every_client_is_drawn_equally_often():
     assert np.abs(counts - 500).max() < 5 * 19.4
 
 
-def test_a_cohort_stays_for_a_cycle():
-    algorithm, task = cases.algorithm("fedavg")._replace(cycle=3), cases.task()
-    ids = lay_out_rounds(range(6), 0, 5, task, algorithm, Plan(1)).ids
-    assert (ids[:3] == ids[0]).all()
-    assert (ids[3:] == ids[3]).all()
-    assert (ids[0] != ids[3]).any()
+def test_an_algorithm_selects_its_cohorts():
+    task, some = cases.task(), np.array([1, 2, 4, 6, 7, 8])
+    select = lambda index, draw: draw(index) if index < 3 else draw(index, some)
+    algorithm = cases.algorithm("fedavg")._replace(select=select)
+    ids = lay_out_rounds(range(8), 0, 5, task, algorithm, Plan(1)).ids
+    for index in range(3):
+        assert set(ids[index]) == set(draw_cohort(0, index, task.num_clients, 5))
+    assert all(len(set(row)) == 5 and set(row) <= set(some) for row in ids[3:].tolist())
+    assert len({frozenset(row) for row in ids[3:].tolist()}) > 1

@@ -54,6 +54,8 @@ def test_an_algorithm_handed_over_to_itself_goes_on_as_it_was(model, task):
 def test_algorithms_that_do_not_go_together_are_refused(model):
     plain = fm.fedavg(model, SGD)
     stacked = plain._replace(reduce=None)
-    for first, second in ((plain, stacked), (plain, plain._replace(cycle=2))):
+    other = plain._replace(select=lambda index, draw: draw(0))
+    serving = plain._replace(serve=lambda key, common, server, kept, upload: (kept, upload))
+    for first, second in ((plain, stacked), (plain, other), (serving, plain)):
         with pytest.raises(ValueError, match="then: "):
             then(first, second, done=lambda server: True, handover=lambda *states: states[-1])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import cases
 import jax
@@ -185,6 +186,31 @@ def test_each_device_may_have_its_part_of_the_states(cohort, split):
             rows = leaf.addressable_shards[0].data.shape[0]
             assert rows == (3 if where == "mesh" and split else 9)
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_a_program_runs_as_many_rounds_as_the_rows_of_their_cohorts_have_room(monkeypatch):
+    """EcoFed's server keeps activations of each client; one half of the free memory is for them."""
+    algorithm, task = cases.algorithm("ecofed"), cases.task()
+
+    def four_rounds(where):
+        simulation = make_simulation(
+            algorithm, task, cohort=2, chunk=4, plan="scan,mesh:1", storage=Storage(where)
+        )
+        state, metrics = simulation.run(simulation.init(), 0, 4)
+        return simulation, (state.server, metrics)
+
+    _, expected = four_rounds("device")
+    simulation, at_once = four_rounds("host")
+    row_bytes = simulation.store.row_bytes
+    asked = []
+    monkeypatch.setattr(
+        "fedjax_masks.simulation.residence.available_bytes", lambda: asked.append(0) or 6 * row_bytes
+    )
+    simulation, one_by_one = four_rounds("auto")  # three of nine rows have room, two are a cohort's
+    assert asked
+    assert simulation.clients_on == "host"
+    for found in (at_once, one_by_one):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
 
 @pytest.mark.parametrize("where", ["device", "mesh", "host"])

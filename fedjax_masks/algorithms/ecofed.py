@@ -3,9 +3,9 @@
 Wu et al. 2024, arXiv 2304.05495. The device's part is pre-trained and never moves, so no
 gradient comes down and no weights travel. Every ``period``-th round the cohort sends the activations
 of all its examples, 8 bits each; the server keeps them, by client, and in the rounds between it
-replays clients that it has kept. It trains a private copy of its part on each client's activations
-and averages the copies. Where activations can be negative, the quantiser's scale is of their
-magnitude.
+replays clients of earlier cohorts; of one that was lost then it has nothing, and skips it. It trains a
+private copy of its part on each client's activations and averages the copies. Where activations can be
+negative, the quantiser's scale is of their magnitude.
 """
 
 from typing import Any, NamedTuple
@@ -13,11 +13,21 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_masks import flops, local, trees
-from fedjax_masks.aggregation import noted
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.aggregation import WeightedSum, weighted, weighted_mean
+from fedjax_masks.algorithm import (
+    ClientData,
+    Cohort,
+    Draw,
+    FederatedAlgorithm,
+    Metrics,
+    Params,
+    State,
+    Task,
+)
 from fedjax_masks.masks import prune
 from fedjax_masks.models import Model, cut_model
 from fedjax_masks.payload import Known, Masked, When
@@ -46,18 +56,42 @@ class Server(NamedTuple):
 
     Attributes:
       params: The parameters behind the split.
-      cached: Activations by client: every leaf ``[num_clients, ...]``.
-      sizes: ``int32[num_clients]``: how many examples are cached; 0 where none ever came.
       round: ``int32[]``.
       loss: ``float32[]``: mean training loss over the last round's examples.
       flops: ``float32[]``: FLOPs of the last round's training.
     """
 
     params: Params
-    cached: Activations
-    sizes: jax.Array
     round: jax.Array
     loss: jax.Array
+    flops: jax.Array
+
+
+class Kept(NamedTuple):
+    """What the server keeps of a client, for replays.
+
+    Attributes:
+      activations: What came last.
+      size: ``int32[]``: of how many examples; 0 before anything came.
+    """
+
+    activations: Activations
+    size: jax.Array
+
+
+class Copies(NamedTuple):
+    """The sum over some of the server's copies.
+
+    Attributes:
+      params: Their parameters, each copy of weight 1.
+      loss: ``float32[]``: losses of all examples.
+      examples: ``float32[]``.
+      flops: ``float32[]``.
+    """
+
+    params: WeightedSum
+    loss: jax.Array
+    examples: jax.Array
     flops: jax.Array
 
 
@@ -70,7 +104,6 @@ def ecofed(
     split: str | None = None,
     period: Count = 2,
     quantized: bool = True,
-    copies: Count = 1,
     augment: local.Augment | None = None,
 ) -> FederatedAlgorithm:
     """EcoFed.
@@ -85,8 +118,6 @@ def ecofed(
         a model that has no other.
       period: Every how many rounds devices send activations, from round 0 on; the paper's rho.
       quantized: Whether activations are sent in 8 bits, else in 32.
-      copies: How many of the server's copies train in step: more use an accelerator better, and each
-        takes the memory of its own training.
       augment: ``(key, inputs) -> inputs`` on every batch that a device reads.
 
     Returns:
@@ -110,15 +141,14 @@ def ecofed(
         batches = -(-max(1, int(task.train.sizes.max())) // batch_size)
         inputs = jax.ShapeDtypeStruct((batch_size, *task.input_shape), task.inputs.dtype)
         shape = jax.eval_shape(activate, device, inputs).shape
-        cached = Activations(
+        none = Activations(
             jnp.zeros((batches, *shape), jnp.int8 if quantized else jnp.float32),
             jnp.zeros(batches),
             jnp.zeros((batches, batch_size, 2), jnp.int32),
         )
         nothing = jnp.zeros(())
-        sizes = jnp.zeros(task.num_clients, jnp.int32)
-        cached = trees.replicate(cached, task.num_clients)
-        return State(device, Server(params, cached, sizes, jnp.int32(0), nothing, nothing), ())
+        kept = trees.replicate(Kept(none, jnp.int32(0)), task.num_clients)
+        return State(device, Server(params, jnp.int32(0), nothing, nothing), (), kept)
 
     def send(server: Server, client_id: jax.Array) -> Known:
         del client_id
@@ -160,19 +190,25 @@ def ecofed(
         # The server knows how many examples each client has: it weighs clients by them.
         return client, When(fresh, Masked(sent, mask)), metrics
 
-    def fit(key: chex.PRNGKey, server: Server, client: jax.Array) -> tuple[Params, local.LocalMetrics]:
-        """Trains a copy of the server's part on one client's cached activations."""
-        values, scale, labels = jax.tree.map(lambda leaf: leaf[client], server.cached)
-        places = jnp.arange(labels.shape[0] * batch_size)
-        size = server.sizes[client]
-        data = ClientData(places, labels[..., 0].ravel(), places, size, size, jnp.int32(0))
+    def serve(
+        key: chex.PRNGKey, common: Params, server: Server, kept: Kept, upload: When
+    ) -> tuple[Kept, Copies]:
+        """Trains a copy of the server's part on one client's activations, those that came or those kept."""
+        del common
+        values, mask = upload.tree
+        room = kept.activations.scale.shape[0]  # a device may lay its examples out in more batches
+        news = jax.tree.map(lambda a: a[:room], prune(values, mask))
+        kept = trees.where(upload.flag, Kept(news, jnp.sum(mask.labels, dtype=jnp.int32)), kept)
+        values, scale, labels = kept.activations
+        places = jnp.arange(room * batch_size)
+        data = ClientData(places, labels[..., 0].ravel(), places, kept.size, kept.size, jnp.int32(0))
 
         def loss(params: Params, batch: local.Batch) -> jax.Array:
             at = jnp.divmod(batch.inputs, batch_size)
             scales = scale[at[0]].reshape(-1, *(1,) * (values.ndim - 2))
             return local.mean_cross_entropy(finish(params, values[at] * scales), batch)
 
-        return local.train(
+        params, metrics = local.train(
             key,
             server.params,
             data,
@@ -182,49 +218,23 @@ def ecofed(
             batch_size=batch_size,
             order=_stored_order,
         )
+        copy = weighted(params, (kept.size > 0).astype(jnp.float32))
+        return kept, Copies(copy, metrics.loss * metrics.examples, metrics.examples, metrics.flops)
 
-    def merge(key: chex.PRNGKey, common: Params, server: Server, uploads: When, cohort: Cohort) -> Server:
-        del common
-        draw_key, fit_key = jax.random.split(key)
-        fresh, arrived = server.round % period == 0, cohort.weight > 0
-        room = server.cached.scale.shape[1]  # a device may lay its examples out in more batches
-        sent = jax.tree.map(lambda a: a[:, :room], prune(uploads.tree.values, uploads.tree.mask))
-        news = sent, cohort.weight.astype(jnp.int32)
-        cached, sizes = noted((server.cached, server.sizes), news, cohort.ids, fresh & arrived)
-        server = server._replace(cached=cached, sizes=sizes, round=server.round + 1)
-        drawn = draw(draw_key, sizes > 0, len(cohort.ids))
-        wanted = (jnp.arange(len(cohort.ids)) < jnp.sum(arrived)) & (sizes[drawn] > 0)
-        clients, takes_part = jnp.where(fresh, cohort.ids, drawn), jnp.where(fresh, arrived, wanted)
+    def reduce(copy: Copies, weight: jax.Array) -> Copies:
+        del weight  # zeros are all that is left of a client that counts for nothing
+        return copy
 
-        def one(index: jax.Array) -> Any:
-            client = clients.at[index].get(mode="clip")
+    def merge(key: chex.PRNGKey, common: Params, server: Server, copies: Copies, cohort: Cohort) -> Server:
+        del key, common, cohort
+        params = weighted_mean(copies.params, default=server.params)
+        loss = copies.loss / jnp.maximum(copies.examples, 1)
+        return Server(params, server.round + 1, loss, copies.flops)
 
-            def copy() -> Any:
-                params, metrics = fit(jax.random.fold_in(fit_key, client), server, client)
-                return (
-                    params,
-                    jnp.float32(1),
-                    metrics.loss * metrics.examples,
-                    metrics.examples,
-                    metrics.flops,
-                )
-
-            there = takes_part.at[index].get(mode="fill", fill_value=False)
-            return jax.lax.cond(there, copy, lambda: nobody)
-
-        def block(number: jax.Array, sums: Any) -> Any:
-            parts = jax.lax.map(one, number * copies + jnp.arange(copies), batch_size=copies)
-            return trees.add(sums, jax.tree.map(lambda a: a.sum(0), parts))
-
-        nothing = jnp.zeros(())
-        nobody = (trees.zeros_like(server.params), nothing, nothing, nothing, nothing)
-        total, number, loss, examples, spent = jax.lax.fori_loop(0, -(-len(clients) // copies), block, nobody)
-        mean = trees.scale(total, 1 / jnp.maximum(number, 1))
-        return server._replace(
-            params=trees.where(number > 0, mean, server.params),
-            loss=loss / jnp.maximum(examples, 1),
-            flops=spent,
-        )
+    def select(index: int, draw: Draw) -> np.ndarray:
+        if index % period == 0:
+            return draw(index)
+        return draw(index, np.unique([draw(earlier) for earlier in range(0, index, period)]))
 
     def predict_global(common: Params, server: Server, x: jax.Array) -> jax.Array:
         return finish(server.params, activate(common, x))
@@ -232,7 +242,17 @@ def ecofed(
     def report(server: Server) -> Metrics:
         return {"loss": server.loss, "flops": server.flops}
 
-    return FederatedAlgorithm(init, send, train, merge, predict_global=predict_global, report=report)
+    return FederatedAlgorithm(
+        init,
+        send,
+        train,
+        merge,
+        serve=serve,
+        reduce=reduce,
+        predict_global=predict_global,
+        select=select,
+        report=report,
+    )
 
 
 def quantize(values: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -253,16 +273,6 @@ def quantize(values: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
     largest = jnp.max(jnp.where(real, jnp.abs(values), 0))
     scale = jnp.where(largest == 0, 1, largest) / _LEVELS  # NaN stays NaN, and is noticed
     return jnp.clip(jnp.round(values / scale), -_LEVELS, _LEVELS).astype(jnp.int8), scale
-
-
-def draw(key: chex.PRNGKey, among: jax.Array, num: int) -> jax.Array:
-    """``num`` numbers of elements, in random order, without repetition; those under True come first.
-
-    >>> draw(jax.random.key(0), jnp.array([False, True, False, True]), 2).sort().tolist()
-    [1, 3]
-    """
-    order = jnp.argsort(jnp.where(among, jax.random.uniform(key, among.shape), 2.0))
-    return order[jnp.minimum(jnp.arange(num), len(among) - 1)]
 
 
 def _stored_order(key: chex.PRNGKey, data: ClientData, batch_size: int) -> jax.Array:

@@ -314,5 +314,5 @@ def fedskel(
         predict=predict,
         predict_global=predict_global,
         tiers=tiers,
-        cycle=updates + 1,
+        select=lambda index, draw: draw(index - index % (updates + 1)),
     )

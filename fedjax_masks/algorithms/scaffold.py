@@ -109,7 +109,7 @@ def controlled(
     average = fedavg.averaging(model, fit, server_optimizer=server_optimizer)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        _, server, _ = average.init(key, task)
+        server = average.init(key, task).server
         zeros = trees.zeros_like(server.params)
         examples = jnp.asarray(task.train.sizes.sum(), jnp.float32)
         return State((), Server(server, zeros, examples), trees.replicate(zeros, task.num_clients))

@@ -72,8 +72,8 @@ def then(
       have one, and reports the metrics that both report.
 
     Raises:
-      ValueError: The two do not go together: in one alone uploads are reduced, or they differ in
-        tiers or cycle.
+      ValueError: The two do not go together: in one alone uploads are reduced, one serves, or they differ
+        in tiers or selection.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -87,8 +87,10 @@ def then(
     """
     if (first.reduce is None) != (second.reduce is None):
         raise ValueError("then: one of the algorithms reduces uploads; accepted is both, or neither")
-    if (first.tiers, first.cycle) != (second.tiers, second.cycle):
-        raise ValueError("then: the algorithms differ in tiers or cycle; accepted are equal ones")
+    if (first.tiers, first.select) != (second.tiers, second.select):
+        raise ValueError("then: the algorithms differ in tiers or selection; accepted are equal ones")
+    if first.serve or second.serve:
+        raise ValueError("then: one of the algorithms serves clients; accepted is one that only merges")
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         early_key, late_key = jax.random.split(key)
@@ -176,5 +178,5 @@ def then(
         predict=first.predict and second.predict and predict,
         predict_global=first.predict_global and second.predict_global and predict_global,
         tiers=first.tiers,
-        cycle=first.cycle,
+        select=first.select,
     )

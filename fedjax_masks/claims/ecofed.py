@@ -76,7 +76,7 @@ def _cuts(task: Task) -> list[Claim]:
     for model, split, parameters, activations in cuts:
         algorithm = ecofed(model, _SGD, batch_size=_BATCH, split=split)
         state = jax.eval_shape(lambda key, a=algorithm: a.init(key, task), jax.random.key(0))
-        kept, where = state.server.cached.values.size, f"{model.name} cut behind {split}"
+        kept, where = state.kept.activations.values.size, f"{model.name} cut behind {split}"
         rows += [
             _row(f"parameters on the device, {where}", parameters, trees.size(state.common), ""),
             _row(f"activations per image, {where}", activations, kept / _EXAMPLES, ""),

@@ -27,7 +27,7 @@ from fedjax_masks.simulation.evaluate import (
     make_evaluate,
     personal_correct,
 )
-from fedjax_masks.simulation.layout import Rows, padded_length
+from fedjax_masks.simulation.layout import Rows, of_clients, padded_length
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.metering import make_meter, read
 from fedjax_masks.simulation.plan import Plan, parse_plan
@@ -228,7 +228,7 @@ def make_batch(
         task,
         inner,
         evaluated,
-        on_device(shapes.state.clients, task.num_clients),
+        on_device(of_clients(shapes.state), task.num_clients, chunk=chunk),
         put=lambda tree: jax.device_put(tree, everywhere),
         on_global=on_global,
         on_personal=on_personal,

@@ -51,13 +51,15 @@ def read_clock(
 
     Returns:
       :data:`READINGS`. A client that is away is not asked; one that is lost spends what it takes to receive
-      its message; one that is late has done everything in vain.
+      its message; one that is late has done everything in vain. Who has nothing to do or say, because the
+      server trains on what it has kept, is none of these.
     """
     client = jax.tree.map(lambda a: a.at[client_id].get(mode="clip"), fleet)
-    away = jax.random.uniform(jax.random.fold_in(key, _PRESENCE)) >= clock.population.available
-    lost = ~away & (jax.random.uniform(jax.random.fold_in(key, _FATE)) < clock.population.dropout)
-    gone = away | lost
     up, down = (jnp.float32(static) + traced for static, traced in zip(clock.static_bits, bits))
+    asked = (up > 0) | (down > 0) | (metrics.get("flops", 0.0) > 0)
+    away = asked & (jax.random.uniform(jax.random.fold_in(key, _PRESENCE)) >= clock.population.available)
+    lost = asked & ~away & (jax.random.uniform(jax.random.fold_in(key, _FATE)) < clock.population.dropout)
+    gone = away | lost
     up, down = jnp.where(gone, 0, up), jnp.where(away, 0, down)
     work = {n: jnp.where(gone, 0, metrics.get(n, 0.0)) for n in ("flops", "traffic", "messages")}
     between_up, between_down = jnp.where(gone, 0, passed.astype(jnp.float32))

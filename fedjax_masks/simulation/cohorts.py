@@ -10,22 +10,27 @@ from fedjax_masks.simulation.layout import Rows, lay_out
 from fedjax_masks.simulation.plan import Plan
 
 
-def draw_cohort(seed: int, index: int, num_clients: int, cohort: int) -> np.ndarray:
+def draw_cohort(
+    seed: int, index: int, num_clients: int, cohort: int, among: np.ndarray | None = None
+) -> np.ndarray:
     """Draws ``int32[cohort]`` client ids for round ``index``, uniformly without replacement.
 
     >>> sorted(draw_cohort(0, 3, num_clients=4, cohort=4).tolist())
     [0, 1, 2, 3]
     """
-    drawn = np.random.default_rng([seed, index]).choice(num_clients, cohort, replace=False)
-    return drawn.astype(np.int32)
+    source = num_clients if among is None else among
+    return np.random.default_rng([seed, index]).choice(source, cohort, replace=False).astype(np.int32)
 
 
 def lay_out_rounds(
     rounds: Iterable[int], seed: int, cohort: int, task: Task, algorithm: FederatedAlgorithm, plan: Plan
 ) -> Rows:
     """Draws the cohorts of some rounds and lays them out under the plan: ``int32[rounds, rows]`` each."""
-    first_of_cycle = [index - index % algorithm.cycle for index in rounds]
-    cohorts = [draw_cohort(seed, index, task.num_clients, cohort) for index in first_of_cycle]
+
+    def draw(index: int, among: np.ndarray | None = None) -> np.ndarray:
+        return draw_cohort(seed, index, task.num_clients, cohort, among)
+
+    cohorts = [algorithm.select(index, draw) for index in rounds]
     laid_out = [lay_out(ids, task.train, plan, algorithm.tiers)[0] for ids in cohorts]
     return jax.tree.map(lambda *rows: np.stack(rows), *laid_out)
 

@@ -24,13 +24,21 @@ from fedjax_masks.simulation.evaluate import (
     make_evaluate,
     personal_correct,
 )
-from fedjax_masks.simulation.layout import Rows, padded_length, placement, put
+from fedjax_masks.simulation.layout import (
+    OfClients,
+    Rows,
+    of_clients,
+    padded_length,
+    placement,
+    put,
+    with_clients,
+)
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.metering import make_meter, read
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, Padding, RoundMetrics, Stats
 from fedjax_masks.simulation.residence import AUTO, Residence, Storage, WhereClients
-from fedjax_masks.simulation.round import Setting, run_chunk, simulation_keys
+from fedjax_masks.simulation.round import RoundReport, Setting, run_chunk, simulation_keys
 from fedjax_masks.simulation.store import Store
 from fedjax_masks.simulation.tracing import trace_client
 
@@ -43,20 +51,20 @@ class Simulation(NamedTuple):
       run: ``(state, first_round, num_rounds) -> (state, RoundMetrics)``; ``num_rounds`` is at
         most the chunk. The given state is donated: use the one that comes back.
       evaluate: ``(state) -> Evaluation``.
-      clients: ``(state, ids) -> states of these clients``, sorted, wherever they lie; at most as many
-        as a chunk has places for.
+      clients: ``(state, ids) ->`` what there is of these clients, sorted, wherever it lies; at most as
+        many as a chunk has places for.
       stats: ``() -> Stats`` so far.
       plan: The execution plan.
       setup_bytes: Bytes that every device gets once, before the first round.
       memory_bytes: Estimated peak of device memory for a chunk of rounds.
-      clients_on: Where the clients' states lie: ``device``, ``mesh`` or ``host``.
+      clients_on: Where it lies: ``device``, ``mesh`` or ``host``.
       store: Their file on the host, if any.
     """
 
     init: Callable[[], State]
     run: Callable[[State, int, int], tuple[State, RoundMetrics]]
     evaluate: Callable[[State], Evaluation]
-    clients: Callable[[State, np.ndarray], Any]
+    clients: Callable[[State, np.ndarray], OfClients]
     stats: Callable[[], Stats]
     plan: Plan
     setup_bytes: int
@@ -108,12 +116,13 @@ def make_simulation(
     make, shapes = trace_client(lambda _: algorithm, (), task, init_key, data.shapes)
     algorithm = make(())
     states = residence.choose(
-        shapes.state.clients,
+        of_clients(shapes.state),
         task.num_clients,
         storage,
-        initial=lambda: algorithm.init(simulation_keys(number)[0], task).clients,
+        initial=lambda: of_clients(algorithm.init(simulation_keys(number)[0], task)),
+        cohort=cohort,
+        chunk=chunk,
         devices=asked.devices,
-        limit=limit,
         put=lambda tree: put(tree, place),
     )
     meter = make_meter(shapes, cohort, population)
@@ -122,8 +131,8 @@ def make_simulation(
     def compile_for(plan: Plan) -> Any:
         tried.append(plan)
         setting = Setting(algorithm, plan, arrays.capacity(task), poison, meter.clock, states.packing)
-        state = shapes.state._replace(clients=states.shapes)
-        rows = (chunk, padded_length(cohort, plan, algorithm.tiers.number))
+        state = with_clients(shapes.state, states.shapes)
+        rows = (states.rounds, padded_length(cohort, plan, algorithm.tiers.number))
         return _compile(setting, states, state, data.shapes, rounds_key, rows, meter.fleet)
 
     began = time.perf_counter()
@@ -137,27 +146,34 @@ def make_simulation(
     @partial(jax.jit, out_shardings=_state_placement(states, fitted))
     def initial(number: Any) -> State:
         state = algorithm.init(simulation_keys(number)[0], task)
-        return state._replace(clients=states.init(state.clients))
+        return with_clients(state, states.init(of_clients(state)))
+
+    def run_at_once(state: State, rounds: range) -> tuple[State, tuple[Rows, RoundReport]]:
+        number = len(rounds)
+        cohorts, before = lay_out(rounds), of_clients(state)
+        ids = clients_of(cohorts, task)
+        rows = data.point(states.point(cohorts, ids), ids)
+        padded = jax.tree.map(lambda a: np.pad(a, ((0, states.rounds - number), (0, 0))), rows)
+        arguments = put((np.int32(rounds.start), np.int32(number), padded), place)
+        state = with_clients(state, states.load(before, ids))
+        state, report = program(state, data.load(ids), rounds_key, *arguments, fleet)
+        # While the program runs, what the next one needs is prepared.
+        following = clients_of(lay_out(range(rounds.stop, rounds.stop + number)), task)
+        data.prepare(following)
+        states.announce(before, np.setdiff1d(following, ids))
+        report = jax.tree.map(lambda a: a[:number], jax.device_get(report))
+        state = with_clients(state, states.save(before, ids, of_clients(state)))
+        return state, (cohorts, report)
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, RoundMetrics]:
         nonlocal padding
         if not 1 <= num_rounds <= chunk:
             raise ValueError(f"num_rounds={num_rounds}: accepted are 1 to {chunk}, the chunk")
-        end = first_round + num_rounds
-        cohorts, before = lay_out(range(first_round, end)), state.clients
-        ids = clients_of(cohorts, task)
-        rows = data.point(states.point(cohorts, ids), ids)
-        padded = jax.tree.map(lambda a: np.pad(a, ((0, chunk - num_rounds), (0, 0))), rows)
-        arguments = put((np.int32(first_round), np.int32(num_rounds), padded), place)
-        state = state._replace(clients=states.load(before, ids))
-        state, report = program(state, data.load(ids), rounds_key, *arguments, fleet)
-        # While the program runs, what the next chunk needs is prepared.
-        following = clients_of(lay_out(range(end, end + num_rounds)), task)
-        data.prepare(following)
-        states.announce(before, np.setdiff1d(following, ids))
-        report = jax.tree.map(lambda a: a[:num_rounds], jax.device_get(report))
-        state = state._replace(clients=states.save(before, ids, state.clients))
-        metrics = read(meter, cohorts, report)
+        rounds, parts = range(first_round, first_round + num_rounds), []
+        for start in range(0, num_rounds, states.rounds):
+            state, part = run_at_once(state, rounds[start : start + states.rounds])
+            parts.append(part)
+        metrics = read(meter, *jax.tree.map(lambda *each: np.concatenate(each), *parts))
         padding = padding.plus(metrics)
         return state, metrics
 
@@ -184,7 +200,7 @@ def make_simulation(
         init=lambda: initial(number),
         run=run,
         evaluate=lambda state: evaluate(state)[0],
-        clients=lambda state, ids: states.read(state.clients, ids),
+        clients=lambda state, ids: states.read(of_clients(state), ids),
         stats=lambda: Stats(compile_seconds, len(tried), padding.efficiency),
         plan=fitted,
         setup_bytes=trees.num_bytes(shapes.state.common),
@@ -197,7 +213,8 @@ def make_simulation(
 def _state_placement(states: Residence, plan: Plan) -> Any:
     """Where the parts of a state lie."""
     place = placement(plan)
-    return State(place, place, states.sharding(place))
+    rows = states.sharding(place)
+    return State(place, place, rows, rows)
 
 
 def _compile(

@@ -11,7 +11,17 @@ import numpy as np
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.simulation.arrays import Examples, test_examples
-from fedjax_masks.simulation.layout import EVERYWHERE, SPLIT, Block, Rows, lay_out, map_clients, over_devices
+from fedjax_masks.simulation.layout import (
+    EVERYWHERE,
+    SPLIT,
+    Block,
+    Rows,
+    lay_out,
+    map_clients,
+    of_clients,
+    over_devices,
+    with_clients,
+)
 from fedjax_masks.simulation.packing import Packing
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.records import Evaluation
@@ -69,7 +79,7 @@ def personal_correct(
 
     def one_client(shared: Any, row: Rows, block: Block, client: Any) -> Any:
         common, server, examples = shared
-        client = client if packing is None else packing.unpack(client)
+        client = client if packing is None else packing.unpack(client).clients
 
         def one_batch(index: jax.Array, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
             start = index * batch
@@ -150,8 +160,8 @@ def make_evaluate(
         for start in starts:
             block = ids[start : start + size]
             rows, places = lay_out(block, task.test, plan)
-            clients = residence.load(state.clients, block)
-            found = on_personal(state._replace(clients=clients), data(), put(residence.point(rows, block)))
+            loaded = with_clients(state, residence.load(of_clients(state), block))
+            found = on_personal(loaded, data(), put(residence.point(rows, block)))
             blocks.append({name: values[:, places] for name, values in jax.device_get(found).items()})
         fresh = np.diff([*starts, len(ids)])
         return {

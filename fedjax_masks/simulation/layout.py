@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from fedjax_masks import trees
-from fedjax_masks.algorithm import ONE_TIER, ClientIndex, Tiers
+from fedjax_masks.algorithm import ONE_TIER, ClientIndex, State, Tiers
 from fedjax_masks.simulation.plan import Plan
 
 AXIS = "clients"
@@ -37,6 +37,27 @@ class Rows(NamedTuple):
     sizes: Any
     tiers: Any
     at: Any
+
+
+class OfClients(NamedTuple):
+    """The parts of a :class:`State` that have a row for every client.
+
+    Between rounds, they are of their place's own kind: on devices the states themselves. On the host
+    ``clients`` is ``int32[num_clients]``, each client's slot in the store, -1 for none; ``kept`` is empty.
+    """
+
+    clients: Any
+    kept: Any
+
+
+def of_clients(state: State) -> OfClients:
+    """These parts of a state."""
+    return OfClients(state.clients, state.kept)
+
+
+def with_clients(state: State, own: OfClients) -> State:
+    """The state with other such parts."""
+    return state._replace(**own._asdict())
 
 
 class Block(NamedTuple):

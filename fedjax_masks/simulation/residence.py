@@ -1,4 +1,6 @@
-"""Where the clients' states lie between rounds: on every device, in parts, or in a file on the host.
+"""Where clients' states lie between rounds: on every device, in parts, or in a file on the host.
+
+These are the states that clients have, and what the server keeps of each.
 
 On the host they are packed, and only the rows of the clients that a program needs move. A client that
 has never taken part has no row there: its state follows from the seed.
@@ -16,7 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
 from fedjax_masks import trees
-from fedjax_masks.simulation.layout import SPLIT, Rows
+from fedjax_masks.simulation.layout import SPLIT, OfClients, Rows
 from fedjax_masks.simulation.memory import available_bytes, peak_bytes
 from fedjax_masks.simulation.packing import Packing, packing_of
 from fedjax_masks.simulation.store import Store
@@ -51,35 +53,34 @@ Put = Callable[[Any], Any]
 
 
 class Residence(NamedTuple):
-    """A place for the clients' states, as a record of functions.
-
-    Between rounds, :attr:`State.clients` is of the place's own kind: on devices the states
-    themselves; on the host ``int32[num_clients]``, each client's slot in the store, -1 for none.
+    """A place for what there is of every client, as a record of functions.
 
     Attributes:
       name: ``device``, ``mesh`` or ``host``.
-      sharding: ``(where all else lies) -> where`` :attr:`State.clients` lies.
-      shapes: The clients' states as a program gets them.
-      packing: How a program reads one client's; None where they are the states themselves.
-      init: ``(states of all clients) -> clients``, traced.
-      load: ``(clients, ids) -> `` what a program gets; ``ids`` are sorted, and at most ``limit``.
-      save: ``(clients before, ids, what the program gave back) -> clients``.
-      announce: ``(clients, ids)``: whose states will be loaded next.
-      read: ``(clients, ids) -> their states``.
+      sharding: ``(where all else lies) -> where`` it lies.
+      shapes: Of what a program gets.
+      packing: How a program reads one client's; None where the rows are the states themselves.
+      init: ``(states of all clients) -> OfClients``, traced.
+      load: ``(OfClients, ids) -> `` what a program gets; ``ids`` are sorted, and at most ``limit``.
+      save: ``(OfClients before, ids, what the program gave back) -> OfClients``.
+      announce: ``(OfClients, ids)``: whose states will be loaded next.
+      read: ``(OfClients, ids) -> their states``.
       limit: How many clients a program can get.
+      rounds: How many rounds it can run with them.
       store: The file on the host, if any.
     """
 
     name: WhereClients
     sharding: Callable[[Sharding], Sharding]
-    shapes: Any
+    shapes: OfClients
     packing: Packing | None
-    init: Callable[[Any], Any]
-    load: Callable[[Any, np.ndarray], Any]
-    save: Callable[[Any, np.ndarray, Any], Any]
-    announce: Callable[[Any, np.ndarray], None]
-    read: Callable[[Any, np.ndarray], Any]
+    init: Callable[[OfClients], OfClients]
+    load: Callable[[OfClients, np.ndarray], OfClients]
+    save: Callable[[OfClients, np.ndarray, OfClients], OfClients]
+    announce: Callable[[OfClients, np.ndarray], None]
+    read: Callable[[OfClients, np.ndarray], OfClients]
     limit: int
+    rounds: int
     store: Store | None = None
 
     def point(self, rows: Rows, ids: np.ndarray) -> Rows:
@@ -89,12 +90,13 @@ class Residence(NamedTuple):
         return rows._replace(at=np.searchsorted(ids, rows.ids).astype(np.int32))
 
 
-def on_device(shapes: Any, num_clients: int, *, split: bool = False) -> Residence:
+def on_device(shapes: OfClients, num_clients: int, *, chunk: int, split: bool = False) -> Residence:
     """All clients' states are on the devices, and every program gets all.
 
     Args:
       shapes: Of all clients' states.
       num_clients: Of the task.
+      chunk: The largest number of rounds that will be asked for.
       split: Every device has a part of them, where their number divides; else all.
     """
 
@@ -109,16 +111,25 @@ def on_device(shapes: Any, num_clients: int, *, split: bool = False) -> Residenc
         shapes=shapes,
         packing=None,
         init=lambda states: states,
-        load=lambda clients, ids: clients,
+        load=lambda own, ids: own,
         save=lambda before, ids, after: after,
-        announce=lambda clients, ids: None,
-        read=lambda clients, ids: jax.tree.map(lambda a: a[ids], clients),
+        announce=lambda own, ids: None,
+        read=lambda own, ids: jax.tree.map(lambda a: a[ids], own),
         limit=num_clients,
+        rounds=chunk,
     )
 
 
 def on_host(
-    shapes: Any, num_clients: int, storage: Storage, initial: Callable[[], Any], *, limit: int, put: Put
+    shapes: OfClients,
+    num_clients: int,
+    storage: Storage,
+    initial: Callable[[], OfClients],
+    *,
+    cohort: int,
+    chunk: int,
+    devices: int,
+    put: Put,
 ) -> Residence:
     """Packed rows in a file, of the clients that have taken part.
 
@@ -128,7 +139,10 @@ def on_host(
       storage: What is asked of the file.
       initial: ``() -> states of all clients`` before round 0, traced. Only some rows of it are ever
         computed, which costs little where all clients start alike, see :func:`trees.replicate`.
-      limit: How many clients a program can get.
+      cohort: Clients per round.
+      chunk: The largest number of rounds that will be asked for. A program runs fewer where the rows of
+        their cohorts would take more than half of a device's free memory.
+      devices: How many of them have the rows.
       put: Host arrays to where arrays lie.
 
     Raises:
@@ -137,6 +151,8 @@ def on_host(
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), shapes)
     packing = packing_of(client)
     store = Store(packing.row_bytes, storage.path, checkpoints=storage.checkpoints)
+    rounds = int(max(1, min(chunk, _room(devices) // (cohort * packing.row_bytes))))
+    limit = min(rounds * cohort, num_clients)
     borrowed = jax.ShapeDtypeStruct((limit, packing.row_bytes), jnp.uint8)
 
     def pack(ids: jax.Array) -> jax.Array:
@@ -151,8 +167,8 @@ def on_host(
             "are free; accepted on the host is an algorithm whose clients start alike"
         )
 
-    def load(clients: jax.Array, ids: np.ndarray) -> jax.Array:
-        slots = np.asarray(clients)[ids]
+    def load(own: OfClients, ids: np.ndarray) -> OfClients:
+        slots = np.asarray(own.clients)[ids]
         rows = np.zeros(borrowed.shape, np.uint8)
         known = np.flatnonzero(slots >= 0)
         rows[known] = store.read(slots[known])
@@ -160,40 +176,42 @@ def on_host(
         if len(new):
             padded = np.pad(ids[new].astype(np.int32), (0, limit - len(new)))
             rows[new] = np.asarray(newcomers(padded))[: len(new)]
-        return put(rows)
+        return OfClients(put(rows), ())
 
-    def save(before: jax.Array, ids: np.ndarray, after: jax.Array) -> jax.Array:
-        slots = np.array(before)
-        slots[ids] = store.write(np.asarray(after)[: len(ids)], slots[ids])
-        return put(slots)
+    def save(before: OfClients, ids: np.ndarray, after: OfClients) -> OfClients:
+        slots = np.array(before.clients)
+        slots[ids] = store.write(np.asarray(after.clients)[: len(ids)], slots[ids])
+        return OfClients(put(slots), ())
 
-    def announce(clients: jax.Array, ids: np.ndarray) -> None:
-        slots = np.asarray(clients)[ids]
+    def announce(own: OfClients, ids: np.ndarray) -> None:
+        slots = np.asarray(own.clients)[ids]
         store.announce(slots[slots >= 0])
 
     return Residence(
         name="host",
         sharding=lambda place: place,
-        shapes=borrowed,
+        shapes=OfClients(borrowed, ()),
         packing=packing,
-        init=lambda states: jnp.full(num_clients, -1, jnp.int32),
+        init=lambda states: OfClients(jnp.full(num_clients, -1, jnp.int32), ()),
         load=load,
         save=save,
         announce=announce,
-        read=lambda clients, ids: jax.vmap(packing.unpack)(load(clients, ids)[: len(ids)]),
+        read=lambda own, ids: jax.vmap(packing.unpack)(load(own, ids).clients[: len(ids)]),
         limit=limit,
+        rounds=rounds,
         store=store,
     )
 
 
 def choose(
-    shapes: Any,
+    shapes: OfClients,
     num_clients: int,
     storage: Storage,
-    initial: Callable[[], Any],
+    initial: Callable[[], OfClients],
     *,
+    cohort: int,
+    chunk: int,
     devices: int,
-    limit: int,
     put: Put,
 ) -> Residence:
     """The place that was asked for, or that suits; see :func:`on_host`.
@@ -205,20 +223,26 @@ def choose(
     if jax.process_count() > 1:
         if where not in ("auto", "device"):
             raise ValueError(f"storage.clients={where!r}: accepted is 'device' with several processes")
-        return on_device(shapes, num_clients)
+        return on_device(shapes, num_clients, chunk=chunk)
     if where == "auto":
         where = _fitting(trees.num_bytes(shapes), num_clients, devices)
     if where == "host" and jax.tree.leaves(shapes):
-        return on_host(shapes, num_clients, storage, initial, limit=limit, put=put)
-    return on_device(shapes, num_clients, split=where == "mesh")
+        options = {"cohort": cohort, "chunk": chunk, "devices": devices}
+        return on_host(shapes, num_clients, storage, initial, **options, put=put)
+    return on_device(shapes, num_clients, chunk=chunk, split=where == "mesh")
 
 
 def _fitting(size: int, num_clients: int, devices: int) -> WhereClients:
     """The first place where states of ``size`` bytes take no more than half of a device's free memory."""
-    free = available_bytes()
-    room = math.inf if free is None else free / 2
-    sharers = devices if jax.default_backend() == "cpu" else 1  # a CPU's devices have one memory
-    if size * sharers <= room:
+    room = _room(devices)
+    if size <= room:
         return "device"
     divides = devices > 1 and num_clients % devices == 0
-    return "mesh" if divides and size * sharers / devices <= room else "host"
+    return "mesh" if divides and size / devices <= room else "host"
+
+
+def _room(devices: int) -> float:
+    """Half of a device's free memory, in bytes; a CPU's devices share one."""
+    free = available_bytes()
+    sharers = devices if jax.default_backend() == "cpu" else 1
+    return math.inf if free is None else free / 2 / sharers

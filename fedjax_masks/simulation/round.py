@@ -7,11 +7,18 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks import payload, trees
+from fedjax_masks import flops, payload, trees
 from fedjax_masks.algorithm import Cohort, FederatedAlgorithm, State
 from fedjax_masks.simulation.arrays import Examples, client_data
 from fedjax_masks.simulation.clock import Clock, read_clock
-from fedjax_masks.simulation.layout import Block, Rows, map_clients
+from fedjax_masks.simulation.layout import (
+    Block,
+    OfClients,
+    Rows,
+    map_clients,
+    of_clients,
+    with_clients,
+)
 from fedjax_masks.simulation.packing import Packing
 from fedjax_masks.simulation.plan import Plan
 
@@ -44,7 +51,7 @@ class RoundReport(NamedTuple):
 
 
 _SERVER = 2**32 - 1
-"""Stands for the server where clients are told apart by their ids."""
+"""Stands for the server where clients are told apart by their ids, and where a client's keys are."""
 
 
 def simulation_keys(seed: Any) -> tuple[chex.PRNGKey, chex.PRNGKey]:
@@ -74,13 +81,13 @@ class Setting(NamedTuple):
     packing: Packing | None = None
 
 
-def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: Any) -> Any:
-    """Message, training and upload of one client; see :func:`map_clients`."""
+def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, own: OfClients) -> Any:
+    """Message, training and upload of one client, and what the server does; see :func:`map_clients`."""
     algorithm = setting.algorithm
     as_received = payload.poison if setting.poison else lambda tree: tree
     key, common, server, examples, fleet = shared
 
-    state = state if setting.packing is None else setting.packing.unpack(state)
+    state, kept = own if setting.packing is None else setting.packing.unpack(own.clients)
     message = algorithm.send(server, row.ids)
     data = client_data(examples, row, block, setting.capacity)
     key = client_key(key, row.ids)
@@ -96,15 +103,38 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, state: 
     metrics = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
     finite = trees.all_finite((upload, metrics))
     arrives = finite & ~late & ~gone
-    weight = jnp.where(arrives, row.sizes, 0).astype(jnp.float32)
     # A weight of 0 does not silence a NaN: what is left out must not be there at all.
     upload = as_received(trees.where(arrives, upload, trees.zeros_like(upload)))
-    new_state = trees.where(finite & ~gone, new_state, state)
-    new_state = new_state if setting.packing is None else setting.packing.pack(new_state)
+    if algorithm.serve is not None:
+        wanted, key = arrives & (row.sizes > 0), client_key(key, _SERVER)
+        kept, upload, sound = _serve(algorithm, key, common, server, kept, upload, wanted)
+        arrives &= sound
+    weight = jnp.where(arrives, row.sizes, 0).astype(jnp.float32)
+    own = OfClients(trees.where(finite & ~gone, new_state, state), kept)
+    own = own if setting.packing is None else OfClients(setting.packing.pack(own), ())
     report = ClientReport(bits, jnp.append(~arrives, metrics))
     if algorithm.reduce is None:
-        return (), (new_state, report, upload)
-    return algorithm.reduce(upload, weight), (new_state, report, ())
+        return (), (own, report, upload)
+    return algorithm.reduce(upload, weight), (own, report, ())
+
+
+def _serve(
+    algorithm: FederatedAlgorithm, key: Any, common: Any, server: Any, kept: Any, upload: Any, wanted: Any
+) -> tuple[Any, Any, jax.Array]:
+    """What the server does for one client, where that is wanted.
+
+    Returns:
+      What it keeps; what it has received, zeros where that was not wanted or is not finite; and whether
+      it was finite.
+    """
+    assert algorithm.serve is not None
+    served = flops.trace(algorithm.serve, key, common, server, kept, upload)
+    nothing = trees.zeros_like(served.out[1])
+    kept, received = jax.lax.cond(
+        wanted, lambda: served.call(key, common, server, kept, upload), lambda: (kept, nothing)
+    )
+    sound = trees.all_finite(received)
+    return kept, trees.where(sound, received, nothing), sound
 
 
 def round_step(
@@ -123,7 +153,8 @@ def round_step(
     Returns:
       The new state, and the round's report.
     """
-    before = jax.tree.map(lambda a: a.at[rows.at].get(mode="clip"), state.clients)
+    own = of_clients(state)
+    before = jax.tree.map(lambda a: a.at[rows.at].get(mode="clip"), own)
     shared = (key, state.common, state.server, examples, fleet)
 
     def function(*args: Any) -> Any:
@@ -135,12 +166,10 @@ def round_step(
     cohort = Cohort(rows.ids, jnp.where(dropped, 0, rows.sizes).astype(jnp.float32))
     key = client_key(key, _SERVER)
     server = setting.algorithm.merge(key, state.common, state.server, received, cohort)
-    clients = jax.tree.map(
-        lambda a, rows_of_a: a.at[rows.at].set(rows_of_a, mode="drop"), state.clients, after
-    )
-    own = {} if setting.algorithm.report is None else setting.algorithm.report(server)
-    own = {name: jnp.asarray(value, jnp.float32) for name, value in own.items()}
-    return State(state.common, server, clients), RoundReport(report, own)
+    own = jax.tree.map(lambda a, rows_of_a: a.at[rows.at].set(rows_of_a, mode="drop"), own, after)
+    told = {} if setting.algorithm.report is None else setting.algorithm.report(server)
+    told = {name: jnp.asarray(value, jnp.float32) for name, value in told.items()}
+    return with_clients(state._replace(server=server), own), RoundReport(report, told)
 
 
 def run_chunk(
