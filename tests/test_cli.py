@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+import fedjax_masks_launcher as launcher
 from fedjax_masks import cli, config, experiment
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import DATASETS
@@ -236,3 +237,48 @@ def test_the_demo_compares_three_algorithms(tmp_path, capsys):
     # One bit per weight is 1/32; every client's first upload carries its structure as well.
     assert fedavg["bytes_up_total"] / 32 < fedmask["bytes_up_total"] < fedavg["bytes_up_total"] / 25
     assert (local["bytes_up_total"], local["last_global_accuracy"]) == (0, None)
+
+
+def test_huge_pages_are_asked_for_once_and_only_where_that_helps(tmp_path):
+    modes = tmp_path / "enabled"
+    assert not launcher.on_request(modes)
+    for text, helps in (("always [madvise] never\n", True), ("[always] madvise never\n", False)):
+        modes.write_text(text)
+        assert launcher.on_request(modes) == helps
+
+
+def test_the_launcher_starts_the_command_line_with_its_arguments(tmp_path):
+    """In a process of its own, which replaces itself where huge pages are to be had."""
+    tunables = {"GLIBC_TUNABLES": "glibc.malloc.check=0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fedjax_masks_launcher", "run", "--out", "a b", "--algorithm", "c d"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | tunables,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: algorithm.name='c d': ")
+    assert not done.stdout
+
+
+def test_the_launcher_replaces_its_process_by_one_that_asks(monkeypatch):
+    monkeypatch.setattr(launcher, "on_request", lambda modes: True)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "fedjax_masks_launcher", "list", "models"])
+    asked = []
+
+    class Replaced(Exception):
+        pass
+
+    def execv(path, argv):
+        asked.append((path, argv, os.environ["GLIBC_TUNABLES"]))
+        raise Replaced
+
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(Replaced):
+        launcher.main()
+    command = [sys.executable, "-m", "fedjax_masks_launcher", "list", "models"]
+    assert asked == [(sys.executable, command, "glibc.malloc.check=0:glibc.malloc.hugetlb=1")]
+    monkeypatch.setattr(sys, "argv", ["fedjax-masks", "list", "models"])
+    assert launcher.main() == 0  # asked for already
