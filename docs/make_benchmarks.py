@@ -98,7 +98,7 @@ def _skeleton() -> str:
     parts += _table({key: key or " " for key in totals[0]}, totals)
     ratio = found["round_time_ratio"]
     parts += ["", f"A round of ten clients at r = 0.1 takes {ratio} of the same round at r = 1. The roofline"]
-    parts += ["is of r = 0.1: its two thin products, measured alone, and the arrays and patches around them.", ""]
+    parts += ["is of r = 0.1: two thin products, measured alone, and the arrays and patches around them.", ""]
     return "\n".join([*parts, *_table({key: key for key in rows[0]}, rows), ""])
 
 
