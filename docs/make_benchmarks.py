@@ -1,6 +1,6 @@
 """Makes the page of benchmarks from the committed lines of ``experiments/benchmarks.py``.
 
-A hook of mkdocs; ``python docs/make_benchmarks.py`` prints the page.
+python docs/make_benchmarks.py > docs/benchmarks.md
 """
 
 import json
@@ -137,13 +137,5 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def on_files(files: Any, config: Any) -> Any:
-    """Adds the page."""
-    from mkdocs.structure.files import File
-
-    files.append(File.generated(config, "benchmarks.md", content=page()))
-    return files
-
-
 if __name__ == "__main__":
-    print(page())
+    print(page(), end="")

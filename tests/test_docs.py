@@ -88,3 +88,10 @@ def test_a_file_with_an_algorithm_of_ones_own_has_the_command_line(tmp_path):
     few = ["--clients", "4", "--cohort", "2", "--rounds", "2", "--model", "mlp", "--out", "run", "--quiet"]
     call("run", "--algorithm", "shared-masks", "--set", "algorithm.lr=30", *few)
     assert "shared-masks" in call("report", "run", "--out", "own.html")
+
+
+def test_the_page_of_benchmarks_is_made_of_the_committed_results():
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "make_benchmarks.py"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
