@@ -1,7 +1,4 @@
-"""Makes the page of benchmarks from the committed lines of ``experiments/benchmarks.py``.
-
-python docs/make_benchmarks.py > docs/benchmarks.md
-"""
+"""Makes the page of benchmarks: ``python docs/make_benchmarks.py > docs/benchmarks.md``."""
 
 import json
 from collections.abc import Sequence
@@ -78,17 +75,16 @@ def _section(found: Sequence[dict[str, Any]]) -> str:
 def _skeleton() -> str:
     """What a backward pass of few filters saves, and what bounds it."""
     found, about = _single("fedskel_backward.json")
-    rows = []
-    for name, layer in found["layers"].items():
-        rows.append(
-            {
-                "convolution": f"{layer['count']} x {name}",
-                "dense, ms": layer["ms"]["1.0"],
-                "r = 0.1, ms": layer["ms"]["0.1"],
-                "÷": layer["speedup"]["0.1"],
-                "roofline, ms": layer["roofline_ms"]["bound"],
-            }
-        )
+    rows = [
+        {
+            "convolution": f"{layer['count']} x {name}",
+            "dense, ms": layer["ms"]["1.0"],
+            "r = 0.1, ms": layer["ms"]["0.1"],
+            "÷": layer["speedup"]["0.1"],
+            "roofline, ms": layer["roofline_ms"]["bound"],
+        }
+        for name, layer in found["layers"].items()
+    ]
     totals = [
         {"": "backward passes of all convolutions", **found["conv_backward_speedup"]},
         {"": "training step", **found["training_step_speedup"]},

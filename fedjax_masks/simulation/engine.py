@@ -6,7 +6,7 @@ and ``shard_map``.
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -119,11 +119,8 @@ def make_simulation(
         of_clients(shapes.state),
         task.num_clients,
         storage,
-        initial=lambda: of_clients(algorithm.init(simulation_keys(number)[0], task)),
-        cohort=cohort,
-        chunk=chunk,
-        devices=asked.devices,
-        put=lambda tree: put(tree, place),
+        lambda: of_clients(algorithm.init(simulation_keys(number)[0], task)),
+        residence.Programs(cohort, chunk, asked.devices, put=lambda tree: put(tree, place)),
     )
     meter = make_meter(shapes, cohort, population)
     tried: list[Plan] = []
@@ -141,7 +138,10 @@ def make_simulation(
     place, padding = placement(fitted), Padding()
     fleet = put(meter.fleet, place)
     rounds_key = jax.jit(lambda number: simulation_keys(number)[1], out_shardings=place)(number)
-    lay_out = partial(lay_out_rounds, seed=seed, cohort=cohort, task=task, algorithm=algorithm, plan=fitted)
+
+    @lru_cache(maxsize=2)  # what is laid out while a program runs is what the next one asks for
+    def lay_out(rounds: range) -> Rows:
+        return lay_out_rounds(rounds, seed, cohort, task, algorithm, fitted)
 
     @partial(jax.jit, out_shardings=_state_placement(states, fitted))
     def initial(number: Any) -> State:

@@ -48,8 +48,23 @@ class Storage:
 
 AUTO = Storage()
 
-
 Put = Callable[[Any], Any]
+
+
+class Programs(NamedTuple):
+    """What the programs of a simulation ask of a place.
+
+    Attributes:
+      cohort: Clients per round.
+      chunk: The largest number of rounds that will be asked for.
+      devices: How many devices they run on.
+      put: Host arrays to where arrays lie.
+    """
+
+    cohort: int
+    chunk: int
+    devices: int
+    put: Put
 
 
 class Residence(NamedTuple):
@@ -125,11 +140,7 @@ def on_host(
     num_clients: int,
     storage: Storage,
     initial: Callable[[], OfClients],
-    *,
-    cohort: int,
-    chunk: int,
-    devices: int,
-    put: Put,
+    programs: Programs,
 ) -> Residence:
     """Packed rows in a file, of the clients that have taken part.
 
@@ -139,11 +150,7 @@ def on_host(
       storage: What is asked of the file.
       initial: ``() -> states of all clients`` before round 0, traced. Only some rows of it are ever
         computed, which costs little where all clients start alike, see :func:`trees.replicate`.
-      cohort: Clients per round.
-      chunk: The largest number of rounds that will be asked for. A program runs fewer where the rows of
-        their cohorts would take more than half of a device's free memory.
-      devices: How many of them have the rows.
-      put: Host arrays to where arrays lie.
+      programs: They run fewer rounds where the rows of a chunk would take half of a device's free memory.
 
     Raises:
       MemoryError: Clients do not start alike, and there is no room for all their states.
@@ -151,8 +158,9 @@ def on_host(
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), shapes)
     packing = packing_of(client)
     store = Store(packing.row_bytes, storage.path, checkpoints=storage.checkpoints)
-    rounds = int(max(1, min(chunk, _room(devices) // (cohort * packing.row_bytes))))
-    limit = min(rounds * cohort, num_clients)
+    cohort_bytes, put = programs.cohort * packing.row_bytes, programs.put
+    rounds = int(max(1, min(programs.chunk, _room(programs.devices) // cohort_bytes)))
+    limit = min(rounds * programs.cohort, num_clients)
     borrowed = jax.ShapeDtypeStruct((limit, packing.row_bytes), jnp.uint8)
 
     def pack(ids: jax.Array) -> jax.Array:
@@ -208,11 +216,7 @@ def choose(
     num_clients: int,
     storage: Storage,
     initial: Callable[[], OfClients],
-    *,
-    cohort: int,
-    chunk: int,
-    devices: int,
-    put: Put,
+    programs: Programs,
 ) -> Residence:
     """The place that was asked for, or that suits; see :func:`on_host`.
 
@@ -223,13 +227,12 @@ def choose(
     if jax.process_count() > 1:
         if where not in ("auto", "device"):
             raise ValueError(f"storage.clients={where!r}: accepted is 'device' with several processes")
-        return on_device(shapes, num_clients, chunk=chunk)
+        return on_device(shapes, num_clients, chunk=programs.chunk)
     if where == "auto":
-        where = _fitting(trees.num_bytes(shapes), num_clients, devices)
+        where = _fitting(trees.num_bytes(shapes), num_clients, programs.devices)
     if where == "host" and jax.tree.leaves(shapes):
-        options = {"cohort": cohort, "chunk": chunk, "devices": devices}
-        return on_host(shapes, num_clients, storage, initial, **options, put=put)
-    return on_device(shapes, num_clients, chunk=chunk, split=where == "mesh")
+        return on_host(shapes, num_clients, storage, initial, programs)
+    return on_device(shapes, num_clients, chunk=programs.chunk, split=where == "mesh")
 
 
 def _fitting(size: int, num_clients: int, devices: int) -> WhereClients:
