@@ -1,6 +1,7 @@
 """Who takes part in a round: drawn on the host, so that the compiled program only trains."""
 
 from collections.abc import Iterable
+from functools import cache
 
 import jax
 import numpy as np
@@ -27,8 +28,12 @@ def lay_out_rounds(
 ) -> Rows:
     """Draws the cohorts of some rounds and lays them out under the plan: ``int32[rounds, rows]`` each."""
 
+    @cache  # an algorithm may ask for all earlier cohorts, in every round
+    def of_all(index: int) -> np.ndarray:
+        return draw_cohort(seed, index, task.num_clients, cohort)
+
     def draw(index: int, among: np.ndarray | None = None) -> np.ndarray:
-        return draw_cohort(seed, index, task.num_clients, cohort, among)
+        return of_all(index) if among is None else draw_cohort(seed, index, task.num_clients, cohort, among)
 
     cohorts = [algorithm.select(index, draw) for index in rounds]
     laid_out = [lay_out(ids, task.train, plan, algorithm.tiers)[0] for ids in cohorts]

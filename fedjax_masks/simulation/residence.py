@@ -1,9 +1,8 @@
 """Where clients' states lie between rounds: on every device, in parts, or in a file on the host.
 
-These are the states that clients have, and what the server keeps of each.
-
-On the host they are packed, and only the rows of the clients that a program needs move. A client that
-has never taken part has no row there: its state follows from the seed.
+These are the states that clients have, and what the server keeps of each. On the host they are packed, and
+only the rows of the clients that a program needs move. A client that has never taken part has no row there:
+its state follows from the seed.
 """
 
 import math
