@@ -54,6 +54,16 @@ def off(recipe, runs):
     ]
 
 
+def test_runs_are_grouped_by_what_they_are_seeds_of():
+    names = ("fedavg-deadline-0", "fedavg-deadline-1", "fedavg,seed=0", "lr=1e-3", "lr=1e-3,seed=2")
+    groups = by_setting([{"run": name} for name in names])
+    assert {setting: len(runs) for setting, runs in groups.items()} == {
+        "fedavg-deadline": 2,
+        "fedavg": 1,
+        "lr=1e-3": 2,
+    }
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_expects_figures_of_its_own_settings(recipe):
     settings = by_setting([{"run": job.name} for job in read_sweep(recipe)])
