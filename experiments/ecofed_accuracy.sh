@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Classic, split and cached training side by side, and EcoFed's sources of pre-training; three seeds.
+# Classic, split and cached training side by side, and EcoFed's sources of pre-training; eight seeds.
 # Usage: ecofed_accuracy.sh OUT [--data-dir DIR]
 set -euo pipefail
 out=$1
@@ -16,7 +16,7 @@ run() {
 }
 
 for dataset in fashion_mnist cifar10; do
-    for seed in 0 1 2; do
+    for seed in 0 1 2 3 4 5 6 7; do
         run fedavg $dataset $seed --algorithm fedavg
         for algorithm in splitfed lgl fedgkt; do
             run $algorithm $dataset $seed --algorithm $algorithm --set algorithm.split=conv1

@@ -4,7 +4,7 @@ Configurations go through the command line up to the experiment that would run; 
 ``payload.decode``; damaged files through the readers of data, parameters, configurations, run directories
 and traces. Every case has a budget of time and of memory, and a seed that brings it back:
 
-    python experiments/fuzz_campaign.py config=10000 payload=100000 npz=10000 > results/fuzz_campaign.json
+    python experiments/fuzz_campaign.py config=10000 payload=100000 npz=10000
     python experiments/fuzz_campaign.py --case config:1234
 
 Prints one JSON object; exits with 1 where anything but the package's own errors came out.
