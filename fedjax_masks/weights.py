@@ -3,6 +3,7 @@
 In the first two, names are those of stages and dots, as in ``conv1.kernel``. None of them runs code.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,12 @@ def nested(arrays: Mapping[str, Any]) -> Params:
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     # Opened here: numpy leaves a file that it cannot read to the garbage collector.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):  # NumPy takes whatever it does not know for a pickle
+            raise ValueError("it is no .npz file")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:

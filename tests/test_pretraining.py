@@ -209,6 +209,12 @@ def test_a_file_that_is_none_of_arrays(task, tmp_path, kind, content):
         pretrain(make_model, task, Pretraining(source=f"{kind}:{file}"))
 
 
+def test_what_is_no_archive_is_not_called_a_pickle(tmp_path):
+    (tmp_path / "table.npz").write_text("device,flops\nx,1\n")
+    with pytest.raises(UserError, match=r"table.npz: it is no .npz file; accepted are named arrays"):
+        weights.read(f"npz:{tmp_path / 'table.npz'}")
+
+
 def test_names_that_are_both_stage_and_array(tmp_path):
     np.savez(tmp_path / "odd.npz", **{"conv1": np.zeros(2), "conv1.kernel": np.zeros(2)})
     with pytest.raises(UserError, match=r"accepted are named arrays"):
