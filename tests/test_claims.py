@@ -7,8 +7,6 @@ from fedjax_masks import cli
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.claims import all_claims, claim
 
-pytestmark = pytest.mark.xdist_group("claims")  # all rows are computed once
-
 MISSED = {
     "communication of Top-k with its indices, up (figure 10)",
     "less communication than Per-FedAvg, recognition of activities (abstract)",
@@ -21,7 +19,7 @@ MISSED = {
 """What is counted and is not what was published; every row says why."""
 
 
-@pytest.fixture(scope="session")  # the worker runs tests of other modules in between
+@pytest.fixture(scope="module")
 def claims():
     return all_claims()
 

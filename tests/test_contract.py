@@ -28,11 +28,9 @@ PLANS = [
     "blocks:3,mesh:2",
     *(pytest.param(plan, marks=pytest.mark.slow) for plan in ("vmap", "blocks:3", "scan,mesh:8")),
 ]
-# A worker takes all tests of a case, so that what they share is simulated once.
-GROUPED = {name: pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in cases.CASES}
-every_case = pytest.mark.parametrize("name", GROUPED.values())
+every_case = pytest.mark.parametrize("name", cases.CASES)
 # Ranking and rounding to a grid turn one ulp into a step: plans agree on these in float64 only.
-SMOOTH = [case for name, case in GROUPED.items() if "wired" not in name]
+SMOOTH = [name for name in cases.CASES if "wired" not in name]
 
 
 # The slow tests try all others.

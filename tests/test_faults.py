@@ -16,10 +16,7 @@ from fedjax_masks.simulation import make_simulation
 
 # Those that differ most in what they send; the others take as long and say the same.
 FAST = ("fedavg", "fedmask", "scaffold")
-CASES = [
-    pytest.param(name, marks=[pytest.mark.xdist_group(name), *[pytest.mark.slow] * (name not in FAST)])
-    for name in cases.CASES
-]
+CASES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in cases.CASES]
 LONE = 2  # the client with a single example
 
 
