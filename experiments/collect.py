@@ -7,6 +7,10 @@ Bytes are exact; accuracies are of one run; seconds depend on the machine. Of ru
 seeds; bytes are divided by FedAvg's, or by those of the first run where there is no FedAvg:
 
     python experiments/collect.py --table experiments/results/fedskel_digits.jsonl
+
+and by how many points of global accuracy one setting is above each other one, seed by seed:
+
+    python experiments/collect.py --gaps ecofed-public experiments/results/ecofed_cifar10.jsonl
 """
 
 import json
@@ -97,6 +101,21 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def gaps_table(runs: Sequence[Mapping[str, Any]], ours: str) -> str:
+    """A Markdown table of the differences between a setting and all others."""
+    with_global = [run for run in runs if run["last_global_accuracy"] is not None]
+    accuracy = {
+        name: {run["seed"]: 100 * run["last_global_accuracy"] for run in group}
+        for name, group in by_setting(with_global).items()
+    }
+    rows = [f"| {ours} above | points | seeds |", "|---|---|---|"]
+    for name, theirs in accuracy.items():
+        if name != ours:
+            found = [own - theirs[seed] for seed, own in accuracy[ours].items() if seed in theirs]
+            rows.append(f"| {name} | {interval(found)} | {len(found)} |")
+    return "\n".join(rows)
+
+
 def _bytes(run: Mapping[str, Any]) -> int:
     return run["bytes_up_total"] + run["bytes_down_total"]
 
@@ -104,6 +123,8 @@ def _bytes(run: Mapping[str, Any]) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "--table":
         print(table(lines(Path(sys.argv[2]))))
+    elif sys.argv[1] == "--gaps":
+        print(gaps_table(lines(Path(sys.argv[3])), sys.argv[2]))
     else:
         for argument in sys.argv[1:]:
             print(json.dumps(line(Path(argument))))

@@ -64,6 +64,16 @@ def test_runs_are_grouped_by_what_they_are_seeds_of():
     }
 
 
+def test_gaps_are_between_runs_of_the_same_seed():
+    accuracies = {"a-0": 0.5, "a-1": 0.7, "b-0": 0.4, "b-1": 0.4, "local-0": None, "c-1": 0.75}
+    runs = [
+        {"run": name, "seed": int(name[-1]), "last_global_accuracy": value}
+        for name, value in accuracies.items()
+    ]
+    rows = collect.gaps_table(runs, "a").splitlines()[2:]
+    assert rows == ["| b | 20.0 ± 127.1 | 2 |", "| c | -5.0 | 1 |"]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_expects_figures_of_its_own_settings(recipe):
     settings = by_setting([{"run": job.name} for job in read_sweep(recipe)])

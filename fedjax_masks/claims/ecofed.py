@@ -186,7 +186,7 @@ def _accuracies() -> list[Claim]:
             "trend",
             f"ecofed_{dataset}.jsonl",
             judge(other, least),
-            why="above in the mean; three seeds, which move the division too, are too few to be sure",
+            why="above in the mean, not surely: fractals carry a single convolution no further than chance",
         )
         for dataset in ("fashion_mnist", "cifar10")
         for other, title, paper, least in (
