@@ -96,12 +96,14 @@ def result(federation: str, gates: bool, seed: int, args: argparse.Namespace) ->
     rows, sizes = task.train.rows, task.train.sizes
     logits = jax.jit(algorithm.predict_global)(run.state.common, run.state.server, task.inputs[rows])
     hits = np.argmax(logits, -1) == task.labels[rows]
+    losses = [record["train_loss"] for record in run.records]
     return {
         "federation": federation,
         "gates": gates,
         **settings(seed, args),
         "accuracy": [record["global_accuracy"] for record in run.records],
-        "train_loss": [round(record["train_loss"], 4) for record in run.records],
+        # None in a round after which nobody's is a number: clients can diverge.
+        "train_loss": [loss if loss is None else round(loss, 4) for loss in losses],
         "bytes_up": run.records[-1]["bytes_up"],
         "bytes_down": run.records[-1]["bytes_down"],
         "train_sizes": sizes.tolist(),
