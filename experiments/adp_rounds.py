@@ -102,7 +102,7 @@ def result(federation: str, gates: bool, seed: int, args: argparse.Namespace) ->
         "gates": gates,
         **settings(seed, args),
         "accuracy": [record["global_accuracy"] for record in run.records],
-        # None in a round after which nobody's is a number: clients can diverge.
+        # None where no client's loss is a number: training can diverge.
         "train_loss": [loss if loss is None else round(loss, 4) for loss in losses],
         "bytes_up": run.records[-1]["bytes_up"],
         "bytes_down": run.records[-1]["bytes_down"],

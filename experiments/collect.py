@@ -23,6 +23,7 @@ from typing import Any
 from common import by_setting, lines
 
 from fedjax_masks.analysis.intervals import interval
+from fedjax_masks.claims.claim import gaps
 from fedjax_masks.simulation.cohorts import draw_cohort
 
 _RESULTS = (
@@ -103,17 +104,16 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def gaps_table(runs: Sequence[Mapping[str, Any]], ours: str) -> str:
     """A Markdown table of the differences between a setting and all others."""
-    with_global = [run for run in runs if run["last_global_accuracy"] is not None]
-    accuracy = {
-        name: {run["seed"]: 100 * run["last_global_accuracy"] for run in group}
-        for name, group in by_setting(with_global).items()
-    }
-    rows = [f"| {ours} above | points | seeds |", "|---|---|---|"]
-    for name, theirs in accuracy.items():
-        if name != ours:
-            found = [own - theirs[seed] for seed, own in accuracy[ours].items() if seed in theirs]
-            rows.append(f"| {name} | {interval(found)} | {len(found)} |")
+    groups = by_setting([run for run in runs if run["last_global_accuracy"] is not None])
+    own, rows = groups.pop(ours), [f"| {ours} above | points | seeds |", "|---|---|---|"]
+    for name, theirs in groups.items():
+        found = gaps([*own, *theirs], _global_points, own.__contains__, theirs.__contains__)
+        rows.append(f"| {name} | {interval(found)} | {len(found)} |")
     return "\n".join(rows)
+
+
+def _global_points(run: Mapping[str, Any]) -> float:
+    return 100 * run["last_global_accuracy"]
 
 
 def _bytes(run: Mapping[str, Any]) -> int:

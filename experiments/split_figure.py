@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from common import lines
+from common import by_setting, lines
 from matplotlib.figure import Figure
 
 from fedjax_masks.analysis.intervals import half_width
@@ -43,8 +43,8 @@ def main() -> None:
 
 def draw(ax, found: list[dict]) -> None:
     """Means and 95 % confidence intervals over seeds."""
-    runs = {name: [n for n in found if n["run"].rpartition("-")[0] == name] for name in LABELS}
-    values = [[100 * n["last_global_accuracy"] for n in group] for group in runs.values()]
+    runs = by_setting(found)
+    values = [[100 * n["last_global_accuracy"] for n in runs[name]] for name in LABELS]
     colors = [PALETTE[2] if name.startswith("ecofed") else BASELINE for name in LABELS]
     places = np.arange(len(LABELS))[::-1]
     ax.barh(places, [np.mean(v) for v in values], color=colors, height=0.7)
