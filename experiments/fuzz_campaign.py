@@ -36,6 +36,7 @@ import numpy as np
 from fedjax_masks import assembly, cli, config, devices, experiment, payload, weights
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import load_task, prepared, sources
+from fedjax_masks.run_directory import open_directory, read_records
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.models import MODELS
 
@@ -224,7 +225,7 @@ def run_config(rng: Rng, folder: Path) -> bool:
 
 def _only_build(chosen: config.Config, out: str, **options: Any) -> None:
     with user_errors():
-        experiment.open_directory(Path(out), chosen, resume=options["resume"])
+        open_directory(Path(out), chosen, resume=options["resume"])
         assembly.build(chosen)
 
 
@@ -373,8 +374,8 @@ def run_directory(rng: Rng, folder: Path) -> bool:
 
 def _only_resume(chosen: config.Config, out: str, **options: Any) -> None:
     with user_errors():
-        experiment.open_directory(Path(out), chosen, resume=options["resume"])
-        experiment.read_records(Path(out))
+        open_directory(Path(out), chosen, resume=options["resume"])
+        read_records(Path(out), 2**62)
 
 
 def run_trace(rng: Rng, folder: Path) -> bool:

@@ -1,13 +1,15 @@
 """From a configuration to what it configures: data, model, algorithm, and what surrounds that."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
-from fedjax_masks import privacy, robust
+from fedjax_masks import privacy, robust, weights
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.algorithms import registry
 from fedjax_masks.attacks import with_attack
@@ -120,6 +122,38 @@ def guarantee(config: Config, task: Task) -> dict[str, float]:
         delta=delta,
     )
     return {"epsilon": spent, "delta": delta}
+
+
+def fingerprints(config: Config, task: Task) -> dict[str, str]:
+    """SHA-256 digests of what lies outside of the configuration, by the key that names it.
+
+    They cover the data and their division, the clients' devices, and parameters from a file.
+    """
+    indices = (*task.train, *task.test)
+    found = {
+        "data.name": digest(task.inputs, task.labels, task.test_inputs, task.test_labels, *indices),
+    }
+    if (devices := population(config, task)) is not None:
+        found["devices"] = digest(*jax.tree.leaves(devices.fleet))
+    source = config.pretraining.source
+    if source.partition(":")[0] in weights.FORMATS:
+        found["pretraining.source"] = digest(*jax.tree.leaves(weights.read(source)))
+    return found
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of the dtypes, shapes and values of arrays, in hexadecimal.
+
+    >>> digest(np.zeros(3)) == digest(np.zeros(3)) != digest(np.zeros((3, 1)))
+    True
+    """
+    found = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.dtype} {array.shape}".encode())
+        # In pieces, so that a memory-mapped array is never held as a whole.
+        for piece in np.array_split(array.reshape(-1), 1 + array.nbytes // 2**26):
+            found.update(np.ascontiguousarray(piece).tobytes())
+    return found.hexdigest()
 
 
 def pretrained(config: Config) -> Pretrained:

@@ -1,27 +1,33 @@
-"""Checkpoints that are whole or detected as damaged.
+"""Checkpoints that describe themselves, and that reading never deletes.
 
-A checkpoint is a directory named by its round. It holds the state's arrays (orbax), a small JSON
-file, and the checksums of all files. It is written under another name and renamed when complete,
-so that a process killed at any moment leaves either all of it or nothing.
+A checkpoint is a directory named by its round: ``arrays.npz`` with the state's arrays by name,
+``checkpoint.json`` with their names, dtypes and shapes and with what was saved beside them, and
+``checksums.json``. It is written under another name and renamed when complete, so that a process killed at
+any moment leaves either all of it or nothing.
 """
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks.algorithm import State
-from fedjax_masks.errors import unlogged
+from fedjax_masks.errors import UserError
 
-_ARRAYS, _META, _CHECKSUMS = "arrays", "meta.json", "checksums.json"
+_ARRAYS, _DESCRIPTION, _CHECKSUMS = "arrays.npz", "checkpoint.json", "checksums.json"
+_FORMAT = 2
+_BLOCK = 2**24  # bytes that are read at once
+_UNDO = "undo the change to resume, or start again in another directory"
 _LOGGER = logging.getLogger("fedjax_masks")
 
 
@@ -31,10 +37,27 @@ class Restored(NamedTuple):
     Attributes:
       state: Like the one it was given, on the same devices.
       meta: What was saved beside it.
+      damaged: Newer checkpoints, which are damaged.
     """
 
     state: State
     meta: dict[str, Any]
+    damaged: tuple[Path, ...] = ()
+
+
+class Leaf(NamedTuple):
+    """One array of a state: its name, its dtype, and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}{list(self.shape)}"
+
+
+class _Damaged(Exception):
+    """A checkpoint whose files are not those that were written."""
 
 
 def save(directory: Path, round: int, state: State, meta: Mapping[str, Any], *, keep: int) -> None:
@@ -51,54 +74,104 @@ def save(directory: Path, round: int, state: State, meta: Mapping[str, Any], *, 
       OSError: It cannot be written; nothing of it is left, and the older ones are as they were.
     """
     final, partial = directory / f"{round:08d}", directory / f"{round:08d}.partial"
-    _remove(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write(partial, state, meta)
-    except Exception as error:  # orbax raises what its storage raises
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"checkpoint {final.name}: {' '.join(str(error).split())}") from error
     _remove(final)
     partial.rename(final)
-    for old in steps(directory)[:-keep]:
-        _remove(old)
+    with contextlib.suppress(OSError):  # the checkpoint is there, whatever becomes of the older ones
+        _sync(directory)
+        for old in steps(directory)[:-keep]:
+            _remove(old)
+    for leftover in (*directory.glob("*.partial"), *directory.glob("*.deleted")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def describe(state: State) -> list[Leaf]:
+    """The arrays of a state, by name.
+
+    >>> [str(leaf) for leaf in describe(State((), {"w": jnp.zeros((2, 3))}, ()))]
+    ['server/w float32[2, 3]']
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [
+        Leaf(jax.tree_util.keystr(path, simple=True, separator="/"), str(leaf.dtype), tuple(leaf.shape))
+        for path, leaf in leaves
+    ]
 
 
 def _write(directory: Path, state: State, meta: Mapping[str, Any]) -> None:
-    # Orbax refuses empty arrays and is particular about containers; a flat dict suits it.
-    arrays = {f"{i:05d}": a for i, a in enumerate(jax.device_get(jax.tree.leaves(state))) if a.size}
-    with _checkpointer() as checkpointer:
-        checkpointer.save((directory / _ARRAYS).absolute(), arrays)
-    (directory / _META).write_text(json.dumps(dict(meta)))
+    leaves = describe(state)
+    raw = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)]
+    arrays = [_portable(array) for array in jax.device_get(raw)]
+    with open(directory / _ARRAYS, "wb") as file:
+        named: dict[str, Any] = {leaf.name: array for leaf, array in zip(leaves, arrays, strict=True)}
+        np.savez(file, **named)
+        file.flush()
+        os.fsync(file.fileno())
+    description = {"format": _FORMAT, "leaves": leaves, "meta": dict(meta)}
+    write_atomically(directory / _DESCRIPTION, json.dumps(description))
     write_atomically(directory / _CHECKSUMS, json.dumps(_checksums(directory)))
 
 
-def restore_latest(directory: Path, like: State) -> Restored | None:
-    """Reads the newest checkpoint that is undamaged; damaged ones are deleted, and logged.
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
-    What a killed process left half-written or half-deleted goes as well.
+
+def _portable(array: np.ndarray) -> np.ndarray:
+    """An array that NumPy's files can hold: of a dtype that is not NumPy's own, its bytes as integers."""
+    array = np.asarray(array)
+    return array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
+
+
+def restore_latest(directory: Path, like: State) -> Restored | None:
+    """Reads the newest checkpoint that is undamaged; changes nothing on disk.
+
+    Only what differs from its checksums is damaged. The caller renames damaged checkpoints, once it is known
+    that the run goes on from an older one.
 
     Args:
       directory: Of all checkpoints of a run.
       like: A state of the same structure; gives shapes, types and devices.
 
     Returns:
-      The checkpoint, or None where there is none.
+      The checkpoint, or None where there is none at all.
+
+    Raises:
+      UserError: A checkpoint cannot be read, holds another state than this, or is of another version;
+        or all are damaged.
     """
-    for leftover in directory.glob("*.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    damaged: list[Path] = []
     for step in reversed(steps(directory)):
         try:
-            return _restore(step, like)
-        except (OSError, ValueError, KeyError) as error:
+            description, arrays = _read(step)
+        except _Damaged as error:
             _LOGGER.warning("checkpoint %s is damaged (%s): falling back to the one before", step.name, error)
-            _remove(step)
+            damaged.append(step)
+            continue
+        except OSError as error:
+            raise _refused(step, f"readable; {_text(error)}; try again when it can be read") from None
+        _check_same(step, description["leaves"], describe(like))
+        leaves, structure = jax.tree.flatten(like)
+        restored = [_place(array, leaf) for array, leaf in zip(arrays, leaves, strict=True)]
+        return Restored(jax.tree.unflatten(structure, restored), description["meta"], tuple(damaged))
+    if damaged:
+        raise UserError(
+            f"checkpoints={str(directory)!r}: must hold an undamaged one; all {len(damaged)} are damaged, "
+            "and left as they are; start again in another directory"
+        )
     return None
 
 
 def steps(directory: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("*") if path.name.isdigit())
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if path.name.isdigit())
 
 
 def estimate_seconds(state: State) -> float:
@@ -116,35 +189,75 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-@contextmanager
-def _checkpointer() -> Iterator[Any]:
-    import orbax.checkpoint as ocp
+def _read(step: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A checkpoint's description and its arrays in the order of the description.
 
-    # Each process is by itself: state is everywhere the same, one writes it, and each reads.
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=f"process{jax.process_index()}",
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with unlogged("absl"), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        yield checkpointer
+    Raises:
+      _Damaged: Its files are not those that were written.
+      OSError: A file cannot be read.
+      UserError: It is of another version.
+    """
+    try:
+        wanted = json.loads((step / _CHECKSUMS).read_bytes())
+    except FileNotFoundError:
+        raise _Damaged(f"{_CHECKSUMS} is missing") from None
+    except ValueError:
+        raise _Damaged(f"{_CHECKSUMS} is no JSON") from None
+    found = _checksums(step)
+    if wanted != found:
+        wanted = wanted if isinstance(wanted, dict) else {}
+        names = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        raise _Damaged(f"the checksum of {', '.join(names) or _CHECKSUMS} does not match")
+    try:
+        description = json.loads((step / _DESCRIPTION).read_bytes())
+        leaves = [Leaf(name, dtype, tuple(shape)) for name, dtype, shape in description["leaves"]]
+        if description["format"] != _FORMAT or not isinstance(description["meta"], dict):
+            raise ValueError
+        with np.load(step / _ARRAYS, allow_pickle=False) as file:
+            arrays = [_as_described(file[leaf.name], leaf) for leaf in leaves]
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError, zipfile.BadZipFile):
+        accepted = f"a checkpoint of format {_FORMAT}; resume with the version of fedjax_masks that wrote it"
+        raise _refused(step, accepted) from None
+    return {**description, "leaves": leaves}, arrays
 
 
-def _restore(step: Path, like: State) -> Restored:
-    if json.loads((step / _CHECKSUMS).read_text()) != _checksums(step):
-        raise ValueError("its checksums do not match")
-    with _checkpointer() as checkpointer:
-        arrays = checkpointer.restore((step / _ARRAYS).absolute())
-    leaves, structure = jax.tree.flatten(like)
-    restored = [_place(arrays.get(f"{i:05d}"), leaf) for i, leaf in enumerate(leaves)]
-    return Restored(jax.tree.unflatten(structure, restored), json.loads((step / _META).read_text()))
+def _as_described(array: np.ndarray, leaf: Leaf) -> np.ndarray:
+    """An array of the described dtype and shape; of a typed key, its data."""
+    if leaf.dtype.startswith("key<"):
+        return array
+    array = array.view(jnp.dtype(leaf.dtype))
+    if array.shape != leaf.shape:
+        raise ValueError
+    return array
 
 
-def _place(array: np.ndarray | None, like: jax.Array) -> jax.Array:
-    array = np.zeros(like.shape, like.dtype) if array is None else array
-    if (array.shape, array.dtype) != (like.shape, like.dtype):
-        raise ValueError(f"it holds {array.dtype}{list(array.shape)} for {like.dtype}{list(like.shape)}")
+def _check_same(step: Path, found: list[Leaf], wanted: list[Leaf]) -> None:
+    """Raises UserError that names the first difference between two states."""
+    by_name = {leaf.name: leaf for leaf in found}
+    for leaf in wanted:
+        if by_name.get(leaf.name) != leaf:
+            other = by_name.get(leaf.name, f"no {leaf.name}")
+            raise _refused(
+                step,
+                f"of this algorithm's state, with {leaf}; it holds {other}; {_UNDO}",
+            )
+    for leaf in found:
+        if leaf.name not in {other.name for other in wanted}:
+            raise _refused(step, f"of this algorithm's state, which has no {leaf.name}; {_UNDO}")
+
+
+def _refused(step: Path, accepted: str) -> UserError:
+    return UserError(f"checkpoint={str(step)!r}: must be {accepted}")
+
+
+def _text(error: OSError) -> str:
+    return " ".join((error.strerror or str(error)).split())
+
+
+def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
+    if _is_key(like):
+        keys = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+        return jax.device_put(keys, like.sharding)
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
@@ -152,9 +265,25 @@ def _checksums(directory: Path) -> dict[str, int]:
     """The CRC-32 of every file but the list itself."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     named = {path.relative_to(directory).as_posix(): path for path in files}
-    return {
-        name: zlib.crc32(path.read_bytes()) for name, path in named.items() if not name.startswith(_CHECKSUMS)
-    }
+    return {name: _checksum(path) for name, path in named.items() if not name.startswith(_CHECKSUMS)}
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _sync(directory: Path) -> None:
+    """Makes sure that a directory's names are on disk, where the system lets a process ask for that."""
+    if hasattr(os, "O_DIRECTORY"):
+        number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedjax_masks import __version__
+from fedjax_masks import __version__, termination
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.listing import KINDS
 
@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _split_host()
     try:
         arguments = _parser().parse_args(argv)
-        arguments.command(arguments)
+        with termination.second_signal_ends():
+            arguments.command(arguments)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -214,12 +215,12 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from fedjax_masks import config, experiment, hosts
+    from fedjax_masks import config, experiment, hosts, run_directory
     from fedjax_masks.analysis import load_run, print_table
 
     values = _values(arguments, _FLAGS)
     if arguments.resume and not values:
-        values = experiment.stored_values(Path(arguments.out))
+        values = run_directory.stored_values(Path(arguments.out))
     chosen = config.make_config(values)
     if arguments.coordinator is not None:
         hosts.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
@@ -247,7 +248,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from fedjax_masks import config, experiment
+    from fedjax_masks import config, experiment, run_directory
     from fedjax_masks.analysis import load_run, print_table, write_report
 
     out = Path(arguments.out)
@@ -258,7 +259,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         for name, options in _DEMO_ALGORITHMS.items()
     }
     for directory, chosen in runs.items():
-        experiment.open_directory(directory, chosen, resume=False)
+        run_directory.open_directory(directory, chosen, resume=False)
     for directory, chosen in runs.items():
         experiment.run_experiment(chosen, directory)
     print_table([load_run(directory) for directory in runs])

@@ -4,17 +4,21 @@ Each process runs the same program (``jax.distributed``); the clients of a round
 devices of all of them. The run directory lies where all of them can read it, and the first one writes.
 """
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
+import numpy as np
 
 from fedjax_masks.errors import UserError
+from fedjax_masks.trees import flat
 
 AUTO = "auto"
+Result = TypeVar("Result")
 
 
 def join(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -59,6 +63,65 @@ def wait(reason: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(reason)
+
+
+def agree(*values: float) -> tuple[float, ...]:
+    """The largest of each value over all processes, so that all of them decide alike."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    gathered = np.asarray(multihost_utils.process_allgather(np.asarray(values, np.float32)))
+    return tuple(gathered.reshape(-1, len(values)).max(0).tolist())
+
+
+def gather(text: str) -> list[str]:
+    """A text of each process, in the order of processes, in all of them."""
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental import multihost_utils
+
+    content = text.encode()
+    (length,) = agree(len(content))
+    padded = np.frombuffer(content.ljust(int(length), b"\0"), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(jax.process_count(), -1)
+    return [row.tobytes().rstrip(b"\0").decode() for row in gathered]
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Checks that all processes were started with the same configuration and data.
+
+    Raises:
+      UserError: They were not.
+    """
+    own = json.dumps(flat(values), sort_keys=True)
+    for process, other in enumerate(map(json.loads, gather(own))):
+        for key, value in json.loads(own).items():
+            if key not in other or other[key] != value:
+                raise UserError(
+                    f"{key}={value}: must be the same in every process; "
+                    f"process {process} has {other.get(key)}, process {jax.process_index()} has {value}"
+                )
+
+
+def attempt(prepare: Callable[[], Result]) -> Result:
+    """Prepares something in every process, and fails in all of them where it fails in one.
+
+    Raises:
+      UserError: That of this process, or else of the first one that has failed.
+    """
+    result, said = None, ""
+    try:
+        result = prepare()
+    except UserError as error:
+        said = str(error)
+    texts = gather(said)
+    if said:
+        raise UserError(said)
+    for process, text in enumerate(texts):
+        if text:
+            raise UserError(f"process {process}: {text}")
+    return cast(Result, result)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_masks import hosts
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
 from fedjax_masks.simulation import AUTO, Batch, Evaluation, RoundMetrics, Storage, alone, make_simulation
@@ -22,6 +23,7 @@ Record = dict[str, Any]
 
 _LOGGER = logging.getLogger("fedjax_masks")
 _LONGEST_CHUNK = 10
+_PATIENCE = 20.0  # seconds, after which a chunk ends early: for checkpoints, progress, and signals
 # Metrics of training that have a place of their own in a record, or serve the engine.
 _NOT_EXTRA = (
     *("loss", "steps", "examples", "slots", "flops", "traffic", "density"),
@@ -62,6 +64,7 @@ class Chunk(NamedTuple):
       metrics: Of the chunk's rounds.
       record: The evaluated round's line of ``metrics.jsonl``, else None.
       notes: What a person should be told, one line each.
+      ending: Whether the run ends here, because a signal has asked for it, though rounds are left.
     """
 
     rounds: int
@@ -70,9 +73,23 @@ class Chunk(NamedTuple):
     metrics: RoundMetrics
     record: Record | None
     notes: tuple[str, ...]
+    ending: bool = False
 
 
 OnChunk = Callable[[Chunk], None]
+
+
+class Interrupted(Exception):
+    """A run that a signal has ended between two rounds.
+
+    Attributes:
+      round: Rounds done.
+      signal: The signal's number.
+    """
+
+    def __init__(self, round: int, signal: int) -> None:
+        super().__init__(f"stopped after round {round}")
+        self.round, self.signal = round, signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +187,7 @@ def run_rounds(
     on_chunk: Sequence[Sequence[OnChunk]],
     starts: Sequence[Totals] | None = None,
     records: Sequence[Sequence[Record]] | None = None,
+    asked: Callable[[], int] = lambda: 0,
 ) -> list[Run]:
     """Runs the rounds after ``starts``, of all runs of a batch in step.
 
@@ -181,22 +199,26 @@ def run_rounds(
       on_chunk: For each run, what is called at the end of every chunk.
       starts: For each run, what had added up before; the same number of rounds in all.
       records: For each run, the records up to its start.
+      asked: ``() -> int``: the signal that asks the runs to end after the current round, else 0.
 
     Returns:
       The runs. Their wall time is that of the batch.
+
+    Raises:
+      Interrupted: A signal has come, and rounds are left.
     """
     starts = [Totals()] * len(on_chunk) if starts is None else starts
     totals, (done,) = list(starts), {start.round for start in starts}
     kept = [list(own) for own in records or [()] * len(starts)]
-    evaluations, busy, began, before_us = None, 0.0, time.perf_counter(), done
+    evaluations, pace, began = None, Pace(), time.perf_counter()
     while done < rounds:
-        first, done = done, _stop(done, eval_every, rounds)
-        before = time.perf_counter()
-        state, metrics = batch.run(state, first, done - first)
-        busy += time.perf_counter() - before
+        first, last = done, _stop(done, eval_every, rounds)
+        state, metrics, pace = _advance(batch, state, first, last, pace, asked)
+        done += len(metrics[0].ids)
         evaluated = done % eval_every == 0 or done == rounds
         evaluations = batch.evaluate(state) if evaluated else None
         passed = time.perf_counter() - began
+        ending = pace.signal > 0 and done < rounds
         for run, own in enumerate(metrics):
             totals[run] = _add(totals[run], own, starts[run].wall_seconds + passed)
             if evaluations is not None:
@@ -205,15 +227,61 @@ def run_rounds(
             for note in told:
                 _LOGGER.warning(note)
             record = kept[run][-1] if evaluated else None
-            chunk = Chunk(rounds, totals[run], batch.take(state, run), own, record, told)
+            chunk = Chunk(rounds, totals[run], batch.take(state, run), own, record, told, ending)
             for hook in on_chunk[run]:
                 hook(chunk)
+        if ending:
+            raise Interrupted(done, pace.signal)
     evaluations = batch.evaluate(state) if evaluations is None else evaluations
-    speed = (done - before_us) / busy if busy else None
     return [
-        Run(own, batch.take(state, run), evaluation, summarize(own, evaluation, batch, speed))
+        Run(own, batch.take(state, run), evaluation, summarize(own, evaluation, batch, pace.speed))
         for run, (own, evaluation) in enumerate(zip(kept, evaluations))
     ]
+
+
+class Pace(NamedTuple):
+    """How fast rounds go, and whether they are to end.
+
+    Attributes:
+      rounds: Rounds done by this process.
+      seconds: Spent on them, without evaluation.
+      last: Seconds that each of the last rounds took; None before the first one.
+      signal: The signal that has asked for the end, or 0.
+    """
+
+    rounds: int = 0
+    seconds: float = 0.0
+    last: float | None = None
+    signal: int = 0
+
+    @property
+    def speed(self) -> float | None:
+        """Rounds per second; None without rounds."""
+        return self.rounds / self.seconds if self.seconds else None
+
+
+def _advance(
+    batch: Batch, state: State, first: int, last: int, pace: Pace, asked: Callable[[], int]
+) -> tuple[State, list[RoundMetrics], Pace]:
+    """Runs the rounds of a chunk, or as many of them as patience and signals allow.
+
+    A compiled program cannot be interrupted, so one call runs as many rounds as fit into the patience; the
+    first one, whose rounds take nobody knows how long, runs one.
+
+    Returns:
+      The state, for each run the metrics of the rounds that were run, and the pace.
+    """
+    parts, done, left = [], first, _PATIENCE
+    while done < last and left > 0 and not pace.signal:
+        number = 1 if pace.last is None else max(1, min(last - done, int(left / max(pace.last, 1e-9))))
+        began = time.perf_counter()
+        state, metrics = batch.run(state, done, number)
+        # All processes must do the same next, so they agree on the time that has passed and on the signal.
+        signal, seconds = hosts.agree(asked(), time.perf_counter() - began)
+        pace = Pace(pace.rounds + number, pace.seconds + seconds, seconds / number, int(signal))
+        parts, done, left = [*parts, metrics], done + number, left - seconds
+    joined = [jax.tree.map(lambda *each: np.concatenate(each), *own) for own in zip(*parts)]
+    return state, joined, pace
 
 
 def _stop(first: int, eval_every: int, rounds: int) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_masks import assembly, checkpoint, experiment
+from fedjax_masks import assembly, checkpoint, experiment, lock, run_directory
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.config import Config, as_dict
@@ -159,23 +159,21 @@ def run_sweep(
         before anything runs.
     """
     jobs, out = read_sweep(path), Path(out_dir)
-    if out.is_dir() and any(out.iterdir()) and not resume:
-        raise UserError(f"out={str(out)!r}: is not empty; --resume continues the sweep in it")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out={str(out)!r}: is a file; a directory is accepted")
-    with user_errors():
-        for job in jobs:
-            experiment.open_directory(out / job.name, job.config, resume=resume)
-        missing = [job for job in jobs if not experiment.is_finished(out / job.name)]
-        groups = group_jobs(missing, lambda job: experiment.rounds_saved(out / job.name))
-    out.mkdir(parents=True, exist_ok=True)
-    for group in groups:
-        if not quiet:
-            print(f"plan: {group}", file=sys.stderr)
-    write_table(jobs, out)
-    for group in groups:
-        _run_group(group, out, quiet=quiet)
+    with experiment.writing([out]):
+        if not resume and {file.name for file in out.iterdir()} - {lock.NAME}:
+            raise UserError(f"out={str(out)!r}: is not empty; --resume continues the sweep in it")
+        with user_errors():
+            for job in jobs:
+                run_directory.open_directory(out / job.name, job.config, resume=resume)
+            missing = [job for job in jobs if not run_directory.is_finished(out / job.name)]
+            groups = group_jobs(missing, lambda job: run_directory.rounds_saved(out / job.name))
+        for group in groups:
+            if not quiet:
+                print(f"plan: {group}", file=sys.stderr)
         write_table(jobs, out)
+        for group in groups:
+            _run_group(group, out, quiet=quiet)
+            write_table(jobs, out)
     return jobs
 
 
@@ -189,9 +187,17 @@ def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
         return
     if not quiet:
         print(f"plan: {batch.plan} ({batch.plan.reason})", file=sys.stderr)
-    stored = [experiment.open_directory(own, config, resume=True) for own, config in zip(outs, configs)]
-    guarantees = [assembly.guarantee(config, group.task) for config in configs]
-    experiment.run_in(outs, configs, batch, stored, guarantees, quiet=quiet)
+    with experiment.writing(outs):
+        setups = [
+            experiment.make_setup(
+                directory,
+                config,
+                run_directory.open_directory(directory, config, resume=True),
+                group.task,
+            )
+            for directory, config in zip(outs, configs)
+        ]
+        experiment.run_in(setups, batch, quiet=quiet)
 
 
 def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
@@ -225,7 +231,7 @@ def write_table(jobs: Sequence[Job], out: Path) -> None:
       out: The sweep's directory.
     """
     keys = list(dict.fromkeys(key for job in jobs for key in job.varied))
-    finished = [job for job in jobs if experiment.is_finished(out / job.name)]
+    finished = [job for job in jobs if run_directory.is_finished(out / job.name)]
     rows = []
     for job in finished:
         summary = json.loads((out / job.name / "summary.json").read_text("utf-8"))

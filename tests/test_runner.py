@@ -306,52 +306,98 @@ def test_a_run_killed_before_its_first_file_resumes(tmp_path, uninterrupted):
     assert without_time(run.records) == without_time(uninterrupted.records)
 
 
-def test_what_a_killed_process_left_half_done_is_cleared_away(tmp_path, uninterrupted):
-    run_experiment(config_with(), tmp_path / "run", quiet=True)
-    checkpoints = tmp_path / "run" / "checkpoints"
-    for name in ("00000005.partial", "00000004.deleted"):
-        (checkpoints / name / "arrays").mkdir(parents=True)
-    run_experiment(config_with(), tmp_path / "run", resume=True, quiet=True)
-    assert [path.name for path in sorted(checkpoints.iterdir())] == ["00000006", "00000007"]
+def test_what_a_killed_process_left_half_done_is_cleared_away_by_the_next_checkpoint(tmp_path):
+    for name in ("00000005.partial", "00000004.deleted", "00000002.damaged"):
+        (tmp_path / name / "arrays").mkdir(parents=True)
+    state = State((), jnp.ones(3), ())
+    assert checkpoint.restore_latest(tmp_path, state) is None
+    assert len(list(tmp_path.iterdir())) == 3
+    checkpoint.save(tmp_path, 6, state, {}, keep=1)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["00000002.damaged", "00000006"]
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_sigterm_saves_a_checkpoint_and_ends_the_run(tmp_path, monkeypatch, caplog, uninterrupted, share):
-    out = tmp_path / "run"
+@pytest.mark.parametrize(("number", "share"), [("SIGTERM", 0.0), ("SIGTERM", 1.0), ("SIGINT", 0.0)])
+def test_a_signal_saves_a_checkpoint_and_ends_the_run(
+    tmp_path, monkeypatch, caplog, uninterrupted, number, share
+):
+    out, sent = tmp_path / "run", getattr(signal, number)
     config, append, before = config_with(checkpoint_share=share), trackers.append, []
 
-    def terminate(path, text):
+    def send(path, text):
         append(path, text)
         if not before:
-            before.append(signal.getsignal(signal.SIGTERM))
-            signal.raise_signal(signal.SIGTERM)
+            before.append(signal.getsignal(sent))
+            signal.raise_signal(sent)
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(sent)
     with monkeypatch.context() as patch:
-        patch.setattr(trackers, "append", terminate)
-        with pytest.raises(SystemExit) as end:
+        patch.setattr(trackers, "append", send)
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as end:
             run_experiment(config, out, quiet=True)
-    assert end.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is handler is not before[0]
-    assert "SIGTERM: stopped after round 2; --resume continues" in caplog.text
-    assert [path.name for path in checkpoint.steps(out / "checkpoints")] == ["00000002"]
+    assert isinstance(end.value, KeyboardInterrupt) or end.value.code == 128 + signal.SIGTERM
+    assert isinstance(end.value, KeyboardInterrupt) == (number == "SIGINT")
+    assert signal.getsignal(sent) is handler is not before[0]
+    assert f"{number}: stopped after round 4; --resume continues" in caplog.text
+    assert checkpoint.steps(out / "checkpoints")[-1].name == "00000004"
     run = run_experiment(config, out, resume=True, quiet=True)
     assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
     assert_same_state(run.state, uninterrupted.state)
 
 
-def test_a_second_sigterm_is_not_noted():
+@pytest.mark.parametrize("ended", [1, 3, 5])
+def test_a_signal_ends_a_run_between_any_two_rounds(tmp_path, monkeypatch, uninterrupted, ended):
+    """Rounds that take longer than the patience are run one by one, and each of them may be the last."""
+    out, asked = tmp_path / "run", []
+
+    @contextlib.contextmanager
+    def noted():
+        yield lambda: asked.append(1) or (signal.SIGTERM if len(asked) == ended else 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(termination, "noted", noted)
+        patch.setattr(runner, "_PATIENCE", 1e-9)
+        with pytest.raises(SystemExit):
+            run_experiment(config_with(checkpoint_share=0.0), out, quiet=True)
+    assert [int(path.name) for path in checkpoint.steps(out / "checkpoints")] == [ended]
+    run = run_experiment(config_with(checkpoint_share=0.0), out, resume=True, quiet=True)
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+    assert_same_state(run.state, uninterrupted.state)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM"), ("SIGINT", "SIGINT")]
+)
+def test_a_second_signal_is_not_noted(first, second):
     came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+    numbers = dict.fromkeys(getattr(signal, name) for name in (first, second))
+    before = {number: signal.signal(number, lambda *_: came.append(1)) for number in numbers}
     try:
         with termination.noted() as asked:
             assert not asked()
-            signal.raise_signal(signal.SIGTERM)
-            assert (asked(), came) == (True, [])
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(getattr(signal, first))
+            assert (asked(), came) == (getattr(signal, first), [])
+            signal.raise_signal(getattr(signal, second))
             assert came == [1]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_second_signal_ends_a_process_that_is_busy_at_once():
+    """Python's own handlers wait for a call like this one, which stands for a compiled program."""
+    script = (
+        "import hashlib; from fedjax_masks.termination import second_signal_ends\n"
+        "with second_signal_ends():\n"
+        "    print('busy', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"busy\n"
+    process.send_signal(signal.SIGINT)
+    assert b"SIGINT: ending soon; a second signal ends at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
 
 
 def test_a_run_of_another_thread_leaves_signals_alone():
