@@ -36,9 +36,9 @@ import numpy as np
 from fedjax_masks import assembly, cli, config, devices, experiment, payload, weights
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import load_task, prepared, sources
-from fedjax_masks.run_directory import open_directory, read_records
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.models import MODELS
+from fedjax_masks.run_directory import open_directory, read_records
 
 SECONDS = 60  # that a case may take
 BYTES = 3 << 30  # that a case may allocate

@@ -128,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--num-processes", metavar="N", type=int, help="how many processes run this together")
     run.add_argument("--process-id", metavar="I", type=int, help="which of them this is, from 0")
+    run.add_argument(
+        "--join-timeout",
+        metavar="S",
+        type=int,
+        default=300,
+        help="seconds to wait for them (default: 300)",
+    )
 
     pretraining = add("pretrain", _pretrain, "train a model's first stages before any client does")
     _add_keys(pretraining, _PRETRAIN_FLAGS)
@@ -223,7 +230,14 @@ def _run(arguments: argparse.Namespace) -> None:
         values = run_directory.stored_values(Path(arguments.out))
     chosen = config.make_config(values)
     if arguments.coordinator is not None:
-        hosts.join(arguments.coordinator, arguments.num_processes, arguments.process_id)
+        if arguments.join_timeout < 1:
+            raise UserError(f"join-timeout={arguments.join_timeout}: must be at least 1, in seconds")
+        hosts.join(
+            arguments.coordinator,
+            arguments.num_processes,
+            arguments.process_id,
+            timeout=arguments.join_timeout,
+        )
     elif (arguments.num_processes, arguments.process_id) != (None, None):
         raise UserError("coordinator: missing; --num-processes and --process-id need --coordinator as well")
     with hosts.together():

@@ -6,7 +6,9 @@ devices of all of them. The run directory lies where all of them can read it, an
 
 import json
 import os
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -17,21 +19,31 @@ import numpy as np
 from fedjax_masks.errors import UserError
 from fedjax_masks.trees import flat
 
-AUTO = "auto"
+AUTO, TIMEOUT = "auto", 300
+_GRACE = 30  # seconds that jax waits longer than we do
 Result = TypeVar("Result")
 
 
-def join(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
+def join(
+    coordinator: str,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = TIMEOUT,
+) -> None:
     """Joins the other processes; returns once all are there. Before anything else uses jax.
+
+    Where they do not come in time, the process ends with exit code 2 and one line: jax itself would abort.
 
     Args:
       coordinator: ``HOST:PORT`` of the first process, or ``auto`` where a cluster says who is who (SLURM,
         Open MPI, Cloud TPU; see ``jax.distributed.initialize``).
       num_processes: How many there are.
       process_id: Which this one is, from 0.
+      timeout: Seconds to wait for the others.
 
     Raises:
-      UserError: Something is missing or out of range, or the others do not come.
+      UserError: Something is missing or out of range, or the first process cannot listen.
     """
     given: dict[str, Any] = {}
     if coordinator != AUTO:
@@ -39,13 +51,52 @@ def join(coordinator: str, num_processes: int | None = None, process_id: int | N
             raise UserError(f"coordinator={coordinator}: needs --num-processes and --process-id as well")
         if not 0 <= process_id < num_processes:
             raise UserError(f"process-id={process_id}: accepted are 0 to {num_processes - 1}")
-        if not coordinator.rpartition(":")[2].isdigit():
+        port = coordinator.rpartition(":")[2]
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
             raise UserError(f"coordinator={coordinator}: accepted is HOST:PORT, or {AUTO}")
+        if process_id == 0:
+            _check_free(coordinator, int(port))
         given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     try:
-        jax.distributed.initialize(**given)
+        with _ending_after(timeout, coordinator):
+            jax.distributed.initialize(**given, initialization_timeout=timeout + _GRACE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"coordinator={coordinator}: {' '.join(str(error).split())}") from None
+
+
+def _check_free(coordinator: str, port: int) -> None:
+    """Raises UserError where another program listens on the port of the first process."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"coordinator={coordinator}: must have a port that is free on the first process's machine; "
+                f"{port}: {error.strerror}"
+            ) from None
+
+
+@contextmanager
+def _ending_after(seconds: int, coordinator: str) -> Iterator[None]:
+    """Ends this process in one line where the block takes longer."""
+
+    def end() -> None:
+        print(
+            f"error: coordinator={coordinator}: must be reached by all processes within {seconds} seconds; "
+            "start them all, with the same --num-processes, or raise --join-timeout",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def first() -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,17 +25,22 @@ def start(out, *options):
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def start_together(out, number, *options):
+def start_together(out, number, *options, each=((), ())):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     both = ["--coordinator", coordinator, "--num-processes", number, "--process-id"]
-    return [start(out, *both, index, *options) for index in range(number)]
+    return [start(out, *both, index, *options, *each[index]) for index in range(number)]
 
 
 def finish(processes):
     errors = [process.communicate(timeout=120)[1] for process in processes]
     return [process.returncode for process in processes], errors
+
+
+def said(error):
+    """The lines that are ours, not those of the library that connects processes."""
+    return [line for line in error.splitlines() if not line.startswith("[Gloo]")]
 
 
 def records(out):
@@ -71,9 +77,58 @@ def test_two_processes_are_one_and_a_lost_one_ends_the_other(tmp_path):
     assert_close(records(torn), records(alone))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_signal_to_any_process_ends_all_with_a_checkpoint(tmp_path, victim):
+    out = tmp_path / "run"
+    processes = start_together(out, 2, "--rounds", 4000)
+    while len(records(out)) < 2 and processes[0].poll() is None:
+        time.sleep(0.02)
+    processes[victim].send_signal(signal.SIGTERM)
+    codes, errors = finish(processes)
+    assert codes == [143, 143], errors
+    done = len(records(out))
+    assert all(f"SIGTERM: stopped after round {done}; --resume continues" in error for error in errors)
+    assert (out / "checkpoints" / f"{done:08d}").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("each", "message"),
+    [
+        ((["--seed", 0], ["--seed", 1]), "seed="),
+        (([], ["--partition", "shards:2"]), "data.partition="),
+        (([], ["--set", "data.name=npz:nowhere"]), "data set 'npz:nowhere'"),
+    ],
+)
+def test_processes_that_were_started_differently_end_in_one_line_each(tmp_path, each, message):
+    codes, errors = finish(start_together(tmp_path / "run", 2, "--rounds", 4, each=each))
+    assert codes == [2, 2], errors
+    for error in errors:
+        (line,) = said(error)
+        assert line.startswith("error: ")
+        assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_in_use_and_a_first_process_that_is_not_there_end_in_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        coordinator = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = ["--coordinator", coordinator, "--num-processes", 2, "--join-timeout", 1, "--process-id"]
+        codes, errors = finish([start(tmp_path / "run", *options, index) for index in (0, 1)])
+    assert codes == [2, 2]
+    assert [len(said(error)) for error in errors] == [1, 1]
+    assert "must have a port that is free" in errors[0]
+    assert "must be reached by all processes within 1 seconds" in errors[1]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--coordinator", "127.0.0.1:99999", "--num-processes", "2", "--process-id", "0"], "HOST:PORT"),
         (["--coordinator", "127.0.0.1:1"], "needs --num-processes and --process-id"),
         (["--coordinator", "x", "--num-processes", "2", "--process-id", "0"], "accepted is HOST:PORT"),
         (["--coordinator", "x:1", "--num-processes", "2", "--process-id", "2"], "accepted are 0 to 1"),
