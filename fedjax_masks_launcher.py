@@ -7,6 +7,7 @@ whose import takes a second.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,8 +21,10 @@ def main() -> int:
     if _TUNABLE not in asked and on_request(_MODES):
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [asked, f"{_TUNABLE}=1"]))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    from fedjax_masks import cli
-
+    try:
+        from fedjax_masks import cli
+    except KeyboardInterrupt:  # importing takes a second, in which a person may change their mind
+        return 128 + signal.SIGINT
     return cli.main()
 
 

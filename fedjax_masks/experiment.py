@@ -362,7 +362,7 @@ def _checkpoints(
 
     The first of several runs decides for all, so that their checkpoints are of the same rounds.
     """
-    began, spent, cost, due = time.perf_counter(), 0.0, None, False
+    began, spent, cost, due, failing = time.perf_counter(), 0.0, None, False, [False] * len(outs)
 
     def save(run: int, chunk: Chunk) -> None:
         nonlocal spent, cost, due
@@ -382,9 +382,12 @@ def _checkpoints(
             checkpoint.save(directory, chunk.totals.round, chunk.state, meta, keep=config.keep_checkpoints)
             if store is not None:
                 store.mark()
+            failing[run] = False
         except OSError as error:
+            if not failing[run]:  # said once, not at every round until there is room again
+                _LOGGER.warning("%s; the run goes on without it, and tries again at every checkpoint", error)
+            failing[run] = True
             failed[run] += 1
-            _LOGGER.warning("%s; the run goes on without this checkpoint", error)
         cost = time.perf_counter() - before
         spent += cost
 
