@@ -1,20 +1,32 @@
-"""Kills a run at random moments until a number of kills is reached, and checks that nothing is lost.
+"""Does to running experiments what machines and people do, and checks that nothing is lost.
 
-Every process continues the run that the one before left behind. It is killed (SIGKILL) after a random
-time, after a random number of changes to the run directory, or while a checkpoint is being written or
-an old one deleted. When a run comes to its end, its last checkpoint is compared bit by bit, and its
-records one by one, with those of an uninterrupted run:
+Every process continues the run that the one before left behind, until something happens to it:
 
-    python experiments/kill_campaign.py --kills 100 --rounds 150 > experiments/results/kill_campaign.json
-    python experiments/kill_campaign.py --states clients --kills 50 --rounds 60 \
+- ``kills``: SIGKILL after a random time, after a random number of changes to the run directory, or while
+  a checkpoint is being written or an old one deleted.
+- ``signals``: SIGINT or SIGTERM at a random moment.
+- ``edits``: a kill, after which a process with another state of the algorithm tries to continue.
+- ``errors``: reads and writes in the run directory fail at random, as on a network file system.
+- ``names``: kills in directories with awkward names.
+- ``rivals``: two processes at once, of which one is killed.
+
+When a run comes to its end, its last checkpoint is compared bit by bit, and its records one by one, with
+those of an uninterrupted run:
+
+    python experiments/kill_campaign.py --rounds 150 > experiments/results/kill_campaign.json
+    python experiments/kill_campaign.py --states clients --events 50 --rounds 60 --kinds kills errors \
         > experiments/results/kill_campaign_clients.json
 
-Prints one JSON object; exits with 1 where a resume failed or a result differs.
+Prints one JSON object; exits with 1 where anything was lost, or something other than one line was said.
 """
 
 import argparse
+import builtins
+import errno
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,13 +38,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks import assembly, checkpoint
+from fedjax_masks import assembly, checkpoint, cli
+from fedjax_masks.algorithms import registry
 from fedjax_masks.config import make_config
 from fedjax_masks.runner import chunk_length
 from fedjax_masks.simulation import Storage, make_simulation
 
+KEEP = 2
 _SHARED = {
     "model.name": "mlp",
     "model.hidden": "32",
@@ -41,7 +56,7 @@ _SHARED = {
     "cohort": "5",
     "eval_every": "1",
     "checkpoint_share": "1",
-    "keep_checkpoints": "2",
+    "keep_checkpoints": str(KEEP),
 }
 SETTINGS = {
     # The server has a state that must survive.
@@ -55,11 +70,15 @@ SETTINGS = {
     },
 }
 POLL = 0.0005
+IMPORTING = 0.5  # seconds, in which a process has no handlers of its own yet
+ERROR_SHARE = 0.004  # of all calls that concern files
 WRONG = (
-    *("records_lost", "records_doubled", "records_that_differ", "arrays_that_differ"),
-    *("leftovers", "without_summary"),
+    *("records_lost", "records_doubled", "records_that_differ", "arrays_that_differ", "leftovers"),
+    *("without_summary", "checkpoints_deleted", "changed_by_a_refusal", "said_more_than_one_line"),
+    *("unexpected_exits", "both_rivals_ran"),
 )
 MODES = ("time", "progress", "writing", "deleting")
+NAMES = ("a[q]", "back\\slash", "two words", "*?", "é%20~", "-dash", "a\nline", "#&;$HOME", "'\"", "x" * 200)
 
 
 class Runs(NamedTuple):
@@ -69,25 +88,87 @@ class Runs(NamedTuple):
     rounds: int
 
 
-def start(out: Path, runs: Runs) -> subprocess.Popen:
-    """Starts or continues the run in a directory."""
-    command = [sys.executable, "-m", "fedjax_masks.cli", "run", "--resume", "--quiet", "--out", str(out)]
+def start(out: Path, runs: Runs, **child: str) -> subprocess.Popen:
+    """Starts or continues the run in a directory; see :func:`be_child` for what may be done to it."""
+    command = ["run", "--resume", "--quiet", "--out", str(out)]
     for key, value in {**runs.setting, "rounds": runs.rounds}.items():
         command += ["--set", f"{key}={value}"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    program = [__file__, "--child", json.dumps(child)] if child else ["-m", "fedjax_masks_launcher"]
+    return subprocess.Popen([sys.executable, *program, *command], stderr=subprocess.PIPE, text=True)
+
+
+def be_child(what: dict[str, str], argv: list[str]) -> int:
+    """Runs the command line in this process with an edited algorithm, or with failing files."""
+    if "edit" in what:
+        build = registry.build
+        registry.build = lambda *args, **options: edited(build(*args, **options))
+    if "errors" in what:
+        fail_at_random(int(what["errors"]), Path(what["count"]))
+    return cli.main(argv)
+
+
+def edited(algorithm: Any) -> Any:
+    """An algorithm whose server has one more leaf in its state."""
+
+    def init(key: Any, task: Any) -> Any:
+        state = algorithm.init(key, task)
+        return state._replace(server={"own": state.server, "more": jnp.zeros(3)})
+
+    def merge(key: Any, common: Any, server: Any, received: Any, cohort: Any) -> Any:
+        return {**server, "own": algorithm.merge(key, common, server["own"], received, cohort)}
+
+    def predict(common: Any, server: Any, client: Any, x: Any) -> Any:
+        return algorithm.predict(common, server["own"], client, x)
+
+    return algorithm._replace(
+        init=init,
+        send=lambda server, client_id: algorithm.send(server["own"], client_id),
+        merge=merge,
+        predict=algorithm.predict and predict,
+        predict_global=algorithm.predict_global
+        and (lambda common, server, x: algorithm.predict_global(common, server["own"], x)),
+    )
+
+
+def fail_at_random(seed: int, count: Path) -> None:
+    """Lets calls that concern files raise EIO at random, and counts them in a file."""
+    rng, failed, opened = np.random.default_rng(seed), [], open
+
+    def failing(function: Callable) -> Callable:
+        def call(target: Any, *args: Any, **options: Any) -> Any:
+            if _concerns_runs(target) and rng.random() < ERROR_SHARE:
+                failed.append(1)
+                with opened(count, "w") as file:
+                    file.write(str(len(failed)))
+                raise OSError(errno.EIO, "Input/output error")
+            return function(target, *args, **options)
+
+        return call
+
+    builtins.open = io.open = failing(open)
+    for name in ("replace", "rename", "fsync", "truncate", "pread", "pwrite"):
+        setattr(os, name, failing(getattr(os, name)))
+
+
+def _concerns_runs(target: Any) -> bool:
+    return isinstance(target, int) or "kill-campaign-" in os.fspath(target)
 
 
 def traces(out: Path) -> tuple:
     """What the run has left on disk so far."""
-    names = sorted(path.name for path in (out / "checkpoints").glob("*"))
+    names = sorted(path.name for path in _inside(out / "checkpoints"))
     metrics = out / "metrics.jsonl"
     return out.exists(), names, metrics.stat().st_size if metrics.exists() else 0
+
+
+def _inside(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def trigger(mode: str, out: Path, rng: np.random.Generator, seconds: float) -> Callable[[], bool]:
     """What says, when asked over and over, that the moment has come."""
     if mode == "time":
-        end = time.monotonic() + rng.uniform(0, 1.5 * seconds)
+        end = time.monotonic() + IMPORTING + rng.uniform(0, 1.5 * seconds)
         return lambda: time.monotonic() >= end
     if mode == "progress":
         left, seen = int(rng.integers(1, 20)), traces(out)
@@ -101,12 +182,13 @@ def trigger(mode: str, out: Path, rng: np.random.Generator, seconds: float) -> C
         return moved
     # A directory of a checkpoint that is not complete yet, or no longer.
     suffix = ".partial" if mode == "writing" else ".deleted"
-    old = {path.name for path in (out / "checkpoints").glob("*" + suffix)}
+    old = {path.name for path in _inside(out / "checkpoints") if path.suffix == suffix}
     left = int(rng.integers(1, 5))
     counted: set[str] = set()
 
     def caught() -> bool:
-        counted.update({path.name for path in (out / "checkpoints").glob("*" + suffix)} - old)
+        now = {path.name for path in _inside(out / "checkpoints") if path.suffix == suffix}
+        counted.update(now - old)
         if len(counted) < left:
             return False
         time.sleep(rng.uniform(0, 0.05) if mode == "writing" else 0)
@@ -115,31 +197,130 @@ def trigger(mode: str, out: Path, rng: np.random.Generator, seconds: float) -> C
     return caught
 
 
-def kill_once(out: Path, runs: Runs, mode: str, rng: np.random.Generator, seconds: float) -> dict[str, Any]:
-    """Continues the run and kills it, if it does not come to its end before; says what was found."""
-    before = set(out.glob("checkpoints/*.*"))
-    process = start(out, runs)
-    due = trigger(mode, out, rng, seconds)
-    while process.poll() is None and not due():
+def wait(process: subprocess.Popen, due: Callable[[], bool], sent: int | None) -> str:
+    """Waits for the end of a process, to which a signal is sent once it is due; what it said."""
+    while sent is not None and process.poll() is None and not due():
         time.sleep(POLL)
-    process.kill()
-    _, stderr = process.communicate(timeout=600)
+    if sent is not None:
+        process.send_signal(sent)
+    return process.communicate(timeout=600)[1]
+
+
+class Outcome(NamedTuple):
+    """What happened to one process.
+
+    Attributes:
+      happened: Whether what the kind is about has happened to it.
+      ended: Whether the run has come to its end.
+      found: Further counts.
+    """
+
+    happened: bool
+    ended: bool
+    found: Counter
+
+
+def judge(process: subprocess.Popen, said: str, expected: tuple[int, ...]) -> Counter:
+    """What is wrong with how a process ended."""
+    lines = [line for line in said.splitlines() if "the run goes on" not in line and "is damaged" not in line]
+    refused = process.returncode == 2
+    wrong = "Traceback" in said or (refused and sum(line.startswith("error: ") for line in lines) != 1)
+    found = Counter(refusals=refused)
+    found["said_more_than_one_line"] += wrong or (refused and len(lines) != 1)
+    found["unexpected_exits"] += process.returncode not in expected
+    if wrong or process.returncode not in expected:
+        print(f"exit {process.returncode}: {said[-2000:]}", file=sys.stderr)
+    return found
+
+
+def kill_once(out: Path, runs: Runs, rng: np.random.Generator, seconds: float) -> Outcome:
+    """Continues the run and kills it, if it does not come to its end before."""
+    mode = MODES[rng.integers(len(MODES))]
+    before = {path.name for path in _inside(out / "checkpoints")}
+    process = start(out, runs)
+    said = wait(process, trigger(mode, out, rng, seconds), signal.SIGKILL)
     killed = process.returncode == -signal.SIGKILL
+    half = {path.suffix for path in _inside(out / "checkpoints") if path.name not in before}
     metrics = out / "metrics.jsonl"
-    text = metrics.read_bytes() if metrics.exists() else b""
-    half = {path.suffix for path in set(out.glob("checkpoints/*.*")) - before}
-    return {
-        "killed": killed,
-        "failed": None if killed or process.returncode == 0 else stderr[-2000:],
-        "while writing a checkpoint": killed and ".partial" in half,
-        "while deleting a checkpoint": killed and ".deleted" in half,
-        "before the first checkpoint": killed and not checkpoint.steps(out / "checkpoints"),
-        "with a record after the last checkpoint": killed and _rounds(text) > _last_step(out),
-    }
+    written = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    found = judge(process, said, (0, -signal.SIGKILL))
+    found[f"kills by {mode}"] += killed
+    found["kills while writing a checkpoint"] += killed and ".partial" in half
+    found["kills while deleting a checkpoint"] += killed and ".deleted" in half
+    found["kills before the first checkpoint"] += killed and not checkpoint.steps(out / "checkpoints")
+    found["kills with a record after the last checkpoint"] += killed and written > _last_step(out)
+    return Outcome(killed, not killed, found)
 
 
-def _rounds(text: bytes) -> int:
-    return text.count(b"\n")
+def signal_once(out: Path, runs: Runs, rng: np.random.Generator, seconds: float) -> Outcome:
+    """Continues the run and asks it to end."""
+    sent = (signal.SIGINT, signal.SIGTERM)[rng.integers(2)]
+    process = start(out, runs)
+    said = wait(process, trigger(MODES[rng.integers(2)], out, rng, seconds), sent)
+    expected = (0, 128 + sent, -signal.SIGTERM)  # SIGTERM's usual effect, while it prepares
+    found = judge(process, said, expected)
+    found[f"{sent.name} while it prepared"] += process.returncode != 0 and "stopped after round" not in said
+    found[f"{sent.name} while rounds ran"] += "stopped after round" in said
+    return Outcome(process.returncode != 0, process.returncode == 0, found)
+
+
+def edit_once(out: Path, runs: Runs, rng: np.random.Generator, seconds: float) -> Outcome:
+    """Kills the run, and tries to continue it with another state of the algorithm."""
+    outcome = kill_once(out, runs, rng, seconds)
+    if outcome.ended or not checkpoint.steps(out / "checkpoints"):
+        return outcome._replace(happened=False)
+    before = contents(out)
+    process = start(out, runs, edit="one more leaf")
+    found = outcome.found + judge(process, wait(process, bool, None), (2,))
+    found["changed_by_a_refusal"] += contents(out) != before
+    return Outcome(True, False, found)
+
+
+def fail_once(out: Path, runs: Runs, rng: np.random.Generator, seconds: float) -> Outcome:
+    """Continues the run while files fail."""
+    del seconds
+    count = out.with_name("failed")
+    count.parent.mkdir(exist_ok=True)
+    count.write_text("0")
+    process = start(out, runs, errors=str(rng.integers(2**31)), count=str(count))
+    found = judge(process, wait(process, bool, None), (0, 2))
+    failed = int(count.read_text())
+    found["calls that failed"] += failed
+    return Outcome(failed > 0, process.returncode == 0, found)
+
+
+def rival_once(out: Path, runs: Runs, rng: np.random.Generator, seconds: float) -> Outcome:
+    """Continues the run in two processes at once, and kills the one that has the directory."""
+    first = start(out, runs)
+    time.sleep(rng.uniform(0, seconds))
+    second = start(out, runs)
+    processes, due = [first, second], trigger("progress", out, rng, seconds)
+    while all(process.poll() is None for process in processes):
+        time.sleep(POLL)
+    refused, other = sorted(processes, key=lambda process: process.poll() is None)
+    found = judge(refused, refused.communicate()[1], (0, 2))
+    said = wait(other, due, signal.SIGKILL) if refused.returncode == 2 else wait(other, bool, None)
+    found += judge(other, said, (0, 2, -signal.SIGKILL))
+    ran = [process.returncode in (0, -signal.SIGKILL) for process in processes]
+    # The second may look at the finished run of the first, but only once that has ended.
+    found["both_rivals_ran"] += all(ran) and -signal.SIGKILL in [process.returncode for process in processes]
+    return Outcome(refused.returncode == 2, 0 in [process.returncode for process in processes], found)
+
+
+KINDS: dict[str, Callable[[Path, Runs, np.random.Generator, float], Outcome]] = {
+    "kills": kill_once,
+    "signals": signal_once,
+    "edits": edit_once,
+    "errors": fail_once,
+    "names": kill_once,
+    "rivals": rival_once,
+}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """All files of a run, without what a process holds only while it runs."""
+    files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else []
+    return {str(path.relative_to(out)): path.read_bytes() for path in files if path.name != ".lock"}
 
 
 def _last_step(out: Path) -> int:
@@ -171,85 +352,87 @@ def final_state(out: Path, runs: Runs) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((state.common, state.server, clients))]
 
 
-def difference(out: Path, whole: Path, runs: Runs) -> dict[str, Any]:
-    """How the end of a run that was killed differs from that of an uninterrupted one."""
+def difference(out: Path, whole: Path, runs: Runs) -> Counter:
+    """How the end of a run to which things happened differs from that of an uninterrupted one."""
     mine, theirs = records(out), records(whole)
     seen = Counter(record["round"] for record in mine)
-    return {
-        "records_lost": len({record["round"] for record in theirs} - set(seen)),
-        "records_doubled": sum(count - 1 for count in seen.values()),
-        "records_that_differ": sum(a != b for a, b in zip(mine, theirs)),
-        "arrays_that_differ": sum(
+    leftover = [path for path in _inside(out / "checkpoints") if re.search(r"\.(partial|deleted)", path.name)]
+    return Counter(
+        records_lost=len({record["round"] for record in theirs} - set(seen)),
+        records_doubled=sum(count - 1 for count in seen.values()),
+        records_that_differ=sum(a != b for a, b in zip(mine, theirs)),
+        arrays_that_differ=sum(
             a != b for a, b in zip(final_state(out, runs), final_state(whole, runs), strict=True)
         ),
-        "leftovers": len(list(out.glob("checkpoints/*.*"))),
-        "without_summary": int(not (out / "summary.json").exists()),
-    }
+        leftovers=len(leftover),
+        without_summary=int(not (out / "summary.json").exists()),
+    )
 
 
-def campaign(kills: int, runs: Runs, seed: int, minutes: float, folder: Path) -> dict[str, Any]:
-    """Runs until so many processes have been killed, or for so long, and then the last run to its end."""
-    rng, found, differences = np.random.default_rng(seed), Counter(), Counter()
-    failures: list[str] = []
-    whole, began = folder / "whole", time.monotonic()
-    end = began + 60 * minutes
-    process = start(whole, runs)
-    _, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    alone = time.monotonic() - began
-    number, out = 0, folder / "run-1"
-    while (found["kills"] < kills and time.monotonic() < end) or out.exists():
-        if found["kills"] < kills and time.monotonic() < end:
-            mode = MODES[rng.integers(len(MODES))]
-            outcome = kill_once(out, runs, mode, rng, alone / 4)
-            ended = not outcome.pop("killed")
-            found["kills"] += not ended
-            found[f"kills by {mode}"] += not ended
-        else:
-            process = start(out, runs)
-            _, stderr = process.communicate()
-            outcome, ended = {"failed": stderr[-2000:] if process.returncode else None}, True
-        failure = outcome.pop("failed")
-        found.update({name: int(happened) for name, happened in outcome.items()})
-        if failure is not None:
-            failures.append(failure)
+def deleted(before: list[Path], out: Path) -> int:
+    """How many checkpoints are gone that should have been kept."""
+    now = [path for path in _inside(out / "checkpoints") if path.name.split(".")[0].isdigit()]
+    return max(0, min(len(before), KEEP) - len(now))
+
+
+def campaign(
+    kind: str, events: int, runs: Runs, seed: int, minutes: float, folder: Path, whole: Path
+) -> dict[str, Any]:
+    """Lets a kind of thing happen so many times, or for so long, and then the last run come to its end."""
+    rng, found = np.random.default_rng(seed), Counter(dict.fromkeys(WRONG, 0))
+    began, number, happened = time.monotonic(), 0, 0
+    alone = json.loads((whole / "summary.json").read_text())["wall_seconds"] + 4
+    out = folder / kind / "1"
+    while True:
+        over = happened >= events or time.monotonic() - began > 60 * minutes
+        if over and not out.exists():
             break
-        if ended:
-            differences.update(difference(out, whole, runs))
-            number, out = number + 1, folder / f"run-{number + 2}"
-        print(f"{found['kills']} kills, {number} runs", file=sys.stderr)
-    return {
-        **{name: found[name] for name in sorted(found)},
-        "runs": number,
-        "rounds_per_run": runs.rounds,
-        "seed": seed,
-        "failed_resumes": len(failures),
-        **differences,
-        "failures": failures,
-        "seconds_of_an_uninterrupted_run": round(alone, 1),
-        "seconds": round(time.monotonic() - began, 1),
-    }
+        before = checkpoint.steps(out / "checkpoints")
+        if over:
+            process = start(out, runs)
+            outcome = Outcome(False, True, judge(process, wait(process, bool, None), (0,)))
+        else:
+            outcome = KINDS[kind](out, runs, rng, alone / 4)
+        found += outcome.found
+        found["checkpoints_deleted"] += deleted(before, out)
+        happened += outcome.happened
+        if outcome.ended:
+            found += difference(out, whole, runs)
+            number += 1
+            name = NAMES[number % len(NAMES)] if kind == "names" else ""
+            out = folder / kind / f"{name}{number + 1}"
+        print(f"{kind}: {happened} of {events}, {number} runs", file=sys.stderr)
+    figures = {**dict.fromkeys(WRONG, 0), **{name: int(found[name]) for name in sorted(found)}}
+    return {"events": happened, "runs": number, **figures, "seconds": round(time.monotonic() - began, 1)}
 
 
 def main() -> int:
-    """Runs the campaign that the arguments describe."""
+    """Runs the campaigns that the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--events", type=int, default=100, help="of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--states", choices=SETTINGS, default="server", help="whose states must survive")
     parser.add_argument("--rounds", type=int, default=150, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=np.inf, help="kill no more after so long")
+    parser.add_argument("--minutes", type=float, default=np.inf, help="of each kind, at most")
     args = parser.parse_args()
+    runs = Runs(SETTINGS[args.states], args.rounds)
     with tempfile.TemporaryDirectory(prefix="kill-campaign-") as folder:
-        # Filled by the uninterrupted run; no process that is killed compiles anything again.
+        # Filled by the uninterrupted run; no process to which things happen compiles anything again.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(folder, "programs")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        figures = campaign(
-            args.kills, Runs(SETTINGS[args.states], args.rounds), args.seed, args.minutes, Path(folder)
-        )
-    print(json.dumps(figures, indent=2))
-    return int(any(figures[name] for name in ("failed_resumes", *WRONG)))
+        whole = Path(folder, "whole")
+        process = start(whole, runs)
+        assert process.wait() == 0, process.communicate()[1]
+        figures = {
+            kind: campaign(kind, args.events, runs, args.seed, args.minutes, Path(folder), whole)
+            for kind in args.kinds
+        }
+    print(json.dumps({"rounds_per_run": args.rounds, "seed": args.seed, **figures}, indent=2))
+    return int(any(one[name] for one in figures.values() for name in WRONG))
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        sys.exit(be_child(json.loads(sys.argv[2]), sys.argv[3:]))
     sys.exit(main())
