@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from fedjax_masks.algorithms import registry
 from fedjax_masks.algorithms.registry import OptimizerName, Option
 from fedjax_masks.attacks import Kind
-from fedjax_masks.errors import UserError, nearest, unknown
+from fedjax_masks.errors import UserError, nearest, regular_file, unknown
 from fedjax_masks.pretraining import Pretraining
 from fedjax_masks.simulation.residence import Where, WhereClients
 from fedjax_masks.trackers import parse as parse_trackers
@@ -411,7 +411,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
       UserError: The file does not exist, or is not TOML.
     """
     try:
-        return flat(tomllib.loads(Path(path).read_text("utf-8")))
+        return flat(tomllib.loads(regular_file(path).read_text("utf-8")))
     except OSError as error:
         raise UserError(f"config={str(path)!r}: {error.strerror}; a TOML file is accepted") from None
     except (ValueError, RecursionError) as error:

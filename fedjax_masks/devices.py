@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.errors import UserError, regular_file, unknown
 
 
 class Device(NamedTuple):
@@ -226,7 +226,7 @@ def read_trace(path: str, num_clients: int) -> Fleet:
         at least 0), or the number of rows is not that of the clients.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(regular_file(path), newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"devices=trace:{path}: {error}; accepted is a CSV file") from None

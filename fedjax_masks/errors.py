@@ -1,9 +1,12 @@
 """The one exception that is the user's to mend."""
 
+import errno
 import logging
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -37,6 +40,25 @@ def unlogged(name: str) -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def regular_file(path: str | Path) -> Path:
+    """The path of a file to read, after a check that reading it ends.
+
+    A pipe without a writer blocks the process that opens it, and a device such as ``/dev/zero`` never
+    ends. A directory passes: opening it raises its own error.
+
+    Raises:
+      OSError: There is no such file, or it is a pipe, a socket or a device.
+
+    >>> regular_file("/dev/zero")
+    Traceback (most recent call last):
+    OSError: [Errno 22] must be a regular file, not a pipe or a device: '/dev/zero'
+    """
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "must be a regular file, not a pipe or a device", str(path))
+    return Path(path)
 
 
 def unknown(key: str, value: str, accepted: Iterable[str]) -> UserError:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fedjax_masks.algorithm import Params
-from fedjax_masks.errors import UserError, unlogged
+from fedjax_masks.errors import UserError, regular_file, unlogged
 from fedjax_masks.trees import flat
 
 
@@ -28,7 +28,7 @@ def read(source: str) -> Params:
     """
     kind, _, path = source.partition(":")
     try:
-        arrays = FORMATS[kind](Path(path).expanduser().absolute())
+        arrays = FORMATS[kind](regular_file(Path(path).expanduser().absolute()))
         if any(not isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("it holds lists")
         params = nested(arrays)

@@ -1,6 +1,8 @@
 import inspect
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -9,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_masks import cli
+from fedjax_masks import cli, weights
 from fedjax_masks.algorithms import registry
 from fedjax_masks.config import as_dict, keys, make_config, read_file
+from fedjax_masks.devices import read_trace
 from fedjax_masks.errors import UserError
 from fedjax_masks.models import MODELS
 from fedjax_masks.trees import flat
@@ -162,6 +165,25 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, text):
         path.write_text(text)
     with pytest.raises(UserError, match=r"config=.*run\.toml"):
         read_file(path)
+
+
+READERS = {
+    "config": read_file,
+    "trace": lambda path: read_trace(str(path), 2),
+    "npz": lambda path: weights.read(f"npz:{path}"),
+    "safetensors": lambda path: weights.read(f"safetensors:{path}"),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+@pytest.mark.parametrize("reader", READERS)
+def test_files_that_never_end_are_refused(tmp_path, reader):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="must be a regular file, not a pipe or a device") as caught:
+            READERS[reader](path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_sgd_follows_its_equations():
