@@ -2,6 +2,9 @@
 
 An entry is a folder of ``.npy`` files and a ``manifest.json`` with the SHA-256 of each. Every
 load checks them (about a second per gigabyte) and rebuilds an entry that is damaged.
+
+Unfinished entries have names of their own. Processes that write hold the cache's lock together; one that
+finds itself alone removes what killed processes have left.
 """
 
 import contextlib
@@ -10,12 +13,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _FRESH, _STALE = "manifest.json", ".new-", ".old-"
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
@@ -44,7 +47,8 @@ def cached(
         arrays = build()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            _store(folder, arrays)
+            with _writing(root):
+                _store(folder, arrays)
         except OSError as error:
             raise ValueError(
                 f"cache_dir '{root}': {error.strerror or error}; accepted: a writable folder "
@@ -62,8 +66,29 @@ def is_intact(folder: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Holds the cache's lock among those who write; before that, removes the leftovers of the dead.
+
+    The kernel frees a lock of a process that dies, however it dies. Where folders cannot be locked (Windows,
+    some network file systems) leftovers stay.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            handle = os.open(root, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            with contextlib.suppress(BlockingIOError):  # somebody is writing; the next one cleans
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for left in (*root.glob(f"{_FRESH}*"), *root.glob(f"{_STALE}*")):
+                    shutil.rmtree(left, ignore_errors=True)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+
+
 def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    fresh = Path(tempfile.mkdtemp(prefix=_FRESH, dir=folder.parent))
     try:
         for name, array in arrays.items():
             np.save(fresh / f"{name}.npy", array, allow_pickle=False)
@@ -78,7 +103,7 @@ def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def _publish(fresh: Path, folder: Path) -> None:
     """Moves a finished entry into place; a folder can only replace an empty one."""
     if folder.exists() and not is_intact(folder):
-        stale = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+        stale = Path(tempfile.mkdtemp(prefix=_STALE, dir=folder.parent))
         with contextlib.suppress(FileNotFoundError):  # another process removed it first
             os.replace(folder, stale)
         shutil.rmtree(stale, ignore_errors=True)
