@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import cases
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds
-from fedjax_masks.simulation.memory import _group_bytes, fit_plan
+from fedjax_masks.simulation.memory import _group_bytes, _host_bytes, fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 
 
@@ -72,6 +73,12 @@ def test_a_control_group_limits_memory(tmp_path, line, folder, limit, usage, cac
     (tmp_path / "own").write_text(f"{line}\n1:freezer:/job\n")
     assert list(_group_bytes(tmp_path / "own", tmp_path)) == [900]
     assert list(_group_bytes(tmp_path / "absent", tmp_path)) == []
+
+
+def test_memory_has_no_limit_where_the_system_names_none(tmp_path, monkeypatch):
+    monkeypatch.delattr("os.sysconf")  # as on Windows
+    monkeypatch.setattr("fedjax_masks.simulation.memory.Path", lambda path: tmp_path / "absent")
+    assert _host_bytes() == sys.maxsize
 
 
 def test_cohorts_are_distinct_clients_drawn_by_seed_and_round():

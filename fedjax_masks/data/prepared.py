@@ -88,6 +88,13 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 def _tfds(name: str) -> Any:
     try:
+        import array_record  # noqa: F401  # tensorflow-datasets misses it late, and in many words
+    except ImportError:
+        raise ValueError(
+            f"data set '{name}' needs array_record: pip install array_record (Linux, macOS); "
+            "accepted without it: digits, npz:PATH and npy:DIR"
+        ) from None
+    try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ValueError(
