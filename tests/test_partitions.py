@@ -115,7 +115,7 @@ def test_any_number_of_clients_draws_from_the_same_examples():
     assert (label_histogram(every) > 0).all()
 
 
-def test_natural_follows_the_ids():
+def test_natural_follows_the_ids(caplog):
     names = np.array(["bea", "ann", "cas", "ann"] * 5)
     x, y = np.arange(20, dtype=np.float32)[:, None], np.arange(20) % 2
     task = task_from_arrays(x, y, x, y, partition="natural", client_train=names, client_test=names)
@@ -127,8 +127,11 @@ def test_natural_follows_the_ids():
         task_from_arrays(x, y, x, y, partition="natural", clients=4, client_train=names, client_test=names)
     only = names != "cas"
     held = x[only], y[only]
-    with pytest.raises(ValueError, match=r"1 clients \(the first is 2\) would have no test examples"):
-        task_from_arrays(x, y, *held, partition="natural", client_train=names, client_test=names[only])
+    task = task_from_arrays(x, y, *held, partition="natural", client_train=names, client_test=names[only])
+    assert task.test.sizes.tolist() == [10, 5, 0]
+    assert "no test examples for 1 of 3 clients (the first is 2)" in caplog.text
+    with pytest.raises(ValueError, match="no client would have test examples"):
+        task_from_arrays(x, y, *held, partition="natural", client_train=names, client_test=names[only] + "s")
 
 
 def test_caps_keep_a_subset_of_the_rows():
@@ -194,6 +197,7 @@ def test_corruption_changes_the_training_data_of_chosen_clients_only():
         ("dirichlet:nan", "form dirichlet:BETA"),
         ("dirichlet:inf", "form dirichlet:BETA"),
         ("dirichlet:-1", "form dirichlet:BETA"),
+        ("dirichlet:1:0", "form dirichlet:BETA"),
         ("lotteryfl:2:1.5", "form lotteryfl:N:BALANCE"),
         ("iid:3", "not of the form iid"),
         ("iid+shards:2", "no 'shards'"),
@@ -215,6 +219,29 @@ def test_refusals_are_one_clear_line(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_task("digits", partition=text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "quantity"])
+def test_the_smallest_client_is_as_small_as_must_be_or_as_told(kind, caplog):
+    def smallest(text, clients):
+        tasks = [toy(text, clients=clients) for _ in range(2)]
+        np.testing.assert_array_equal(tasks[0].train.rows, tasks[1].train.rows)
+        assert sum(tasks[0].train.sizes) == 400
+        return tasks[0].train.sizes.min()
+
+    # A tenth of the mean where that is less than 10; the same draw when that is asked for.
+    assert smallest(f"{kind}:0.5", 10) >= 4
+    np.testing.assert_array_equal(toy(f"{kind}:0.5", 10).train.rows, toy(f"{kind}:0.5:4", 10).train.rows)
+    assert not caplog.records
+    assert smallest(f"{kind}:0.5:12", 10) >= 12
+    with pytest.raises(
+        ValueError, match=f"no draw of 500 .* 10 clients 40 .*{kind}:0.5:MIN with a smaller MIN"
+    ):
+        toy(f"{kind}:0.5:40", 10)
+    # No draw gives each of twenty clients a tenth of the mean: the best one is taken, and that is said.
+    text = {"dirichlet": "dirichlet:0.06", "quantity": "quantity:0.3"}[kind]
+    assert smallest(text, 20) == 1
+    assert f"'{text}': no draw of 500 gave each of 20 clients 2 examples; the smallest has 1" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["dirichlet:1e-5", "quantity:1e-5"])

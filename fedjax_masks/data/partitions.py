@@ -8,6 +8,7 @@ All draws come from ``numpy.random.RandomState``: its stream is frozen, so a par
 reproduced from its text and seed with any version of NumPy.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from fedjax_masks.data.examples import Examples
 
 Rows = list[np.ndarray]
 
+_LOGGER = logging.getLogger("fedjax_masks")
 _ATTEMPTS = 500
 _MOST_DRAWN = 10**8  # examples of all clients together; their index takes 4 bytes each
 
@@ -73,27 +75,37 @@ def lotteryfl(
     return [np.concatenate([whole[first], *(whole[i, :keep] for i in rest)]) for first, *rest in drawn]
 
 
-def dirichlet(rng: np.random.RandomState, train: Examples, clients: int, beta: float) -> Rows:
+def dirichlet(
+    rng: np.random.RandomState, train: Examples, clients: int, beta: float, smallest: int | None = None
+) -> Rows:
     """Label skew as in NIID-Bench (Li et al. 2022, section 4.1).
 
     Class by class, the shares of the clients are drawn from ``Dirichlet(beta)``; a client that
-    already holds its fair share of all examples gets nothing more. The whole draw is repeated
-    until the smallest client has 10 examples, or a tenth of the mean where that is less.
+    already holds its fair share of all examples gets nothing more. The whole draw is repeated, at most
+    500 times, until every client has ``smallest`` examples: by default 10, or a tenth of the mean where
+    that is less, and where no draw reaches that, the draw whose smallest client has most is taken.
     """
-    return _redraw(
-        lambda: _draw_labels(rng, train.labels, clients, beta), train, clients, f"dirichlet:{beta:g}"
-    )
+
+    def draw() -> Rows | None:
+        return _draw_labels(rng, train.labels, clients, beta)
+
+    return _redraw(draw, train, clients, f"dirichlet:{beta:g}", smallest)
 
 
-def quantity(rng: np.random.RandomState, train: Examples, clients: int, beta: float) -> Rows:
-    """Quantity skew as in NIID-Bench: iid examples, sizes drawn from ``Dirichlet(beta)``."""
+def quantity(
+    rng: np.random.RandomState, train: Examples, clients: int, beta: float, smallest: int | None = None
+) -> Rows:
+    """Quantity skew as in NIID-Bench: iid examples, sizes drawn from ``Dirichlet(beta)``.
+
+    Draws are repeated as in :func:`dirichlet`.
+    """
 
     def draw() -> Rows | None:
         order = rng.permutation(len(train.labels))
         shares = rng.dirichlet(np.full(clients, beta))
         return None if np.isnan(shares).any() else _cut(order, shares)
 
-    return _redraw(draw, train, clients, f"quantity:{beta:g}")
+    return _redraw(draw, train, clients, f"quantity:{beta:g}", smallest)
 
 
 def draw(
@@ -156,17 +168,29 @@ def _draw_labels(rng: np.random.RandomState, labels: np.ndarray, clients: int, b
     return [np.concatenate(mine) for mine in zip(*pieces)]
 
 
-def _redraw(draw: Callable[[], Rows | None], train: Examples, clients: int, text: str) -> Rows:
+def _redraw(
+    draw: Callable[[], Rows | None], train: Examples, clients: int, text: str, smallest: int | None
+) -> Rows:
     """Repeats a draw until the smallest client is large enough, a bounded number of times."""
-    smallest = min(10, max(1, len(train.labels) // (10 * clients)))
-    for _ in range(_ATTEMPTS):
+    num = len(train.labels)
+    wanted = min(10, max(1, num // (10 * clients))) if smallest is None else smallest
+    best, most = None, 0
+    for _ in range(_ATTEMPTS if wanted * clients <= num else 0):
         rows = draw()
-        if rows is not None and min(map(len, rows)) >= smallest:
+        if rows is None:
+            continue
+        least = min(map(len, rows))
+        if least >= wanted:
             return rows
-    raise ValueError(
-        f"partition '{text}': no draw of {_ATTEMPTS} gave each of {clients} clients {smallest} of "
-        f"{len(train.labels)} examples; accepted: fewer clients or a larger beta"
-    )
+        if least > most:
+            best, most = rows, least
+    drawn = f"partition '{text}': no draw of {_ATTEMPTS} gave each of {clients} clients"
+    if best is None or smallest is not None:
+        needed = f"{1 if smallest is None else smallest} of {num} examples"
+        fewer = "" if smallest is None else f"{text}:MIN with a smaller MIN, "
+        raise ValueError(f"{drawn} {needed}; accepted: {fewer}fewer clients or a larger beta")
+    _LOGGER.warning("%s %d examples; the smallest has %d, %s:MIN asks for MIN", drawn, wanted, most, text)
+    return best
 
 
 def positive_int(text: str) -> int:
@@ -227,7 +251,12 @@ PARTITIONS: dict[str, Partition] = {
         (positive_int,),
     ),
     "dirichlet": Partition(
-        "dirichlet:BETA", "label skew (NIID-Bench)", dirichlet, allotment.in_proportion, (positive,)
+        "dirichlet:BETA[:MIN]",
+        "label skew (NIID-Bench), drawn again until every client has MIN (10) examples",
+        dirichlet,
+        allotment.in_proportion,
+        (positive, positive_int),
+        1,
     ),
     "lotteryfl": Partition(
         "lotteryfl:N:BALANCE[:SIZE]",
@@ -238,11 +267,12 @@ PARTITIONS: dict[str, Partition] = {
         2,
     ),
     "quantity": Partition(
-        "quantity:BETA",
-        "iid, of very different sizes (NIID-Bench)",
+        "quantity:BETA[:MIN]",
+        "iid, of very different sizes (NIID-Bench), every client with MIN (10) examples",
         quantity,
         allotment.in_proportion,
-        (positive,),
+        (positive, positive_int),
+        1,
     ),
     "draw": Partition(
         "draw:N[:LABELS]",
