@@ -24,7 +24,7 @@ _FLAGS = {
     "model": ("model.name", "NAME", "the model (default: one that suits the data set)"),
     "partition": ("data.partition", "SPEC", "how data are divided (default: iid)"),
     "clients": ("data.clients", "N", "number of clients (default: 100)"),
-    "cohort": ("cohort", "K", "clients per round (default: 10)"),
+    "cohort": ("cohort", "K", "clients per round (default: 10, or all where there are fewer)"),
     "rounds": ("rounds", "R", "rounds (default: 50)"),
     "epochs": ("training.epochs", "E", "local epochs (default: by algorithm)"),
     "batch-size": ("training.batch_size", "B", "examples per local step (default: 10)"),

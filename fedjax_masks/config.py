@@ -18,6 +18,10 @@ from typing import Annotated, Any, Literal
 from fedjax_masks.algorithms import registry
 from fedjax_masks.algorithms.registry import OptimizerName, Option
 from fedjax_masks.attacks import Kind
+from fedjax_masks.data import files
+from fedjax_masks.data.arrays import MOST_CLASSES, Channels
+from fedjax_masks.data.scaling import Scale
+from fedjax_masks.data.sources import is_own
 from fedjax_masks.errors import UserError, nearest, regular_file, unknown
 from fedjax_masks.pretraining import Pretraining
 from fedjax_masks.simulation.residence import Where, WhereClients
@@ -35,6 +39,7 @@ _MODEL_OF = {
     "cifar100": "cifar-cnn",
     "svhn_cropped": "cifar-cnn",
 }
+_IMAGE_MODEL, _TABLE_MODEL = "cnn", "mlp"  # of other data sets
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,12 @@ class DataConfig:
       seed: The partition's seed, independent of the run's.
       examples_per_client: At most so many training examples per client, chosen at random.
       test_per_client: At most so many test examples per client, chosen at random.
+      scale: The scale of inputs: ``auto`` keeps those that train as they are, and else standardizes tables
+        and brings images to -1 to 1 by ``minmax``; see :func:`fedjax_masks.data.scaling.scaled`.
+      channels: Of your own images: ``first`` moves channels to the end; ``auto`` refuses images that look
+        channel-first.
+      relabel: Numbers your own labels anew, in sorted order.
+      classes: Of your own data; none counts the labels.
     """
 
     name: str = "digits"
@@ -60,6 +71,10 @@ class DataConfig:
     seed: Seed = 0
     examples_per_client: Count | None = None
     test_per_client: Count | None = None
+    scale: Scale = "auto"
+    channels: Channels = "auto"
+    relabel: bool = False
+    classes: Annotated[int, Bounds(1, MOST_CLASSES)] | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +209,7 @@ class Config:
       privacy: Noise on uploads, and its guarantee.
       storage: Where clients' states and training data lie between chunks of rounds.
       rounds: Rounds of federated learning.
-      cohort: Clients per round.
+      cohort: Clients per round; by default 10, or all where there are fewer.
       seed: Of the initial state, the cohorts and the order of examples.
       eval_every: Rounds between two evaluations; by default a twentieth of all rounds.
       eval_clients: Evaluate the own models of so many clients, the same in every run; by default of all,
@@ -311,7 +326,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
         hint = f"; did you mean it by {meant[0]!r}?" if meant else ";"
         raise UserError(f"algorithm.name: missing{hint} accepted are {', '.join(registry.REGISTRY)}")
     dataset = str(values.get("data.name", "digits"))
-    model = values.get("model.name", _MODEL_OF.get(dataset.partition("/")[0], "mlp"))
+    model = values.get("model.name", _default_model(dataset))
     options = keys(str(algorithm), str(model), dataset)
     for key in values:
         if key not in options:
@@ -324,12 +339,23 @@ def make_config(values: Mapping[str, Any]) -> Config:
     return _nest(typed)
 
 
+def _default_model(dataset: str) -> str:
+    """A model that suits a data set: of a user's own, by what a header says of the inputs."""
+    if is_own(dataset):
+        shape = files.input_shape(dataset)
+        return _TABLE_MODEL if shape is None or len(shape) == 1 else _IMAGE_MODEL
+    return _MODEL_OF.get(dataset.partition("/")[0], _IMAGE_MODEL)
+
+
 def _fill(typed: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Fills in the defaults that depend on other values."""
     if typed["data.clients"] is None and not typed["data.partition"].startswith("natural"):
         typed["data.clients"] = 100
-    if "cohort" not in given and typed["data.clients"]:
-        typed["cohort"] = min(typed["cohort"], typed["data.clients"])
+    if "cohort" not in given:
+        there = typed["data.clients"]
+        if there is None and is_own(typed["data.name"]):
+            there = files.count_clients(typed["data.name"])
+        typed["cohort"] = min(typed["cohort"], there or typed["cohort"])
     if "eval_every" not in given:
         typed["eval_every"] = -(-typed["rounds"] // 20)
     if typed["eval_clients"] is None and (typed["data.clients"] or 0) > _MOST_EVALUATED:

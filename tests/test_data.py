@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -99,7 +101,7 @@ def test_whole_arrays_are_split_within_clients(tmp_path):
     path = tmp_path / "mine.npz"
     x, owner = np.arange(60, dtype=np.float32)[:, None], np.repeat([7, 3, 5], [10, 20, 30])
     np.savez(path, x=x, y=np.arange(60) % 3, client=owner)
-    task = load_task(f"npz:{path}", partition="natural")
+    task = load_task(f"npz:{path}", partition="natural", scale="none")
     assert task.train.sizes.tolist() == [16, 24, 8]
     assert task.test.sizes.tolist() == [4, 6, 2]
     seen = np.concatenate([task.inputs, task.test_inputs])[:, 0]
@@ -129,8 +131,8 @@ NAN = np.where(np.arange(40)[:, None] == 39, np.nan, np.zeros((40, 2)))
         ({"y_train": np.zeros((40, 1), int)}, r"y_train: int64 \[40, 1\]; accepted: integers \[num\]"),
         ({"y_train": np.zeros(40)}, "y_train: float64"),
         ({"y_train": np.arange(40) - 1}, "y_train: label -1; accepted: 0 and up"),
-        ({"y_train": np.full(40, 2**40)}, "y_train: label 1099511627776"),
-        ({"y_train": np.full(40, 40)}, "y_train: label 40 among 40 examples"),
+        ({"y_train": np.full(40, 2**40)}, "y_train: 1 different labels from 1099511627776"),
+        ({"y_train": np.full(40, 40)}, "y_train: 1 different labels from 40 to 40; accepted: 0 to"),
         ({"y_test": np.full(12, 4)}, "y_test: label 4; accepted: 0 to 3, as in y_train"),
         ({"x_test": np.zeros((12, 6, 5, 1), np.uint8)}, "x_test: uint8 examples of .6, 5, 1."),
         ({"x_test": np.zeros((12, 6, 6, 1))}, "x_test: float32 examples"),
@@ -238,6 +240,42 @@ def test_racing_builders_agree(tmp_path):
         thread.join()
     assert results == [4950] * 4
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import numpy as np
+from fedjax_masks.data import cache
+
+def save(path, array, **options):
+    pathlib.Path(path).write_bytes(bytes(1000))
+    print("writes", flush=True)
+    sys.stdin.read()
+
+np.save = save
+cache.cached("other", lambda: {"values": np.arange(3)}, cache_dir=sys.argv[1])
+"""
+
+
+def test_leftovers_of_killed_processes_are_removed_but_not_those_of_living_ones(tmp_path):
+    def names():
+        return sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
+
+    def entry(name):
+        cached(name, lambda: {"values": np.arange(3)}, cache_dir=tmp_path)
+
+    (tmp_path / ".old-killed").mkdir()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], **pipes) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writes\n"
+        assert names() == [".new"]
+        (tmp_path / ".old-killed").mkdir()
+        entry("first")
+        assert names() == [".new", ".old", "first"]
+        writer.kill()
+    entry("second")
+    assert names() == ["first", "second"]
 
 
 def test_a_useless_cache_folder_is_refused(tmp_path):
@@ -365,6 +403,22 @@ def test_a_failing_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "builder", fail)
     with pytest.raises(ValueError, match=r"'mnist': could not be .*ConnectionError: no route to host"):
         load_task("mnist")
+
+
+def test_without_array_record_only_prepared_data_are_missing(tmp_path, monkeypatch):
+    prepare(tmp_path, images={"train": random_images(6)})
+    load = {"clients": 2, "data_dir": tmp_path, "cache_dir": tmp_path / "cache"}
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    with pytest.raises(
+        ValueError, match=r"'tiny' needs array_record: .*accepted without it: digits, npz:PATH"
+    ):
+        load_task("tiny", **load)
+    assert load_task("digits", clients=2).num_clients == 2
+    assert load_task(write_npz(tmp_path), clients=2).num_clients == 2
+    monkeypatch.undo()
+    load_task("tiny", **load)
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    assert load_task("tiny", **load).num_clients == 2  # from the cache
 
 
 @pytest.mark.realdata

@@ -183,8 +183,12 @@ def setting(run: RunRecord, section: str, key: str) -> Any:
 def data_settings(run: RunRecord) -> dict[str, Any]:
     """Which data and how divided: what runs must share to be compared; without seeds and folders."""
     settings = run.config.get("data")
+    if not isinstance(settings, Mapping):
+        return {}
     apart = ("seed", "dir", "cache_dir")
-    return {k: v for k, v in settings.items() if k not in apart} if isinstance(settings, Mapping) else {}
+    # Runs from before there were these keys are runs with their defaults.
+    defaults = {"scale": "auto", "channels": "auto", "relabel": False, "classes": None}
+    return {k: v for k, v in settings.items() if k not in apart and (k, v) not in defaults.items()}
 
 
 def data_title(run: RunRecord) -> str:

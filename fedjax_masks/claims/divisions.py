@@ -25,7 +25,7 @@ def balanced(per_class: int, classes: int = 10, **options: Any) -> Task:
     """
     labels, test = np.tile(np.arange(classes), per_class), np.repeat(np.arange(classes), 100)
     inputs, test_inputs = (np.arange(len(some), dtype=np.float32)[:, None] for some in (labels, test))
-    return task_from_arrays(inputs, labels, test_inputs, test, **options)
+    return task_from_arrays(inputs, labels, test_inputs, test, scale="none", **options)
 
 
 def dirichlet(system: str) -> list[Claim]:

@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_masks.data import files, prepared
+from fedjax_masks.data.arrays import AUTO, ArrayOptions
 from fedjax_masks.data.examples import Examples, Source, hold_out
 
 
 def load_source(
-    name: str, *, data_dir: str | Path | None = None, cache_dir: str | Path | None = None
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    options: ArrayOptions = AUTO,
 ) -> Source:
     """Loads a data set by name.
 
@@ -25,16 +30,27 @@ def load_source(
         without it the library's own folder is used and a missing data set is downloaded.
       cache_dir: Where decoded arrays are kept; by default ``$FEDJAX_MASKS_CACHE``, else
         ``~/.cache/fedjax_masks``.
+      options: How a user's own arrays are to be understood.
 
     Raises:
       ValueError: If there is no such data set, or it cannot be read.
     """
+    if is_own(name):
+        kind, _, path = name.partition(":")
+        return (files.read_npz if kind == "npz" else files.read_npy)(Path(path).expanduser(), options)
+    for key, value in options._asdict().items():
+        if value != getattr(AUTO, key):
+            raise ValueError(
+                f"data.{key}={value}: must be left out; '{name}' says so itself, npz: and npy: do not"
+            )
     if name == "digits":
         return digits()
-    kind, separator, path = name.partition(":")
-    if separator and kind in ("npz", "npy"):
-        return (files.read_npz if kind == "npz" else files.read_npy)(Path(path).expanduser())
     return prepared.read(name, data_dir=data_dir, cache_dir=cache_dir)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name stands for a user's own arrays."""
+    return name.startswith(("npz:", "npy:"))
 
 
 def digits() -> Source:

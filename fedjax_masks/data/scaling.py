@@ -1,0 +1,157 @@
+"""The scale of inputs: networks learn from values of about one.
+
+Models bring bytes from [0, 255] to [-1, 1] and use floats as they are. So neither integers of a small range
+(grey levels from 0 to 16, flags), nor floats of another size, nor tables whose columns differ by orders of
+magnitude train as they lie there. All statistics are those of the training examples; test examples are
+scaled by the same numbers.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from fedjax_masks.data.examples import Source
+
+Scale = Literal["auto", "none", "minmax", "standardize"]
+
+_BRIGHT = 64  # a quarter of a byte's range
+_LARGE, _SMALL, _UNEVEN = 3.0, 0.05, 100.0
+_CHUNK = 1 << 22  # values that are held at once of a memory-mapped array
+_LOGGER = logging.getLogger("fedjax_masks")
+
+
+class Statistics(NamedTuple):
+    """Statistics of each column of a table or each channel of images: ``float64[columns]``.
+
+    Attributes:
+      low: The smallest value.
+      high: The largest value.
+      mean: The mean.
+      deviation: The standard deviation.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def scaled(source: Source, scale: Scale = "auto") -> Source:
+    """A data set whose inputs have the scale that networks expect.
+
+    Args:
+      source: The data set.
+      scale: ``none`` keeps the inputs. ``minmax`` brings the smallest and the largest training value to -1
+        and 1. ``standardize`` brings each column of a table, or each channel of images, to mean 0 and
+        standard deviation 1. ``auto`` keeps, to the bit, inputs that train as they are; it scales others
+        as :func:`chosen_scale` says, and logs that in one line.
+
+    Returns:
+      The data set. Scaled inputs are float32, and so are integers that are no bytes of images.
+
+    Example:
+      >>> from fedjax_masks.data.examples import Examples
+      >>> grey = Examples(np.array([0, 16, 4], np.float32).reshape(3, 1, 1, 1), np.zeros(3, np.int32))
+      >>> scaled(Source("grey", grey, grey, 1), "minmax").test.inputs.ravel().tolist()
+      [-1.0, 1.0, -0.5]
+    """
+    inputs = source.train.inputs
+    if scale == "none" or (scale == "auto" and inputs.dtype == np.uint8 and are_bytes(inputs)):
+        return source
+    found = statistics(inputs)
+    if scale == "auto":
+        scale = chosen_scale(found, table=inputs.ndim == 2)
+        if scale != "none":
+            text = "data set '%s': inputs from %.4g to %.4g: scaled by data.scale=%s; none keeps them"
+            _LOGGER.warning(text, source.name, found.low.min(), found.high.max(), scale)
+        elif inputs.dtype != np.uint8:
+            return source
+    center, width = _affine(found, scale)
+    train, test = (_apply(some.inputs, center, width) for some in (source.train, source.test))
+    return source._replace(train=source.train._replace(inputs=train), test=source.test._replace(inputs=test))
+
+
+def chosen_scale(found: Statistics, *, table: bool) -> Scale:
+    """The scaling that inputs need, of those that ``auto`` knows.
+
+    Inputs train as they are (``none``) if every column or channel has a root mean square of at most 3, some
+    value exceeds 0.05 in magnitude, and the column of the largest values has at most 100 times those of the
+    median column. Else tables are standardized, as are images with channels that differ so much; other
+    images are scaled by ``minmax``. Constant columns say nothing about the others.
+
+    >>> def by_range(*ends):
+    ...     low, high = np.array(ends, float).T
+    ...     return Statistics(low, high, (low + high) / 2, (high - low) / 4)
+    >>> chosen_scale(by_range([0, 255]), table=False), chosen_scale(by_range([-3, 3]), table=False)
+    ('minmax', 'none')
+    >>> chosen_scale(by_range([0, 1], [0, 1], [0, 2000]), table=True)
+    'standardize'
+    """
+    magnitude = np.maximum(-found.low, found.high)
+    largest = magnitude[found.high > found.low]
+    if not largest.size:
+        return "none"
+    uneven = largest.max() > _UNEVEN * np.median(largest)
+    large = np.hypot(found.mean, found.deviation).max() > _LARGE
+    if not (uneven or large or magnitude.max() < _SMALL):
+        return "none"
+    return "standardize" if table or uneven else "minmax"
+
+
+def are_bytes(inputs: np.ndarray) -> bool:
+    """Whether integers from 0 to 255 are bytes of images, and not numbers.
+
+    Bytes reach a quarter of their range, in flattened images in a quarter of all columns that vary. What is
+    constant may pass for bytes.
+    """
+    if inputs.ndim > 2:
+        constant = all((chunk == inputs.flat[0]).all() for chunk in _chunks(inputs))
+        return constant or any(chunk.max() >= _BRIGHT for chunk in _chunks(inputs))
+    high = np.max([chunk.max(0) for chunk in _chunks(inputs)], axis=0)
+    varying = high > np.min([chunk.min(0) for chunk in _chunks(inputs)], axis=0)
+    return not varying.any() or float(np.mean(high[varying] >= _BRIGHT)) >= 0.25
+
+
+def statistics(inputs: np.ndarray) -> Statistics:
+    """Statistics of inputs, read in chunks.
+
+    >>> statistics(np.array([[1, 5], [3, 5]], np.float32)).deviation.tolist()
+    [1.0, 0.0]
+    """
+    columns, number = inputs.shape[-1], inputs.size // inputs.shape[-1]
+    first = np.asarray(inputs[0], np.float64).reshape(-1, columns)[0]
+    low, high, total, squares = first, first, np.zeros(columns), np.zeros(columns)
+    for chunk in _chunks(inputs):
+        # Differences from the first row: squares of a large mean would swallow a small deviation.
+        values = chunk.reshape(-1, columns) - first
+        low, high = np.minimum(low, values.min(0) + first), np.maximum(high, values.max(0) + first)
+        total, squares = total + values.sum(0), squares + np.square(values).sum(0)
+    mean = total / number
+    return Statistics(low, high, first + mean, np.sqrt(np.maximum(squares / number - mean**2, 0)))
+
+
+def _affine(found: Statistics, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
+    """The number that becomes 0, and the distance from it that becomes 1."""
+    if scale == "none":
+        return np.zeros(()), np.ones(())
+    if scale == "minmax":
+        low, high = found.low.min(), found.high.max()
+        center, width = np.asarray((low + high) / 2), np.asarray((high - low) / 2)
+    else:
+        center, width = found.mean, found.deviation
+    return center, np.where(width > 0, width, 1)
+
+
+def _apply(inputs: np.ndarray, center: np.ndarray, width: np.ndarray) -> np.ndarray:
+    out, start = np.empty(inputs.shape, np.float32), 0
+    for chunk in _chunks(inputs):
+        out[start : start + len(chunk)] = (chunk - center) / width
+        start += len(chunk)
+    return out
+
+
+def _chunks(inputs: np.ndarray) -> Iterator[np.ndarray]:
+    size = max(1, _CHUNK // max(1, inputs[0].size))
+    return (inputs[start : start + size] for start in range(0, len(inputs), size))
