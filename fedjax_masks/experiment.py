@@ -30,7 +30,7 @@ from fedjax_masks.lock import exclusive
 from fedjax_masks.run_directory import open_directory
 from fedjax_masks.runner import Chunk, Interrupted, OnChunk, Record, Run, Totals, chunk_length, run_rounds
 from fedjax_masks.simulation import Batch, Storage, Store, alone, make_simulation
-from fedjax_masks.simulation.plan import parse_plan
+from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.telemetry import progress
 
 _LOGGER = logging.getLogger("fedjax_masks")
@@ -104,7 +104,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
             )
         quiet = quiet or not hosts.first()
         if not quiet:
-            print(f"plan: {simulation.plan} ({simulation.plan.reason})", file=sys.stderr)
+            print(plan_line(simulation.plan, config, task), file=sys.stderr)
             if simulation.store is not None:
                 each = f"{simulation.store.row_bytes} bytes for each client that has taken part"
                 print(f"store: {out / run_directory.ROWS} on the host, {each}", file=sys.stderr)
@@ -155,6 +155,13 @@ def _own(out: Path) -> Iterator[None]:
                     (out / name).unlink(missing_ok=True)
                 out.rmdir()
         raise
+
+
+def plan_line(plan: Plan, config: Config, task: Task) -> str:
+    """The line that says how a run will go: its plan, and how many clients take part and are evaluated."""
+    clients = f"{config.cohort} of {task.num_clients} clients a round"
+    evaluated = "" if config.eval_clients is None else f", {config.eval_clients} clients evaluated"
+    return f"plan: {plan} ({plan.reason}); {clients}{evaluated}"
 
 
 def _plan(stored: Mapping[str, Any], config: Config) -> str:

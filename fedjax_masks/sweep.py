@@ -186,7 +186,7 @@ def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
             experiment.run_experiment(config, directory, resume=True, quiet=quiet)
         return
     if not quiet:
-        print(f"plan: {batch.plan} ({batch.plan.reason})", file=sys.stderr)
+        print(experiment.plan_line(batch.plan, configs[0], group.task), file=sys.stderr)
     with experiment.writing(outs):
         setups = [
             experiment.make_setup(
