@@ -43,6 +43,10 @@ _PRETRAIN_FLAGS = {
     "epochs": ("pretraining.epochs", "E", "passes over the source's images (default: 20)"),
     "seed": ("pretraining.seed", "S", "of fractals, parameters and the order of examples (default: 0)"),
 }
+_PARTITION_FLAGS = {
+    **{flag: _FLAGS[flag] for flag in ("dataset", "data-dir", "partition", "clients")},
+    "seed": ("data.seed", "S", "the partition's seed (default: 0)"),
+}
 _DESCRIPTION = "Simulates communication- and compute-efficient federated learning."
 _DEMO = {
     "data.partition": "shards:2",
@@ -139,6 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     pretraining = add("pretrain", _pretrain, "train a model's first stages before any client does")
     _add_keys(pretraining, _PRETRAIN_FLAGS)
     pretraining.add_argument("--out", metavar="FILE.npz", help="also write the parameters to a file")
+
+    partition = add("partition", _partition, "show who gets which data, without training")
+    _add_keys(partition, _PARTITION_FLAGS)
+    partition.add_argument("--out", metavar="FILE", help="also draw it: .png, .pdf or .svg")
+    partition.add_argument("--json", action="store_true", help="print one JSON object, with all clients")
 
     sweep = add("sweep", _sweep, "run a grid of experiments; seeds and rates in one compiled program")
     sweep.add_argument("file", metavar="FILE.toml", help="a configuration with a [grid] or [[runs]]")
@@ -244,6 +253,25 @@ def _run(arguments: argparse.Namespace) -> None:
         experiment.run_experiment(chosen, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
     if not arguments.quiet and hosts.first():
         print_table([load_run(arguments.out)])
+
+
+def _partition(arguments: argparse.Namespace) -> None:
+    from fedjax_masks import assembly, config
+    from fedjax_masks.analysis.partition_table import partition_facts, print_partition, save_partition
+
+    values = {"algorithm.name": "fedavg"} | _values(arguments, _PARTITION_FLAGS)
+    out = None if arguments.out is None else Path(arguments.out)
+    if out is not None and not (out.suffix in (".png", ".pdf", ".svg") and out.parent.is_dir()):
+        raise UserError(f"out={arguments.out!r}: must end in .png, .pdf or .svg, in a folder that exists")
+    chosen = config.make_config(values)
+    with user_errors():
+        task = assembly.load(chosen)
+        if out is not None:
+            save_partition(task, chosen.data.seed, out)
+    if arguments.json:
+        print(json.dumps(partition_facts(task, chosen.data.seed)))
+    else:
+        print_partition(task, chosen.data.seed)
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

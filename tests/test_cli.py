@@ -9,7 +9,7 @@ import pytest
 import fedjax_masks_launcher as launcher
 from fedjax_masks import cli, config, experiment
 from fedjax_masks.algorithms.registry import REGISTRY
-from fedjax_masks.data import DATASETS
+from fedjax_masks.data import DATASETS, label_histogram, load_task
 from fedjax_masks.models import MODELS
 from fedjax_masks.values import describe
 
@@ -201,6 +201,26 @@ def test_help_ends_well(capsys):
     assert "0." in capsys.readouterr().out
 
 
+def test_a_partition_is_shown_without_training(tmp_path, capsys):
+    asked = ["partition", "--partition", "dirichlet:0.5", "--clients", "25", "--seed", "3"]
+    assert cli.main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    task = load_task("digits", partition="dirichlet:0.5", clients=25, seed=3)
+    assert (found["seed"], found["train_sizes"]) == (3, task.train.sizes.tolist())
+    assert found["test_sizes"] == task.test.sizes.tolist()
+    assert found["train_classes"] == label_histogram(task).tolist()
+    assert cli.main([*asked, "--out", str(tmp_path / "partition.png")]) == 0
+    text = capsys.readouterr().out
+    assert "dirichlet:0.5, seed 3: 25 clients" in text
+    assert "The first 20 of 25 clients" in text
+    assert str(max(task.train.sizes)) in text
+    assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+    error = fails(capsys, *asked, "--out", str(tmp_path / "partition.gif"))
+    assert "must end in .png, .pdf or .svg" in error
+    assert "no draw of 500" in fails(capsys, *asked[:1], "--partition", "dirichlet:1e-5", "--out", "none.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["partition.png"]
+
+
 @pytest.mark.slow
 def test_a_run_from_the_shell_resumes_and_is_reported(tmp_path):
     def shell(*argv):
@@ -210,7 +230,7 @@ def test_a_run_from_the_shell_resumes_and_is_reported(tmp_path):
     out, report = str(tmp_path / "run"), str(tmp_path / "report.html")
     first = shell("run", "--algorithm", "fedavg", *SMALL, "--set", "model.hidden=8", "--out", out)
     assert first.returncode == 0, first.stderr
-    assert "plan: " in first.stderr
+    assert "; 3 of 10 clients a round" in first.stderr
     assert "fedavg" in first.stdout
     again = shell("run", "--resume", "--out", out, "--quiet")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
