@@ -27,7 +27,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import jax
@@ -36,6 +36,9 @@ import numpy as np
 from fedjax_masks import assembly, cli, config, devices, experiment, payload, weights
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.data import load_task, prepared, sources
+from fedjax_masks.data.arrays import Channels
+from fedjax_masks.data.files import count_clients, input_shape
+from fedjax_masks.data.scaling import Scale
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.models import MODELS
 from fedjax_masks.run_directory import open_directory, read_records
@@ -322,7 +325,15 @@ def run_npz(rng: Rng, folder: Path) -> bool:
         victim = str(rng.choice(list(arrays)))
         (folder / f"{victim}.npy").write_bytes(npy(rng, arrays[victim]))
         name = f"npy:{folder}"
-    load_task(name, clients=2, partition=partition)
+    options = {
+        "scale": str(rng.choice(get_args(Scale))),
+        "channels": str(rng.choice(get_args(Channels))),
+        "relabel": bool(rng.integers(2)),
+        "classes": [None, 3, 100][rng.integers(3)],
+    }
+    input_shape(name)
+    count_clients(name)
+    load_task(name, clients=2, partition=partition, **options)
     return True
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from fedjax_masks.analysis.canvas import WIDTH, Drawn, new_figure
 from fedjax_masks.analysis.records import RunRecord, data_settings, data_title
 from fedjax_masks.analysis.style import PALETTE
+from fedjax_masks.errors import unlogged
 
 _CLIENTS, _PANELS = 60, 4
 
@@ -52,7 +53,8 @@ def _histogram(settings: dict[str, Any]) -> np.ndarray:
 
     arguments = dict(settings)
     name, folder = arguments.pop("name"), arguments.pop("dir", None)
-    return label_histogram(load_task(name, data_dir=folder or library_folder(), **arguments))
+    with unlogged("fedjax_masks"):  # the run has said what was done to its data
+        return label_histogram(load_task(name, data_dir=folder or library_folder(), **arguments))
 
 
 def partition_figure(divisions: Sequence[Division]) -> Drawn | None:

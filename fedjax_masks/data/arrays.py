@@ -235,7 +235,9 @@ def _relabelled(
     if classes is not None and len(present) > classes:
         raise refused(name, keys[0], f"{len(present)} different labels", f"data.classes={classes} at most")
     if not np.array_equal(present, np.arange(len(present))):
-        _LOGGER.warning("data set '%s': labels %s are classes 0 to %d", name, few(present.tolist()), len(present) - 1)
+        _LOGGER.warning(
+            "data set '%s': labels %s are classes 0 to %d", name, few(present.tolist()), len(present) - 1
+        )
     numbered, held = (np.searchsorted(present, labels).astype(np.int32) for labels in (train, test))
     return numbered, held, len(present) if classes is None else classes
 

@@ -112,7 +112,7 @@ def _read(name: str, stored: Mapping[str, _Stored], options: ArrayOptions) -> So
     source = checked(name, arrays, options)
     spare = sorted(set(stored) - {names[key] for key in keys})
     if spare:
-        near = get_close_matches(spare[0], [key for key in _KEYS if key not in keys], n=1)
+        near = get_close_matches(spare[0], set(OWNERS) - keys, n=1)
         meant = f"; did you mean {near[0]!r} by {spare[0]!r}?" if near else ""
         _LOGGER.warning("data set '%s': not read: %s%s", name, few(spare), meant)
     return source
