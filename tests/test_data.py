@@ -278,6 +278,24 @@ def test_leftovers_of_killed_processes_are_removed_but_not_those_of_living_ones(
     assert names() == ["first", "second"]
 
 
+def test_an_entry_that_cannot_be_read_is_not_built_again(tmp_path, monkeypatch):
+    """As where a network file system answers with EIO: what is there may have taken hours."""
+    cached("entry", lambda: {"a": np.arange(3)}, cache_dir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    read = Path.read_text
+
+    def failing(path, *args, **options):
+        if path.name == "manifest.json":
+            raise OSError(5, "Input/output error")
+        return read(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", failing)
+        with pytest.raises(ValueError, match=r"must be readable; entry: Input/output error"):
+            cached("entry", pytest.fail, cache_dir=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_useless_cache_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cache_dir .*accepted: a writable folder"):

@@ -39,11 +39,17 @@ def cached(
       cache_dir: See :func:`cache_root`.
 
     Raises:
-      ValueError: If the cache folder cannot be written to.
+      ValueError: If the cache folder cannot be read or written to.
     """
     root = cache_root(cache_dir)
     folder = root / entry
-    if not is_intact(folder):
+    try:
+        intact = is_intact(folder)
+    except OSError as error:
+        raise ValueError(
+            f"cache_dir '{root}': must be readable; {entry}: {error.strerror or error}; try again when it is"
+        ) from None
+    if not intact:
         arrays = build()
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -58,11 +64,15 @@ def cached(
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether an entry is there, complete and unchanged."""
+    """Whether an entry is there, complete and unchanged.
+
+    Raises:
+      OSError: It cannot be read, which is no reason to build it again and to remove what is there.
+    """
     try:
         sums = json.loads((folder / _MANIFEST).read_text())
         return bool(sums) and all(_sha256(folder / name) == value for name, value in sums.items())
-    except (OSError, ValueError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
         return False
 
 
