@@ -18,7 +18,10 @@ of its own::
 """
 
 import itertools
+import math
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +31,12 @@ from fedjax_masks.errors import UserError
 from fedjax_masks.trees import flat
 
 _PARTS = ("algorithm", "model", "data")
+MAX_RUNS = 10_000
+"""Runs that a sweep may ask for."""
+
 _UNSAFE = re.compile(r"[^\w.+]+")
+_MAX_BYTES = 255  # of a name in common file systems
+_RESERVED = ("runs.csv", "sweep.json", "runs.csv.partial", "sweep.json.partial")
 
 
 class Job(NamedTuple):
@@ -52,18 +60,24 @@ def read_sweep(path: str | Path) -> list[Job]:
 
     Raises:
       UserError: The file cannot be read, a key does not exist, a list is empty or none, a value is
-        not accepted, or two runs have the same name.
+        not accepted, a name cannot be a directory's, two runs have the same one, or there are more runs
+        than :data:`MAX_RUNS`.
     """
     values = read_file(path)
     tables = values.pop("runs", [{}])
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise UserError("runs: one or more [[runs]] tables are accepted")
     base, grid = _split(values)
-    jobs = [job for table in tables for job in _expand(base, grid, table)]
-    names = [job.name for job in jobs]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"runs: two are called {name!r}; accepted are different names, as by name = ...")
+    plans = [_plan(grid, table) for table in tables]
+    number = sum(math.prod(map(len, plan.axes.values())) for plan in plans)
+    if number > MAX_RUNS:
+        raise UserError(
+            f"grid={number} runs: must be at most {MAX_RUNS}; shorten its lists, or divide them into sweeps"
+        )
+    jobs = [job for plan in plans for job in _expand(base, plan)]
+    name, uses = Counter(job.name for job in jobs).most_common(1)[0]
+    if uses > 1:
+        raise UserError(f"runs: two are called {name!r}; accepted are different names, as by name = ...")
     return jobs
 
 
@@ -84,20 +98,45 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{key}.name" if key in _PARTS else key: value for key, value in values.items()}
 
 
-def _expand(
-    base: Mapping[str, Any], grid: Mapping[str, list[Any]], table: Mapping[str, Any]
-) -> Iterator[Job]:
-    """The runs of one table."""
+class _Plan(NamedTuple):
+    """One table: its label, what is fixed in it, and the lists over which its runs go."""
+
+    label: str | None
+    fixed: dict[str, Any]
+    axes: dict[str, list[Any]]
+
+
+def _plan(grid: Mapping[str, list[Any]], table: Mapping[str, Any]) -> _Plan:
     fixed, own_grid = _split(flat(table))
     label = fixed.pop("name", None)
-    if label is not None and not (isinstance(label, str) and re.fullmatch(r"[\w.+-]+", label)):
-        raise UserError(f"runs.name={label!r}: letters, digits and any of . + - _ are accepted")
+    if label is not None and not (isinstance(label, str) and re.fullmatch(r"(?!\.)[\w.+-]+", label)):
+        raise UserError(
+            f"runs.name={label!r}: letters, digits and any of . + - _ are accepted, and no dot in front"
+        )
     axes = {key: options for key, options in grid.items() if key not in fixed} | own_grid
-    for point in itertools.product(*axes.values()):
-        varied = dict(zip(axes, point))
-        config = make_config({**base, **fixed, **varied})
-        setting = _text(label or config.algorithm.name, varied, leave=("algorithm.name", "seed"))
-        yield Job(_text(setting, {"seed": config.seed} if "seed" in varied else {}), setting, config, varied)
+    return _Plan(label, fixed, axes)
+
+
+def _expand(base: Mapping[str, Any], plan: _Plan) -> Iterator[Job]:
+    """The runs of one table."""
+    for point in itertools.product(*plan.axes.values()):
+        varied = dict(zip(plan.axes, point))
+        config = make_config({**base, **plan.fixed, **varied})
+        setting = _text(plan.label or config.algorithm.name, varied, leave=("algorithm.name", "seed"))
+        name = _text(setting, {"seed": config.seed} if "seed" in varied else {})
+        _check_name(name)
+        yield Job(name, setting, config, varied)
+
+
+def _check_name(name: str) -> None:
+    """Raises UserError where a name cannot be that of a run's directory."""
+    if (size := len(os.fsencode(name))) > _MAX_BYTES:
+        raise UserError(
+            f"runs.name={name[:40]}...: must be at most {_MAX_BYTES} bytes, has {size}; "
+            "[[runs]] tables with names of their own can stand for a grid of long values"
+        )
+    if name in _RESERVED:
+        raise UserError(f"runs.name={name!r}: must not be that of a file of the sweep; choose another name")
 
 
 def _text(label: str, values: Mapping[str, Any], leave: Sequence[str] = ()) -> str:

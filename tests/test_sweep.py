@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import cli, experiment, sweep
+from fedjax_masks import cli, experiment, grid, sweep
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.errors import UserError
 from fedjax_masks.experiment import run_experiment
@@ -26,6 +26,11 @@ model = { name = "mlp", hidden = [4] }
 training.epochs = 1
 """
 SMALL = BASE + 'algorithm = "fedavg"\n[grid]\nseed = [0, 1]\nalgorithm.lr = [0.1, 0.03]\n'
+
+
+# Names that would lie outside the sweep, hide, or be none.
+UNSAFE = ["a/b", "/a", ".", "..", ".a", "", " "]
+RESERVED = ["runs.csv", "sweep.json", "sweep.json.partial"]
 
 
 class Killed(BaseException):
@@ -135,7 +140,11 @@ def test_a_grid_is_multiplied_out_and_tables_are_merged_over_it(file):
         ('[grid]\nalgorithm = ["fedavg", "fedmsk"]', ["fedmsk", "'fedmask'"]),
         ("[grid]\nseed = [1, 1]", ["fedavg,seed=1", "different names"]),
         ("[[runs]]\n[[runs]]", ["'fedavg'", "different names"]),
-        ('[[runs]]\nname = "a/b"', ["runs.name='a/b'", "letters"]),
+        *((f'[[runs]]\nname = "{name}"', [f"runs.name={name!r}", "letters"]) for name in UNSAFE),
+        *((f'[[runs]]\nname = "{name}"', [f"runs.name={name!r}", "of a file"]) for name in RESERVED),
+        (f'[[runs]]\nname = "{"a" * 256}"', ["runs.name=aaaa", "at most 255 bytes, has 256"]),
+        (f'[[runs]]\nname = "{"ü" * 128}"', ["runs.name=üüüü", "at most 255 bytes, has 256"]),
+        (f"[grid]\nmodel.hidden = [{list(range(100, 180))}]", ["runs.name=fedavg,hidden=", "255 bytes"]),
         ("[[runs]]\nrouns = 2", ["rouns", "rounds"]),
         ('grid = "seed"', ["grid='seed'", "[grid] table"]),
         ("runs = 3", ["runs", "[[runs]] tables"]),
@@ -154,6 +163,29 @@ def test_a_wrong_file_is_one_line_before_anything_runs(file, tmp_path, capsys, t
     assert (out, error[:7], error.count("\n")) == ("", "error: ", 1)
     assert all(word in error for word in words), error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "runs"),
+    [([[10_001]], 10_001), ([[5000], [5001]], 10_001), ([[10_000, 10_000], [1]], 10**8 + 1)],
+)
+def test_a_grid_of_too_many_runs_is_refused_before_it_is_multiplied_out(file, monkeypatch, shape, runs):
+    monkeypatch.setattr(grid, "make_config", None)
+    tables = ""
+    for sizes in shape:
+        axes = zip(("seed", "data.seed"), sizes)
+        tables += "[[runs]]\n" + "".join(f"grid.{key} = {list(range(size))}\n" for key, size in axes)
+    with pytest.raises(UserError, match=f"grid={runs} runs: must be at most 10000; shorten"):
+        read_sweep(file(BASE + tables))
+
+
+def test_runs_are_accepted_up_to_the_limit(file, monkeypatch):
+    monkeypatch.setattr(grid, "MAX_RUNS", 6)
+    tables = '[grid]\nseed = [0, 1, 2]\n[[runs]]\nname = "a"\n[[runs]]\nname = "b"\n'
+    text = f'{BASE}algorithm.name = "fedavg"\n{tables}'
+    assert len(read_sweep(file(text))) == 6
+    with pytest.raises(UserError, match="grid=9 runs: must be at most 6"):
+        read_sweep(file(text + "grid.algorithm.lr = [0.1, 0.2]\n"))
 
 
 def test_groups_share_a_program_and_say_what_keeps_them_apart(file):
