@@ -12,10 +12,11 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_masks import assembly, checkpoint, experiment, lock, run_directory
+from fedjax_masks import assembly, checkpoint, experiment, lock, run_directory, trackers
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.config import Config, as_dict
@@ -88,7 +89,10 @@ def group_jobs(jobs: Sequence[Job], rounds_done: Callable[[Job], int] = lambda j
     groups = []
     for some in alike.values():
         config = some[0].config
-        task = tasks.setdefault(repr(config.data), assembly.load(config))
+        data = repr(config.data)
+        if data not in tasks:
+            tasks[data] = assembly.load(config)
+        task = tasks[data]
         make = assembly.algorithm_maker(config, task)
         for job in some:
             make(job.config)
@@ -166,6 +170,7 @@ def run_sweep(
             for job in jobs:
                 run_directory.open_directory(out / job.name, job.config, resume=resume)
             missing = [job for job in jobs if not run_directory.is_finished(out / job.name)]
+            trackers.check(sorted({name for job in missing for name in trackers.parse(job.config.log)}))
             groups = group_jobs(missing, lambda job: run_directory.rounds_saved(out / job.name))
         for group in groups:
             if not quiet:
@@ -187,13 +192,14 @@ def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
         return
     if not quiet:
         print(experiment.plan_line(batch.plan, configs[0], group.task), file=sys.stderr)
-    with experiment.writing(outs):
+    with experiment.writing(outs), ExitStack() as stack:
         setups = [
             experiment.make_setup(
                 directory,
                 config,
                 run_directory.open_directory(directory, config, resume=True),
                 group.task,
+                stack.enter_context(experiment.tracked(directory, config)),
             )
             for directory, config in zip(outs, configs)
         ]
@@ -246,7 +252,7 @@ def write_table(jobs: Sequence[Job], out: Path) -> None:
     table.writerows(rows)
     checkpoint.write_atomically(out / "runs.csv", text.getvalue())
     content = {
-        "runs": {job.name: job in finished for job in jobs},
+        "runs": dict.fromkeys((job.name for job in jobs), False) | {row["run"]: True for row in rows},
         "settings": {setting: over_seeds(some) for setting, some in _by_setting(rows).items()},
     }
     checkpoint.write_atomically(out / "sweep.json", json.dumps(content, indent=2))

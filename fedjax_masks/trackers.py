@@ -1,46 +1,25 @@
-"""Where a run's records go: always to ``metrics.jsonl``, and to what the user names.
-
-A backend is a function that opens a :class:`Tracker`, and one line in :data:`TRACKERS`. Its package is
-imported only when it is opened; what the package reads from the environment (``WANDB_MODE=offline``,
-``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``) is left to it.
-"""
+"""Trackers of a run: records go to ``metrics.jsonl``, and to the backends that the user names."""
 
 import json
+import logging
 import os
+import shutil
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from fedjax_masks.backends import BACKENDS, Record, Tracker
 from fedjax_masks.errors import UserError, unknown
 
-Record = Mapping[str, Any]
-
 METRICS = "metrics.jsonl"
+FILES = tuple(name for backend in BACKENDS.values() for name in backend.files)
+"""Files in a run directory that belong to backends."""
 
-
-class Tracker(NamedTuple):
-    """Takes the records of a run.
-
-    Attributes:
-      log: Takes one record, a line of ``metrics.jsonl``, in the order of rounds.
-      close: Called once, when the run is over or has failed.
-    """
-
-    log: Callable[[Record], None]
-    close: Callable[[], None]
-
-
-def scalars(record: Record) -> dict[str, float]:
-    """The numbers of a record by name, all but the round; ``extra`` behind a slash.
-
-    >>> scalars({"round": 2, "train_loss": 0.5, "density": None, "extra": {"flips": 0.1}})
-    {'train_loss': 0.5, 'extra/flips': 0.1}
-    """
-    extra = {f"extra/{name}": value for name, value in record.get("extra", {}).items()}
-    own = {name: value for name, value in record.items() if name not in ("round", "extra")}
-    return {name: float(value) for name, value in (own | extra).items() if value is not None}
+_LOGGER = logging.getLogger("fedjax_masks")
+_PATIENCE = 3  # failures in a row: each may have waited minutes for a server that is gone
 
 
 def append(path: Path, text: str) -> None:
@@ -49,73 +28,6 @@ def append(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def jsonl(path: Path) -> Tracker:
-    """One JSON object a line, whole records."""
-    return Tracker(lambda record: append(path, json.dumps(record) + "\n"), lambda: None)
-
-
-def tensorboard(out: Path, config: Mapping[str, Any], done: int) -> Tracker:
-    """Event files under ``tensorboard/``."""
-    from tensorboardX import SummaryWriter
-
-    # Whatever was written behind the round that a resumed run starts from is not shown.
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
-    writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```", 0)
-
-    def log(record: Record) -> None:
-        for name, value in scalars(record).items():
-            writer.add_scalar(name, value, record["round"])
-        writer.flush()
-
-    return Tracker(log, writer.close)
-
-
-def wandb(out: Path, config: Mapping[str, Any], done: int) -> Tracker:
-    """A run of Weights & Biases; a resumed one goes on with the same."""
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    known = _read(out / "wandb.id")
-    run = wandb.init(dir=str(out), name=out.name, config=dict(config), id=known, resume="allow")
-    (out / "wandb.id").write_text(run.id, "utf-8")
-    return Tracker(lambda record: run.log(scalars(record), step=record["round"]), run.finish)
-
-
-def mlflow(out: Path, config: Mapping[str, Any], done: int) -> Tracker:
-    """A run of MLflow; a resumed one goes on with the same."""
-    import mlflow  # pyright: ignore[reportMissingImports]
-
-    client, known = mlflow.MlflowClient(), _read(out / "mlflow.id")
-    if known is None:
-        experiment = mlflow.set_experiment("fedjax_masks")
-        known = client.create_run(experiment.experiment_id, run_name=out.name).info.run_id
-        client.log_dict(known, dict(config), "config.json")
-        (out / "mlflow.id").write_text(known, "utf-8")
-
-    def log(record: Record) -> None:
-        for name, value in scalars(record).items():
-            client.log_metric(known, name, value, step=record["round"])
-
-    return Tracker(log, lambda: client.set_terminated(known))
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text("utf-8") if path.exists() else None
-
-
-class Backend(NamedTuple):
-    """How to open a tracker, and the package that it needs."""
-
-    open: Callable[[Path, Mapping[str, Any], int], Tracker]
-    package: str
-
-
-TRACKERS: Mapping[str, Backend] = {
-    "mlflow": Backend(mlflow, "mlflow"),
-    "tensorboard": Backend(tensorboard, "tensorboardX"),
-    "wandb": Backend(wandb, "wandb"),
-}
 
 
 def parse(text: str | None) -> tuple[str, ...]:
@@ -129,44 +41,141 @@ def parse(text: str | None) -> tuple[str, ...]:
     """
     names = tuple(dict.fromkeys(text.split("+"))) if text else ()
     for name in names:
-        if name not in TRACKERS:
-            raise unknown("log", name, TRACKERS)
+        if name not in BACKENDS:
+            raise unknown("log", name, BACKENDS)
     return names
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Raises UserError where the package of a backend is missing."""
+def check(names: Sequence[str]) -> None:
+    """Raises UserError where a backend's package or key is missing, or the backend cannot be reached."""
     for name in names:
-        if find_spec(TRACKERS[name].package) is None:
+        if find_spec(BACKENDS[name].package) is None:
             raise UserError(
-                f"log={name!r}: the package {TRACKERS[name].package} is missing; "
+                f"log={name!r}: the package {BACKENDS[name].package} is missing; "
                 f"accepted after pip install 'fedjax_masks[{name}]'"
             )
+    for name in names:
+        with _refusals(name):
+            BACKENDS[name].check()
 
 
 @contextmanager
-def tracking(
-    names: Sequence[str], out: Path, *, config: Mapping[str, Any], done: int
-) -> Iterator[Callable[[Record], None]]:
-    """Opens ``metrics.jsonl`` and the named backends, and closes them whatever happens.
+def _refusals(name: str) -> Iterator[None]:
+    """Turns the exceptions that a backend raises before the run into one line."""
+    try:
+        yield
+    except Exception as error:  # each package has its own
+        raise UserError(
+            f"log={name!r}: must be reachable ({_line(error)}); {BACKENDS[name].remedy}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200) or type(error).__name__
+
+
+@contextmanager
+def tracking(names: Sequence[str], out: Path, *, config: Mapping[str, Any]) -> Iterator[Tracker]:
+    """Opens the named backends, and closes them with the run's exit code.
+
+    A backend that fails during the run is left out of what it could not take, and never ends the run.
+    One that lacks rounds of ``metrics.jsonl``, since a killed process had not sent them, gets them now.
 
     Args:
-      names: Keys of :data:`TRACKERS`.
-      out: The run directory.
-      config: The content of ``config.json``.
-      done: Rounds done before.
+      names: Keys of :data:`fedjax_masks.backends.BACKENDS`.
+      out: The run directory; made for backends.
+      config: The configuration as far as it is known.
 
     Yields:
-      Passes a record to all of them, to ``metrics.jsonl`` first.
+      The tracker of all. Its ``log`` writes ``metrics.jsonl`` first.
+
+    Raises:
+      UserError: A backend cannot be opened.
     """
-    with ExitStack() as stack:
-        opened = [jsonl(out / METRICS)]
+    check(names)
+    opened: list[Tracker] = []
+    code = 1
+    try:
         for name in names:
-            opened.append(TRACKERS[name].open(out, config, done))
-            stack.callback(opened[-1].close)
+            out.mkdir(parents=True, exist_ok=True)
+            with _refusals(name):
+                opened.append(_patient(name, BACKENDS[name].open(out, config)))
+        for record in _logged(out / METRICS) if names else ():
+            _each(opened, "log", record)
+        yield _all(opened, out)
+        code = 0
+    except BaseException as error:
+        code = exit_code(error)
+        raise
+    finally:
+        _each(opened[::-1], "close", code)
 
-        def log(record: Record) -> None:
-            for tracker in opened:
-                tracker.log(record)
 
-        yield log
+def _all(opened: Sequence[Tracker], out: Path) -> Tracker:
+    def log(record: Record) -> None:
+        append(out / METRICS, json.dumps(record) + "\n")
+        _each(opened, "log", record)
+
+    return Tracker(log, lambda config: _each(opened, "describe", config), lambda code: None)
+
+
+def _each(opened: Sequence[Tracker], method: str, argument: Any) -> None:
+    for tracker in opened:
+        getattr(tracker, method)(argument)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a run that an exception ends: 128 plus the signal's number, or 1.
+
+    >>> exit_code(SystemExit(143)), exit_code(KeyboardInterrupt()), exit_code(ValueError())
+    (143, 130, 1)
+    """
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        return error.code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _patient(name: str, tracker: Tracker) -> Tracker:
+    """A tracker whose failures are told and counted, and end no run."""
+    failed = in_a_row = 0
+
+    def attempt(call: Callable[[Any], None], argument: Any) -> None:
+        nonlocal failed, in_a_row
+        try:
+            call(argument)
+            in_a_row = 0
+        except Exception as error:  # each package has its own
+            if not failed:
+                _LOGGER.warning("log=%r: failed, and the run goes on: %s", name, _line(error))
+            failed, in_a_row = failed + 1, in_a_row + 1
+
+    def log(record: Record) -> None:
+        nonlocal failed
+        if in_a_row < _PATIENCE:
+            attempt(tracker.log, record)
+        else:
+            failed += 1
+
+    def close(code: int) -> None:
+        attempt(tracker.close, code)
+        if failed > 1:
+            _LOGGER.warning("log=%r: failed %d times; %s has every record", name, failed, METRICS)
+
+    return Tracker(log, lambda config: attempt(tracker.describe, config), close)
+
+
+def _logged(path: Path) -> list[Record]:
+    """The records of an earlier process; a line that its end has cut off is none."""
+    whole, _, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except (ValueError, RecursionError):
+        return []  # the run itself says that the file is damaged
+
+
+def remove(out: Path) -> None:
+    """Removes backends' files from a directory without a run."""
+    for name in FILES:
+        shutil.rmtree(out / name, ignore_errors=True)
+        if (out / name).is_file():
+            (out / name).unlink()

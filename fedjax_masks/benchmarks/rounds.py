@@ -148,9 +148,9 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
         with (
             tempfile.TemporaryDirectory() as out,
             progress("bench", done=0, rounds=rounds, quiet=False) as show,
-            tracking((), Path(out), config={}, done=0) as log,
+            tracking((), Path(out), config={}) as tracker,
         ):
-            (hooks,) = writers([Path(out)], config, [log])
+            (hooks,) = writers([Path(out)], config, [tracker.log])
             run_rounds(
                 alone(simulation),
                 simulation.init(),
