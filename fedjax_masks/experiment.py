@@ -24,6 +24,7 @@ import numpy as np
 
 from fedjax_masks import assembly, checkpoint, hosts, run_directory, termination, trackers
 from fedjax_masks.algorithm import State, Task
+from fedjax_masks.backends import Tracker
 from fedjax_masks.config import Config, as_dict
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.lock import exclusive
@@ -48,6 +49,7 @@ class Setup(NamedTuple):
       stored: The ``config.json`` of the run to resume; empty for a new one.
       guarantee: Further keys of its summary.
       fingerprints: Of its data and parameters, by the key that names them.
+      tracker: Takes its records.
     """
 
     out: Path
@@ -55,6 +57,7 @@ class Setup(NamedTuple):
     stored: Mapping[str, Any]
     guarantee: Mapping[str, float]
     fingerprints: Mapping[str, str]
+    tracker: Tracker
 
 
 def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False, quiet: bool = False) -> Run:
@@ -77,16 +80,12 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
 
         def prepare() -> tuple[Setup, Any, Any]:
             with user_errors():
-                trackers.check_installed(trackers.parse(config.log))
                 stack.enter_context(_own(out))
                 stack.enter_context(writing([out]))
                 stored = open_directory(out, config, resume=resume)
+                tracker = stack.enter_context(tracked(out, config))
                 algorithm, task = assembly.build(config)
-                guarantee, fingerprints = (
-                    assembly.guarantee(config, task),
-                    assembly.fingerprints(config, task),
-                )
-                return Setup(out, config, stored, guarantee, fingerprints), algorithm, task
+                return make_setup(out, config, stored, task, tracker), algorithm, task
 
         setup, algorithm, task = hosts.attempt(prepare)
         hosts.check_same({**as_dict(config), "fingerprint": setup.fingerprints})
@@ -112,13 +111,35 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
         return run
 
 
-def make_setup(out: Path, config: Config, stored: Mapping[str, Any], task: Task) -> Setup:
+def make_setup(
+    out: Path, config: Config, stored: Mapping[str, Any], task: Task, tracker: Tracker
+) -> Setup:
     """A run on its loaded data.
 
     Raises:
       ValueError: There is no such guarantee, or no library to compute it.
     """
-    return Setup(out, config, stored, assembly.guarantee(config, task), assembly.fingerprints(config, task))
+    guarantee, fingerprints = assembly.guarantee(config, task), assembly.fingerprints(config, task)
+    return Setup(out, config, stored, guarantee, fingerprints, tracker)
+
+
+@contextmanager
+def tracked(out: Path, config: Config) -> Iterator[Tracker]:
+    """The trackers of a run; of several processes only the first has any.
+
+    Backends' files of a run that is refused are removed.
+
+    Raises:
+      UserError: A backend cannot be opened.
+    """
+    names = trackers.parse(config.log) if hosts.first() else ()
+    try:
+        with trackers.tracking(names, out, config=as_dict(config)) as tracker:
+            yield tracker
+    except Exception:
+        if names and not any((out / name).exists() for name in (run_directory.CONFIG, *_BEGUN)):
+            trackers.remove(out)
+        raise
 
 
 @contextmanager
@@ -150,7 +171,8 @@ def _own(out: Path) -> Iterator[None]:
         yield
     except Exception:
         if created and hosts.first() and not any((out / name).exists() for name in _BEGUN):
-            with contextlib.suppress(OSError):  # trackers keep what they know of a run that failed
+            trackers.remove(out)
+            with contextlib.suppress(OSError):
                 for name in _BEFORE:
                     (out / name).unlink(missing_ok=True)
                 out.rmdir()
@@ -198,20 +220,15 @@ def run_in(setups: Sequence[Setup], batch: Batch, *, quiet: bool) -> list[Run]:
         for setup, content in zip(setups, environment):
             if not setup.stored:
                 checkpoint.write_atomically(setup.out / run_directory.CONFIG, json.dumps(content, indent=2))
+            setup.tracker.describe(content)
     failed = [0] * len(outs)
     with (
         termination.noted() as asked,
         progress(config.algorithm.name, done=starts[0].round, rounds=config.rounds, quiet=quiet) as show,
-        contextlib.ExitStack() as stack,
     ):
         hooks: list[list[OnChunk]] = [[] for _ in outs]
         if hosts.first():
-            names, done = trackers.parse(config.log), starts[0].round
-            logs = [
-                stack.enter_context(trackers.tracking(names, out, config=own, done=done))
-                for out, own in zip(outs, environment)
-            ]
-            hooks = writers(outs, config, logs, failed, batch.store)
+            hooks = writers(outs, config, [setup.tracker.log for setup in setups], failed, batch.store)
         try:
             runs = run_rounds(
                 batch,

@@ -47,7 +47,7 @@ def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]
       UserError: The directory holds another run, or something that is no run.
     """
     check(out)
-    # A run killed before anything else leaves at most its lock and the unfinished file.
+    # A run killed before anything else leaves at most its lock, its trackers' files and the unfinished file.
     content = {path.name for path in out.iterdir()} - {lock.NAME} if out.exists() else set()
     if content and not resume:
         raise UserError(f"out={str(out)!r}: is not empty; --resume continues the run in it")
@@ -55,7 +55,7 @@ def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]
         stored = _stored(out)
         _check_same(stored, config)
         return stored
-    if content - {CONFIG + ".partial"}:
+    if content - {CONFIG + ".partial", *trackers.FILES}:
         raise UserError(f"out={str(out)!r}: holds no run to resume")
     return {}
 
