@@ -5,15 +5,18 @@ import jax
 import numpy as np
 import optax
 import pytest
+from handwritten import COHORT, make_run
 
 import fedjax_masks as fm
 from fedjax_masks import cli, experiment, grid, sweep
+from fedjax_masks.analysis.records import load_runs
+from fedjax_masks.analysis.table import comparison_table
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.errors import UserError
 from fedjax_masks.experiment import run_experiment
 from fedjax_masks.grid import read_sweep
 from fedjax_masks.simulation import can_trace, make_batch, make_simulation
-from fedjax_masks.sweep import group_jobs, over_seeds, run_sweep
+from fedjax_masks.sweep import group_jobs, over_seeds, run_sweep, write_table
 
 BASE = """
 rounds = 3
@@ -232,6 +235,22 @@ def test_the_table_has_a_row_for_each_run_and_figures_over_seeds(finished):
     # Student's t with one degree of freedom: 12.706; the deviation of two is half their distance.
     assert figure["half_width"] == pytest.approx(12.706 * abs(accuracies[0] - accuracies[1]) / 2, rel=1e-4)
     assert all(found["runs"].values())
+
+
+def test_flops_are_means_over_rounds_as_on_the_page(file, tmp_path):
+    jobs = read_sweep(file(f'{BASE}algorithm.name = "ecofed"\n[grid]\nseed = [0, 1]\n'))
+    for job, flops in zip(jobs, (3e9, 5e9)):
+        # The last round, the server's own, costs the clients nothing.
+        last = {"round": 20, "client_flops": 0.0, "client_flops_total": 20 * flops}
+        make_run(tmp_path / "out" / job.name, seed=job.config.seed, spent={"client_flops_total": flops})
+        (tmp_path / "out" / job.name / "summary.json").write_text(json.dumps(last))
+    write_table(jobs, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
+    assert [float(row["client_flops"]) for row in rows] == [3e9 / COHORT, 5e9 / COHORT]
+    table = comparison_table(load_runs([tmp_path / "out"]))
+    assert [row["client_gflops"] for row in table] == [3 / COHORT, 5 / COHORT]
+    (setting,) = read(tmp_path / "out", "sweep.json")["settings"].values()
+    assert setting["client_flops"]["mean"] == 4e9 / COHORT
 
 
 def test_figures_that_do_not_apply_are_left_out():
