@@ -66,8 +66,8 @@ def scalars(record: Record) -> dict[str, float]:
 def tensorboard(out: Path, config: Mapping[str, Any]) -> Tracker:
     """Event files under ``tensorboard/``."""
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboardX.summary import text
 
     folder = out / "tensorboard"
@@ -150,7 +150,7 @@ def _check_wandb() -> None:
 
 def _wandb_offline(out: Path, known: str) -> int:
     """The last round in the files that W&B wrote offline; a killed process loses its last seconds."""
-    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportMissingImports]
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
 
     files = (out / "wandb").glob(f"offline-run-*/run-{known}.wandb")
     records = (Record.FromString(frame) for path in files for frame in _leveldb_frames(path))
@@ -198,7 +198,8 @@ def mlflow(out: Path, config: Mapping[str, Any]) -> Tracker:
         now, step = int(time.time() * 1000), record["round"]
         values = {name: value for name, value in scalars(record).items() if step > held.get(name, 0)}
         client.log_batch(known, [Metric(*item, now, step) for item in values.items()])
-        held.update(dict.fromkeys(values, step))
+        for name in values:
+            held[name] = step
 
     def close(code: int) -> None:
         client.set_terminated(known, "FINISHED" if code == 0 else "KILLED" if code > 128 else "FAILED")

@@ -111,9 +111,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
         return run
 
 
-def make_setup(
-    out: Path, config: Config, stored: Mapping[str, Any], task: Task, tracker: Tracker
-) -> Setup:
+def make_setup(out: Path, config: Config, stored: Mapping[str, Any], task: Task, tracker: Tracker) -> Setup:
     """A run on its loaded data.
 
     Raises:
@@ -127,18 +125,19 @@ def make_setup(
 def tracked(out: Path, config: Config) -> Iterator[Tracker]:
     """The trackers of a run; of several processes only the first has any.
 
-    Backends' files of a run that is refused are removed.
+    Files that backends have made for a run that is refused are removed.
 
     Raises:
       UserError: A backend cannot be opened.
     """
     names = trackers.parse(config.log) if hosts.first() else ()
+    made = [name for name in trackers.FILES if not (out / name).exists()]
     try:
         with trackers.tracking(names, out, config=as_dict(config)) as tracker:
             yield tracker
     except Exception:
         if names and not any((out / name).exists() for name in (run_directory.CONFIG, *_BEGUN)):
-            trackers.remove(out)
+            trackers.remove(out, made)
         raise
 
 

@@ -173,9 +173,9 @@ def _logged(path: Path) -> list[Record]:
         return []  # the run itself says that the file is damaged
 
 
-def remove(out: Path) -> None:
-    """Removes backends' files from a directory without a run."""
-    for name in FILES:
+def remove(out: Path, names: Sequence[str] = FILES) -> None:
+    """Removes files of backends from a directory without a run."""
+    for name in names:
         shutil.rmtree(out / name, ignore_errors=True)
         if (out / name).is_file():
             (out / name).unlink()

@@ -277,14 +277,18 @@ def test_backends_are_open_before_the_data_are_loaded_and_a_refused_run_leaves_n
     monkeypatch.setattr(assembly, "build", refuse)
     with pytest.raises(UserError, match="no such data"):
         run_experiment(config, tmp_path / "run", quiet=True)
-    assert states == ["RUNNING"]
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="no such data"):
         run_experiment(config, tmp_path / "run", quiet=True)
     assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "run" / "tensorboard").mkdir()  # of a process that was killed, or a person's
+    with pytest.raises(UserError, match="no such data"):
+        run_experiment(config, tmp_path / "run", resume=True, quiet=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["tensorboard"]
     found = offline.MlflowClient().search_runs([offline.get_experiment_by_name("fedjax_masks").experiment_id])
-    assert [run.info.status for run in found] == ["FAILED", "FAILED"]
+    assert [run.info.status for run in found] == ["FAILED"] * 3
+    assert states == ["RUNNING"] * 3
 
 
 @pytest.mark.filterwarnings("default")
