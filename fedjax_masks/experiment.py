@@ -76,7 +76,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
       KeyboardInterrupt: SIGINT has come.
     """
     out = Path(out_dir)
-    with contextlib.ExitStack() as stack:
+    with termination.raised(), contextlib.ExitStack() as stack:
 
         def prepare() -> tuple[Setup, Any, Any]:
             with user_errors():
@@ -168,7 +168,7 @@ def _own(out: Path) -> Iterator[None]:
     created = not out.exists()
     try:
         yield
-    except Exception:
+    except (Exception, KeyboardInterrupt, SystemExit):
         if created and hosts.first() and not any((out / name).exists() for name in _BEGUN):
             trackers.remove(out)
             with contextlib.suppress(OSError):

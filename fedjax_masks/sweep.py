@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_masks import assembly, checkpoint, experiment, lock, run_directory, trackers
+from fedjax_masks import assembly, checkpoint, experiment, lock, run_directory, termination, trackers
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.analysis.records import load_run, per_client_round
@@ -164,7 +164,7 @@ def run_sweep(
         before anything runs.
     """
     jobs, out = read_sweep(path), Path(out_dir)
-    with experiment.writing([out]):
+    with termination.raised(), experiment.writing([out]):
         if not resume and {file.name for file in out.iterdir()} - {lock.NAME}:
             raise UserError(f"out={str(out)!r}: is not empty; --resume continues the sweep in it")
         with user_errors():

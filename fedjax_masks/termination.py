@@ -48,6 +48,22 @@ def noted() -> Iterator[Callable[[], int]]:
         restore()
 
 
+@contextmanager
+def raised() -> Iterator[None]:
+    """Turns SIGTERM into SystemExit, as SIGINT is KeyboardInterrupt, so that what is open is closed.
+
+    Outside of the main thread, which alone may handle signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: end(number)) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def name(number: int) -> str:
     """A signal's name.
 

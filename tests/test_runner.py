@@ -400,6 +400,17 @@ def test_a_second_signal_ends_a_process_that_is_busy_at_once():
     assert process.returncode == 128 + signal.SIGINT
 
 
+def test_sigterm_before_the_first_round_leaves_nothing(tmp_path, monkeypatch):
+    """What is open is closed: trackers say that the run has ended."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(experiment, "make_simulation", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as end:
+        run_experiment(config_with(log="tensorboard"), tmp_path / "run", quiet=True)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_of_another_thread_leaves_signals_alone():
     seen = []
 
