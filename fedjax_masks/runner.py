@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_masks import hosts
+from fedjax_masks import hosts, participation
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
+from fedjax_masks.notes import count_broken, is_diverged, notes
 from fedjax_masks.simulation import AUTO, Batch, Evaluation, RoundMetrics, Storage, alone, make_simulation
 
 Record = dict[str, Any]
@@ -29,7 +30,7 @@ _NOT_EXTRA = (
     *("loss", "steps", "examples", "slots", "flops", "traffic", "density"),
     *("server_flops", "messages", "seconds", "joules"),
 )
-_ACCURACIES = ("global_accuracy", "personal_accuracy_mean")
+_ACCURACIES = ("global_accuracy", "personal_accuracy_mean", "personal_accuracy_mean_seen")
 
 
 class Totals(NamedTuple):
@@ -43,6 +44,10 @@ class Totals(NamedTuple):
       sim_seconds: What the rounds took by the simulation's clock; 0 without one.
       energy_joules: What all clients spent; 0 without a clock.
       client_flops: FLOPs that all clients computed; 0 where training does not count them.
+      server_flops: FLOPs that the server computed; 0 where it does not count them.
+      clients_dropped: Updates left out of the merge.
+      broken: Updates in a row that were not finite, see :func:`fedjax_masks.notes.count_broken`.
+      seen: The clients that have trained, as :mod:`fedjax_masks.participation` writes them.
     """
 
     round: int = 0
@@ -52,6 +57,10 @@ class Totals(NamedTuple):
     sim_seconds: float = 0.0
     energy_joules: float = 0.0
     client_flops: float = 0.0
+    server_flops: float = 0.0
+    clients_dropped: int = 0
+    broken: int = 0
+    seen: str = participation.NOBODY
 
 
 class Chunk(NamedTuple):
@@ -222,7 +231,7 @@ def run_rounds(
         for run, own in enumerate(metrics):
             totals[run] = _add(totals[run], own, starts[run].wall_seconds + passed)
             if evaluations is not None:
-                kept[run].append(make_record(own, evaluations[run], totals[run]))
+                kept[run].append(make_record(own, evaluations[run], totals[run], batch.num_clients))
             told = notes(own, first)
             for note in told:
                 _LOGGER.warning(note)
@@ -234,7 +243,7 @@ def run_rounds(
             raise Interrupted(done, pace.signal)
     evaluations = batch.evaluate(state) if evaluations is None else evaluations
     return [
-        Run(own, batch.take(state, run), evaluation, summarize(own, evaluation, batch, pace.speed))
+        Run(own, batch.take(state, run), evaluation, summarize(own, evaluation, batch, totals[run], pace.speed))
         for run, (own, evaluation) in enumerate(zip(kept, evaluations))
     ]
 
@@ -297,24 +306,29 @@ def _add(totals: Totals, metrics: RoundMetrics, wall_seconds: float) -> Totals:
         wall_seconds,
         totals.sim_seconds + float(np.sum(metrics.server.get("seconds", 0.0))),
         totals.energy_joules + float(np.sum(metrics.server.get("joules", 0.0))),
-        totals.client_flops + _flops(metrics),
+        totals.client_flops + float(_flops(metrics).sum()),
+        totals.server_flops + float(np.sum(metrics.server.get("flops", 0.0))),
+        totals.clients_dropped + int(metrics.dropped.sum()),
+        count_broken(totals.broken, metrics),
+        participation.add_trained(totals.seen, metrics),
     )
 
 
-def _flops(metrics: RoundMetrics) -> float:
-    """What all clients computed in a chunk; those that were never asked, or vanished, nothing."""
+def _flops(metrics: RoundMetrics) -> np.ndarray:
+    """``float64[rounds]``: FLOPs of all clients; those that were never asked, or vanished, have none."""
     nobody = np.zeros_like(metrics.dropped)
     gone = np.any([metrics.train.get(name, nobody) > 0 for name in ("away", "lost")], axis=0)
-    return float(np.where(gone, 0, metrics.train.get("flops", 0.0)).sum(dtype=np.float64))
+    return np.where(gone, 0, metrics.train.get("flops", 0.0)).sum(1, dtype=np.float64)
 
 
-def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -> Record:
+def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals, num_clients: int) -> Record:
     """The line of ``metrics.jsonl`` of a chunk's last round.
 
     Args:
       metrics: Of the chunk.
       evaluation: After its last round.
       totals: After its last round.
+      num_clients: Of the task.
 
     Returns:
       Plain Python values; None where a key does not apply.
@@ -322,20 +336,24 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -
     last = jax.tree.map(lambda a: a[-1:], metrics)
     own = {name: _number(values[0]) for name, values in last.server.items()}
     means = {name: None if last.dropped.all() else _number(last.mean(name)[0]) for name in last.train}
-    personal = evaluation.personal[np.isfinite(evaluation.personal)]
+    loss, clients_seen = means.get("loss", own.get("loss")), participation.count(totals.seen)
     extra = {name: value for name, value in (means | own).items() if name not in _NOT_EXTRA}
+    trained = participation.members(totals.seen, evaluation.ids)
+    probes = {name: _mean(accuracy) for name, accuracy in evaluation.probes.items()}
+    probes |= {f"{name}_seen": _mean(accuracy[trained]) for name, accuracy in evaluation.probes.items()}
     return {
         "round": totals.round,
-        "train_loss": means.get("loss", own.get("loss")),
+        "train_loss": loss,
         "global_accuracy": _number(evaluation.global_accuracy),
-        "personal_accuracy_mean": _mean(personal),
-        "personal_accuracy_p10": _number(np.percentile(personal, 10)) if personal.size else None,
-        "personal_accuracy_p90": _number(np.percentile(personal, 90)) if personal.size else None,
+        **_spread(evaluation.personal),
+        **_spread(evaluation.personal[trained], "_seen"),
+        "clients_seen": clients_seen,
+        "num_clients": num_clients,
         "bytes_up": int(last.bytes_up.sum()),
         "bytes_down": int(last.bytes_down.sum()),
         "bytes_up_total": totals.bytes_up,
         "bytes_down_total": totals.bytes_down,
-        "client_flops": _mean(last.train.get("flops", np.empty(0))),
+        "client_flops": _number(_flops(last)[0] / last.ids.size) if "flops" in last.train else None,
         "client_flops_total": totals.client_flops if "flops" in last.train else None,
         "server_flops": own.get("flops"),
         "sim_seconds": totals.sim_seconds if "seconds" in own else None,
@@ -343,8 +361,20 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals) -
         "density": means.get("density"),
         "cohort_size": last.ids.size,
         "clients_dropped": int(last.dropped.sum()),
+        "diverged": is_diverged(totals.broken, clients_seen, loss),
         "wall_seconds": totals.wall_seconds,
-        "extra": extra | {name: _mean(accuracy) for name, accuracy in evaluation.probes.items()},
+        "extra": extra | probes,
+    }
+
+
+def _spread(personal: np.ndarray, suffix: str = "") -> dict[str, float | None]:
+    """Mean and percentiles over clients; a client without test data has an accuracy of NaN."""
+    known = personal[np.isfinite(personal)]
+    low, high = np.percentile(known, (10, 90)) if known.size else (None, None)
+    return {
+        f"personal_accuracy_mean{suffix}": _mean(known),
+        f"personal_accuracy_p10{suffix}": _number(low),
+        f"personal_accuracy_p90{suffix}": _number(high),
     }
 
 
@@ -352,6 +382,7 @@ def summarize(
     records: Sequence[Record],
     evaluation: Evaluation,
     batch: Batch,
+    totals: Totals,
     rounds_per_second: float | None,
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
@@ -360,16 +391,18 @@ def summarize(
       records: Of the whole run.
       evaluation: Of the final state.
       batch: That ran, or would have run, its end.
+      totals: Of the whole run.
       rounds_per_second: Of this process, without compilation and evaluation.
     """
     accuracies = {}
     for name in _ACCURACIES:
-        values = [record[name] for record in records if record[name] is not None]
+        values = [record[name] for record in records if record.get(name) is not None]
         accuracies |= {f"best_{name}": max(values, default=None)}
         accuracies |= {f"last_{name}": values[-1] if values else None}
     stats = batch.stats()._asdict()
     return {
         **records[-1],
+        **_means_over_rounds(records[-1], totals),
         **accuracies,
         "rounds_per_second": rounds_per_second,
         **stats,
@@ -377,7 +410,20 @@ def summarize(
         "memory_bytes": batch.memory_bytes,
         "client_accuracy": [_number(accuracy) for accuracy in evaluation.personal],
         "client_ids": evaluation.ids.tolist(),
+        "client_seen": participation.members(totals.seen, evaluation.ids).tolist(),
     }
+
+
+def _means_over_rounds(last: Record, totals: Totals) -> dict[str, float | None]:
+    """For each figure of a single round, its mean over all rounds, where the last round has it."""
+    sums = {
+        "bytes_up": totals.bytes_up,
+        "bytes_down": totals.bytes_down,
+        "client_flops": totals.client_flops / last["cohort_size"],
+        "server_flops": totals.server_flops,
+        "clients_dropped": totals.clients_dropped,
+    }
+    return {key: None if last[key] is None else value / totals.round for key, value in sums.items()}
 
 
 def _number(value: Any) -> float | None:
@@ -389,20 +435,3 @@ def _mean(values: np.ndarray) -> float | None:
     """The mean of what is finite; a client without test data has an accuracy of NaN."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else None
-
-
-def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
-    """What a person should be told of a chunk that starts after round ``first``."""
-    nobody = np.zeros_like(metrics.dropped)
-    excused = [metrics.train.get(name, nobody) > 0 for name in ("away", "late", "lost")]
-    lines = [
-        f"round {first + row + 1}: client {metrics.ids[row, column]} was left out of the merge: "
-        "its update is not finite, or huge"
-        for row, column in np.argwhere(metrics.dropped & ~np.any(excused, axis=0))
-    ]
-    if first == 0 and "flip_fraction" in metrics.train and metrics.mean("flip_fraction")[0] == 0:
-        lines.append(
-            "round 1: no bit of any mask flipped, so nothing is learned; "
-            "raise the scores' learning rate or lower their scale"
-        )
-    return tuple(lines)

@@ -1,8 +1,9 @@
 """What a person at a terminal sees of a run."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from fedjax_masks.runner import Chunk
 
@@ -48,9 +49,24 @@ def progress(title: str, *, done: int, rounds: int, quiet: bool) -> Iterator[Cal
 
 
 def describe(chunk: Chunk) -> str:
-    """Accuracy and megabytes so far, in a few words."""
+    """Accuracy and megabytes so far, in a few words.
+
+    The personal accuracy is that of the clients that have trained; where there are others, the mean over
+    all clients stands behind it.
+    """
     record = chunk.record or {}
-    names = {"personal": "personal_accuracy_mean", "global": "global_accuracy"}
-    parts = [f"{name} {record[key]:.1%}" for name, key in names.items() if record.get(key) is not None]
+    parts = ["diverged"] if record.get("diverged") else []
+    if record.get("personal_accuracy_mean_seen") is not None:
+        parts.append(f"personal {record['personal_accuracy_mean_seen']:.1%}{_rest(record)}")
+    if record.get("global_accuracy") is not None:
+        parts.append(f"global {record['global_accuracy']:.1%}")
     megabytes = (chunk.totals.bytes_up + chunk.totals.bytes_down) / 1e6
     return ", ".join([*parts, f"{megabytes:.3g} MB"])
+
+
+def _rest(record: Mapping[str, Any]) -> str:
+    """The mean over all clients, and how many have trained; nothing where all have."""
+    seen, number = record["clients_seen"], record["num_clients"]
+    if seen == number:
+        return ""
+    return f" (seen {seen} of {number} clients; all {record['personal_accuracy_mean']:.1%})"

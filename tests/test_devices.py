@@ -113,6 +113,7 @@ def test_a_straggler_is_left_out_of_the_merge_and_its_bytes_are_counted(algorith
     np.testing.assert_array_equal(metrics.train["late"][0] > 0, metrics.ids[0] == slow)
     assert metrics.bytes_up.min() > 0
     assert metrics.server["seconds"] == [1.0]
+    assert metrics.trained.all()  # in vain, but it has
     # As if it had never been asked, up to the order of a sum.
     broken = cases.task().inputs.copy()
     rows = cases.task().train
@@ -140,6 +141,7 @@ def test_a_client_that_vanishes_has_received_and_sent_nothing_and_learned_nothin
     lost = metrics.ids[0][metrics.train["lost"][0] > 0]
     assert 0 < len(lost) < 9
     np.testing.assert_array_equal(np.flatnonzero(~learned), lost)
+    np.testing.assert_array_equal(metrics.trained[0], learned[metrics.ids[0]])
     _, metrics = simulate(algorithm, population, rounds=1)
     np.testing.assert_array_equal(metrics.bytes_up[0] == 0, metrics.train["lost"][0] > 0)
     assert metrics.bytes_down.min() > 0
@@ -151,6 +153,7 @@ def test_a_client_that_is_away_is_never_asked(algorithm):
     learned, metrics = who_learned(population)
     gone = (metrics.train["away"][0] > 0) | (metrics.train["lost"][0] > 0)
     np.testing.assert_array_equal(np.flatnonzero(~learned), metrics.ids[0][gone])
+    np.testing.assert_array_equal(metrics.trained[0], ~gone)
     _, metrics = simulate(algorithm, population, rounds=1)
     away, lost = (metrics.train[name][0] > 0 for name in ("away", "lost"))
     assert 0 < away.sum() < 9
@@ -281,6 +284,7 @@ def test_clients_that_are_gone_have_computed_nothing(algorithm):
     total = {name: run.records[-1]["client_flops_total"] for name, run in runs.items()}
     assert total["all"] == pytest.approx(everyone["flops"].sum())
     assert total["some"] == pytest.approx(everyone["flops"][present].sum())
+    assert 9 * runs["some"].records[-1]["client_flops"] == pytest.approx(total["some"])
 
 
 def test_servers_that_train_take_time():

@@ -57,6 +57,7 @@ def test_a_client_without_examples_trains_nothing_and_weighs_nothing(name):
     assert (metrics.weight[metrics.ids != LONE] > 0).all()
     seen = metrics.train["examples"]  # all algorithms count them
     assert (seen[metrics.ids == LONE] == 0).all()
+    np.testing.assert_array_equal(metrics.trained, seen > 0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,6 +65,7 @@ def test_a_cohort_that_drops_out_entirely_moves_nothing(name):
     task, algorithm = cases.task_for(cases.kind_of(name)), cases.algorithm(name)
     before, after, metrics = run(algorithm, with_nan(task, range(task.num_clients)), rounds=1)
     assert metrics.dropped.all()
+    assert not metrics.trained.any()
     assert (metrics.weight == 0).all()
     for left, right in zip(jax.tree.leaves(after), jax.tree.leaves(before)):
         if not jnp.issubdtype(left.dtype, jnp.integer):  # rounds are counted all the same

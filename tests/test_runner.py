@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, checkpoint, experiment, runner, termination, trackers
+from fedjax_masks import assembly, checkpoint, experiment, participation, runner, termination, trackers
 from fedjax_masks.algorithm import State
 from fedjax_masks.config import make_config
 from fedjax_masks.data import synthetic_task
@@ -35,6 +37,11 @@ KEYS = [
     "personal_accuracy_mean",
     "personal_accuracy_p10",
     "personal_accuracy_p90",
+    "personal_accuracy_mean_seen",
+    "personal_accuracy_p10_seen",
+    "personal_accuracy_p90_seen",
+    "clients_seen",
+    "num_clients",
     "bytes_up",
     "bytes_down",
     "bytes_up_total",
@@ -47,6 +54,7 @@ KEYS = [
     "density",
     "cohort_size",
     "clients_dropped",
+    "diverged",
     "wall_seconds",
     "extra",
 ]
@@ -175,10 +183,74 @@ def test_the_spread_is_over_clients(task):
     assert run.summary["client_accuracy"] == run.evaluation.personal.tolist()
 
 
+@pytest.mark.parametrize("eval_clients", [None, 5])
+def test_the_clients_that_trained_have_a_mean_of_their_own(task, eval_clients):
+    """Means over those of any cohort so far, on the evaluated clients; they are counted among all."""
+    cohorts = []
+    run = simulate(
+        fm.standalone(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1)),
+        task,
+        rounds=2,
+        eval_every=1,
+        eval_clients=eval_clients,
+        on_chunk=[lambda chunk: cohorts.append(chunk.metrics.ids)],
+    )
+    evaluated = run.evaluation.ids
+    for number, record in enumerate(run.records, 1):
+        seen = np.unique(cohorts[:number])
+        assert (record["clients_seen"], record["num_clients"]) == (len(seen), 8)
+    trained = np.isin(evaluated, seen)
+    assert 0 < trained.sum() < len(evaluated)
+    own = run.evaluation.personal[trained]
+    assert record["personal_accuracy_mean_seen"] == pytest.approx(own.mean())
+    assert record["personal_accuracy_p10_seen"] == pytest.approx(np.percentile(own, 10))
+    assert record["personal_accuracy_p90_seen"] == pytest.approx(np.percentile(own, 90))
+    assert record["personal_accuracy_mean"] == pytest.approx(run.evaluation.personal.mean())
+    assert run.summary["client_seen"] == trained.tolist()
+    best = max(record["personal_accuracy_mean_seen"] for record in run.records)
+    assert run.summary["best_personal_accuracy_mean_seen"] == best
+
+
+@given(st.lists(st.lists(st.integers(0, 300), max_size=6), max_size=5))
+def test_a_set_of_clients_survives_as_text(chunks):
+    seen, expected = participation.NOBODY, set()
+    for ids in chunks:
+        seen = json.loads(json.dumps(participation.add(seen, np.array(ids, np.int32))))
+        expected |= set(ids)
+    assert participation.count(seen) == len(expected)
+    every = np.arange(400)
+    assert every[participation.members(seen, every)].tolist() == sorted(expected)
+    assert participation.add(participation.NOBODY, np.array(sorted(expected), np.int32)) == seen
+
+
+def test_figures_of_a_round_are_means_over_rounds_in_the_summary(task):
+    """FedSkel sends and computes everything in every fourth round only."""
+    run = simulate(
+        fm.fedskel(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1), prune_dense=True), task, eval_every=1
+    )
+    for key in ("bytes_up", "bytes_down", "client_flops", "clients_dropped"):
+        rounds = [record[key] for record in run.records]
+        assert run.summary[key] == pytest.approx(np.mean(rounds))
+    assert len({record["bytes_up"] for record in run.records}) > 1
+    assert run.records[-1]["client_flops_total"] == pytest.approx(5 * 3 * run.summary["client_flops"])
+    assert run.summary["server_flops"] is None
+
+
 def test_evaluating_more_often_changes_nothing(fedavg, task):
     often, seldom = (simulate(fedavg, task, eval_every=every) for every in (1, 5))
     assert_same_state(often.state, seldom.state)
     assert without_time(often.records)[-1] == without_time(seldom.records)[-1]
+
+
+def test_a_run_of_which_nothing_stays_finite_has_diverged_and_says_so_once_a_chunk(fedavg, task, caplog):
+    broken = dataclasses.replace(task, inputs=np.full_like(np.array(task.inputs, np.float32), np.nan))
+    run = simulate(fedavg, broken, rounds=3, eval_every=3)
+    assert run.summary["diverged"]
+    assert run.summary["personal_accuracy_mean_seen"] is None
+    (message,) = caplog.messages
+    assert message.startswith(
+        "rounds 1-3: 9 of 9 updates left out of the merge: not finite, or huge; clients "
+    )
 
 
 def test_a_client_without_a_finite_update_is_left_out_counted_and_named(fedavg, task, caplog):
@@ -187,7 +259,10 @@ def test_a_client_without_a_finite_update_is_left_out_counted_and_named(fedavg, 
     inputs[task.train.rows[start : start + task.train.sizes[3]]] = np.nan
     run = simulate(fedavg, dataclasses.replace(task, inputs=inputs), cohort=8, rounds=2)
     assert run.records[-1]["clients_dropped"] == 1
-    assert [f"round {n}: client 3 was left out" in caplog.messages[n - 1] for n in (1, 2)] == [True, True]
+    left_out = "1 of 8 updates left out of the merge: not finite, or huge; client 3"
+    assert caplog.messages == [f"round {n}: {left_out}" for n in (1, 2)]
+    assert (run.records[-1]["clients_seen"], run.records[-1]["diverged"]) == (7, False)
+    assert run.summary["client_seen"] == [client != 3 for client in range(8)]
     assert np.isfinite(run.records[-1]["train_loss"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(run.state)))
 
@@ -199,6 +274,7 @@ def test_masks_that_never_flip_are_reported_once(flips, first, reported):
         ids=np.zeros(shape, np.int32),
         weight=np.ones(shape, np.float32),
         dropped=np.zeros(shape, bool),
+        trained=np.ones(shape, bool),
         bytes_up=np.zeros(shape, np.int64),
         bytes_down=np.zeros(shape, np.int64),
         train={"flip_fraction": np.full(shape, flips, np.float32)},
@@ -602,6 +678,9 @@ def test_progress_is_silent_without_a_terminal(fedavg, task, capsys):
         run = simulate(fedavg, task, on_chunk=[show, chunks.append])
     assert capsys.readouterr() == ("", "")
     text = describe(chunks[-1])
+    last = run.records[-1]
+    assert f"personal {last['personal_accuracy_mean_seen']:.1%} (seen {last['clients_seen']} of 8 " in text
+    assert f"all {last['personal_accuracy_mean']:.1%})" in text
     assert f"global {run.records[-1]['global_accuracy']:.1%}" in text
     assert text.endswith(f"{5 * 2 * 3 * 43 * 4 / 1e6:.3g} MB")
 

@@ -54,6 +54,7 @@ class Batch(NamedTuple):
       plan: The execution plan within a run; its reason also says how runs are laid out.
       setup_bytes: Of one run, as of a :class:`Simulation`.
       memory_bytes: Estimated peak of device memory, of all runs.
+      num_clients: Of the task.
       clients_on: Where the clients' states lie; of several runs always on their device.
       store: The states' file on the host, if any.
     """
@@ -67,6 +68,7 @@ class Batch(NamedTuple):
     plan: Plan
     setup_bytes: int
     memory_bytes: int
+    num_clients: int
     clients_on: WhereClients = "device"
     store: Store | None = None
 
@@ -88,6 +90,7 @@ def alone(simulation: Simulation) -> Batch:
         plan=simulation.plan,
         setup_bytes=simulation.setup_bytes,
         memory_bytes=simulation.memory_bytes,
+        num_clients=simulation.num_clients,
         clients_on=simulation.clients_on,
         store=simulation.store,
     )
@@ -245,6 +248,7 @@ def make_batch(
         plan=replace(inner, reason=_describe(len(seeds), fitted)),
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,
+        num_clients=task.num_clients,
     )
 
 

@@ -57,6 +57,7 @@ class Simulation(NamedTuple):
       plan: The execution plan.
       setup_bytes: Bytes that every device gets once, before the first round.
       memory_bytes: Estimated peak of device memory for a chunk of rounds.
+      num_clients: Of the task.
       clients_on: Where it lies: ``device``, ``mesh`` or ``host``.
       store: Their file on the host, if any.
     """
@@ -69,6 +70,7 @@ class Simulation(NamedTuple):
     plan: Plan
     setup_bytes: int
     memory_bytes: int
+    num_clients: int
     clients_on: WhereClients
     store: Store | None
 
@@ -205,6 +207,7 @@ def make_simulation(
         plan=fitted,
         setup_bytes=trees.num_bytes(shapes.state.common),
         memory_bytes=memory_bytes,
+        num_clients=task.num_clients,
         clients_on=states.name,
         store=states.store,
     )

@@ -57,7 +57,7 @@ def read(meter: Meter, cohorts: Rows, report: RoundReport) -> RoundMetrics:
     def pick(values: np.ndarray) -> np.ndarray:
         return np.take_along_axis(values, order, 1)
 
-    dropped, *values = (pick(column) for column in np.moveaxis(np.asarray(clients.values), -1, 0))
+    dropped, trained, *values = (pick(column) for column in np.moveaxis(np.asarray(clients.values), -1, 0))
     # Bits of large payloads are beyond the range of the device's 32 bits.
     bits = [pick(traced).astype(np.int64) for traced in np.moveaxis(np.asarray(clients.bits), -1, 0)]
     bytes_up, bytes_down = ((static + traced + 7) // 8 for static, traced in zip(meter.static_bits, bits))
@@ -76,6 +76,7 @@ def read(meter: Meter, cohorts: Rows, report: RoundReport) -> RoundMetrics:
         ids=pick(cohorts.ids),
         weight=np.where(dropped > 0, 0, pick(cohorts.sizes)).astype(np.float32),
         dropped=dropped > 0,
+        trained=(trained > 0) & (train.get("examples", trained) > 0),
         bytes_up=bytes_up,
         bytes_down=bytes_down,
         train=train,

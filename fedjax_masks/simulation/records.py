@@ -13,6 +13,8 @@ class RoundMetrics(NamedTuple):
       weight: float32: number of training examples; 0 for a dropped client.
       dropped: bool: True where the client's update was left out: it was not finite, came too late,
         or never came.
+      trained: bool: True where the client trained on an example and kept what it learned: it was there,
+        and its update was finite, even if it came too late.
       bytes_up: int64: bytes of the upload, rounded up to whole bytes; 0 for one that never came.
       bytes_down: int64: bytes of the message.
       train: The algorithm's own metrics, float32, and with a population those of
@@ -24,6 +26,7 @@ class RoundMetrics(NamedTuple):
     ids: np.ndarray
     weight: np.ndarray
     dropped: np.ndarray
+    trained: np.ndarray
     bytes_up: np.ndarray
     bytes_down: np.ndarray
     train: dict[str, np.ndarray]

@@ -30,8 +30,9 @@ class ClientReport(NamedTuple):
 
     Attributes:
       bits: uint32[2]: the parts of the upload's and of the message's bits that depend on data.
-      values: float32[1 + number of metrics]: 1 if the client was dropped: its update was not finite,
-        came too late, or never came; then its metrics, by name in alphabetical order.
+      values: float32[2 + number of metrics]: 1 if the client was dropped: its update was not finite,
+        came too late, or never came; 1 if it trained: it had examples and its new state was kept; then
+        its metrics, by name in alphabetical order.
     """
 
     bits: jax.Array
@@ -110,9 +111,11 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, own: Of
         kept, upload, sound = _serve(algorithm, key, common, server, kept, upload, wanted)
         arrives &= sound
     weight = jnp.where(arrives, row.sizes, 0).astype(jnp.float32)
-    own = OfClients(trees.where(finite & ~gone, new_state, state), kept)
+    sane = finite & ~gone
+    own = OfClients(trees.where(sane, new_state, state), kept)
     own = own if setting.packing is None else OfClients(setting.packing.pack(own), ())
-    report = ClientReport(bits, jnp.append(~arrives, metrics))
+    fate = jnp.stack([~arrives, sane & (row.sizes > 0)])
+    report = ClientReport(bits, jnp.concatenate([fate.astype(jnp.float32), metrics]))
     if algorithm.reduce is None:
         return (), (own, report, upload)
     return algorithm.reduce(upload, weight), (own, report, ())

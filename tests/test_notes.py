@@ -1,0 +1,79 @@
+"""Messages about a chunk of rounds, and the signs by which a run counts as diverged."""
+
+import cases
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks.attacks import with_attack
+from fedjax_masks.notes import count_broken, notes
+from fedjax_masks.simulation import RoundMetrics
+
+
+def metrics_of(*rounds):
+    """Metrics of rounds as words: ``t`` trained, ``b`` not finite, ``a`` away, ``l`` late, ``x`` lost."""
+    fates = np.array([list(fates) for fates in rounds])
+    return RoundMetrics(
+        ids=np.tile(np.arange(fates.shape[1], dtype=np.int32), (len(rounds), 1)),
+        weight=(fates == "t").astype(np.float32),
+        dropped=fates != "t",
+        trained=np.isin(fates, ["t", "l"]),
+        bytes_up=np.zeros(fates.shape, np.int64),
+        bytes_down=np.zeros(fates.shape, np.int64),
+        train={name: (fates == name[0]).astype(np.float32) for name in ("away", "late")}
+        | {"lost": (fates == "x").astype(np.float32)},
+        server={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [
+        (["ttt", "talx"], None),
+        (["ttt", "tbt"], "round 12: 1 of 3 updates left out of the merge: not finite, or huge; client 1"),
+        (["bbt", "ttt", "btt", "ttt"], "rounds 11-13: 3 of 9 updates left out ...; clients 0, 1"),
+        (
+            ["bbbbbbbb", "aaxlbbbb"],
+            "rounds 11-12: 12 of 12 updates left out ...; clients 0, 1, 2, 3, 4, and 3 more",
+        ),
+    ],
+)
+def test_updates_left_out_are_one_line_for_all_rounds(rounds, expected):
+    width = max(map(len, rounds))
+    lines = notes(metrics_of(*(fates.ljust(width, "t") for fates in rounds)), 10)
+    if expected is None:
+        assert lines == ()
+    else:
+        assert lines == (expected.replace("out ...;", "out of the merge: not finite, or huge;"),)
+
+
+@pytest.mark.parametrize(
+    ("before", "rounds", "expected"),
+    [
+        (4, ["bbb"], 7),
+        (4, ["bbb", "bba"], 9),
+        (4, ["bbt", "bbb"], 3),
+        (4, ["bbl"], 0),  # the late one is well
+        (4, ["aax", "aaa"], 4),
+    ],
+)
+def test_broken_updates_are_counted_in_a_row(before, rounds, expected):
+    assert count_broken(before, metrics_of(*rounds)) == expected
+    first, *others = rounds  # chunks are no matter
+    assert (
+        not others or count_broken(count_broken(before, metrics_of(first)), metrics_of(*others)) == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "hostile", "expected"),
+    [(0.1, 0.0, False), (0.1, 0.34, False), (1e25, 0.0, True), (1e4, 0.0, True)],
+)
+def test_a_run_has_diverged_where_nothing_is_left_not_where_a_few_send_nan(rate, hostile, expected):
+    model = fm.models.mlp(cases.task(), hidden=(8,))
+    algorithm = with_attack(fm.fedavg(model, optax.sgd(rate), batch_size=4), "nan", share=hostile)
+    run = fm.simulate(algorithm, cases.task(), rounds=3, cohort=9, eval_every=1, plan="scan")
+    assert [record["diverged"] for record in run.records][::2] == [expected] * 2
+    assert run.summary["diverged"] == expected
+    assert run.records[-1]["clients_dropped"] == round(9 * hostile) or expected
