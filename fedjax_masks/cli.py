@@ -201,6 +201,9 @@ def _add_comparison(command: argparse.ArgumentParser) -> None:
         "--baseline", metavar="NAME", help="what to test against: an algorithm, or best (default: fedavg)"
     )
     command.add_argument("--tables", metavar="DIR", help="also write all tables as CSV and LaTeX")
+    command.add_argument(
+        "--setup-bytes", action="store_true", help="count what every device gets before the first round"
+    )
 
 
 def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
@@ -323,17 +326,17 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from fedjax_masks.analysis import load_runs, print_table, write_report
 
-    asked = {key: getattr(arguments, key) for key in ("target", "baseline", "tables")}
+    asked = {key: getattr(arguments, key) for key in ("target", "baseline", "tables", "setup_bytes")}
     with user_errors():
         write_report(arguments.runs, arguments.out, **asked)
-        print_table(load_runs(arguments.runs))
+        print_table(load_runs(arguments.runs, setup_bytes=arguments.setup_bytes))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from fedjax_masks.analysis import compare, group, load_runs, print_tables, write_tables
 
     with user_errors():
-        series = group(load_runs(arguments.runs))
+        series = group(load_runs(arguments.runs, setup_bytes=arguments.setup_bytes))
         tables = compare(series, target=arguments.target, baseline=arguments.baseline)
         if arguments.tables is not None:
             write_tables(tables, series, arguments.tables)

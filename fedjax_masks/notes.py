@@ -44,8 +44,8 @@ def count_broken(before: int, metrics: RoundMetrics) -> int:
       before: The same, at the start of the chunk.
       metrics: Of the chunk.
     """
-    for broken, trained in zip(_not_finite(metrics).sum(1), metrics.trained.any(1)):
-        before = 0 if trained else before + int(broken)
+    for broken, trained in zip(_not_finite(metrics), metrics.trained):
+        before = 0 if trained.any() else before + int(broken.sum())
     return before
 
 

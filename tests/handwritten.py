@@ -31,13 +31,18 @@ def make_run(
     options=None,
     summary=None,
     spent=None,
+    trained=None,
+    diverged=None,
+    data_seed=None,
+    config=None,
 ):
     """Writes a run that is evaluated every fifth round.
 
-    ``up``, ``down``: bytes per client and round; ``spent``: further totals, per round.
+    ``up``, ``down``: bytes per client and round; ``spent``: further totals, per round; ``trained``: how many
+    of the ten clients have, and the mean of these; without it the run is one of an older version.
     """
     folder.mkdir(parents=True)
-    config = {
+    settings = {
         "algorithm": {"name": algorithm, **(options or {})},
         "data": {"name": data, "partition": "shards:2", "clients": 10},
         "model": {"name": model},
@@ -48,8 +53,10 @@ def make_run(
         "versions": {"jax": "0.10.2"},
         "platform": {"backend": "cpu"},
         "plan": "scan",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    } | (config or {})
+    if data_seed is not None:
+        settings["data"]["seed"] = data_seed
+    (folder / "config.json").write_text(json.dumps(settings))
     lines = []
     for done in range(5, rounds + 1, 5):
         share = done / rounds
@@ -67,11 +74,20 @@ def make_run(
             record["personal_accuracy_mean"] = personal * share
             record["personal_accuracy_p10"] = (personal - 0.1) * share
             record["personal_accuracy_p90"] = (personal + 0.1) * share
+        if trained is not None:
+            number, mean = trained
+            record |= {"clients_seen": number, "num_clients": 10, "personal_accuracy_mean_seen": mean * share}
+            record |= {f"personal_accuracy_{end}_seen": mean * share for end in ("p10", "p90")}
+        if diverged is not None:
+            record["diverged"] = diverged
         record["global_accuracy"] = None if global_ is None else global_ * share
         lines.append(json.dumps(record))
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     clients = [] if personal is None else list(np.linspace(personal - 0.1, personal + 0.1, 10))
-    done = {"rounds_per_second": 2.5, "setup_bytes": 0, "client_accuracy": clients} | (summary or {})
+    done = {"rounds_per_second": 2.5, "setup_bytes": 0, "client_accuracy": clients}
+    if trained is not None:
+        done["client_seen"] = [client >= 10 - trained[0] for client in range(10)]
+    done |= summary or {}
     (folder / "summary.json").write_text(json.dumps(done))
     return folder
 

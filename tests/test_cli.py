@@ -221,6 +221,15 @@ def test_a_partition_is_shown_without_training(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["partition.png"]
 
 
+def test_a_diverged_run_ends_well_and_its_table_says_so(tmp_path, capsys):
+    wild = ["--set", "model.hidden=8", "--set", "algorithm.lr=1e30", "--out", str(tmp_path / "run")]
+    assert cli.main(["run", "--algorithm", "fedavg", *SMALL, *wild]) == 0
+    text = capsys.readouterr().out
+    assert text.count("diverged") == 2  # the row, and what it holds
+    assert "Diverged: fedavg; " in text
+    assert "0 of 10" in text
+
+
 @pytest.mark.slow
 def test_a_run_from_the_shell_resumes_and_is_reported(tmp_path):
     def shell(*argv):

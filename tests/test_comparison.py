@@ -12,6 +12,7 @@ from scipy import stats
 
 from fedjax_masks import cli
 from fedjax_masks.analysis import compare, group, load_runs, write_report
+from fedjax_masks.analysis.accuracy import accuracy_figures
 from fedjax_masks.analysis.curves import BYTES, GLOBAL, PERSONAL, ROUNDS, front_of, mean_curve, pareto_front
 from fedjax_masks.analysis.export import escape, write_tables
 from fedjax_masks.analysis.partition import divisions_of, partition_figure
@@ -103,7 +104,7 @@ def test_the_front_is_marked_in_the_first_figure_and_named_in_the_table(series, 
     _, page = read(write_report([sweep], tmp_path / "cmp.html"))
     figures = [name for name in page.ids if re.fullmatch(r"accuracy-\w+", name)]
     assert figures == ["accuracy-bytes", "accuracy-rounds", "accuracy-flops", "accuracy-seconds"]
-    assert "personal accuracy and all bytes: local, fedmask." in " ".join(page.words)
+    assert "personal accuracy and these bytes: local, fedmask." in " ".join(page.words)
 
 
 def test_the_summary_has_a_row_per_series_with_means_and_intervals(series):
@@ -319,3 +320,147 @@ def test_what_cannot_be_compared_is_refused_and_leaves_nothing(sweep, tmp_path, 
     assert message in error
     assert error.count("\n") == 1
     assert not out.parent.exists()
+
+
+@pytest.fixture(scope="module")
+def partly(tmp_path_factory):
+    """Two methods of which not all clients have trained, by two seeds, and a run that does not tell."""
+    root = tmp_path_factory.mktemp("partly")
+    for seed in range(2):
+        for name, everybody, mean in (("fedskel", 0.55, 0.9), ("fedavg", 0.6, 0.7)):
+            make_run(
+                root / name / str(seed),
+                algorithm=name,
+                personal=everybody,
+                global_=None,
+                trained=(4 + seed, mean + 0.01 * seed),
+                up=1_000_000,
+                seed=seed,
+            )
+    make_run(root / "old", algorithm="adp", personal=0.5, global_=None, up=2_000_000)
+    return root
+
+
+def test_methods_are_compared_on_the_clients_that_trained(partly, tmp_path, capsys):
+    series = {member.label: member for member in group(load_runs([partly]))}
+    rows = {row["label"]: row for row in series_table(list(series.values())).rows}
+    assert rows["fedskel"]["personal_accuracy"] == pytest.approx(0.905)
+    assert rows["fedskel"]["personal_accuracy_all"] == pytest.approx(0.55)
+    assert (rows["fedskel"]["clients_seen"], rows["fedskel"]["num_clients"]) == (4.5, 10)
+    ends = np.linspace(0.45, 0.65, 10)  # of all clients; the last four or five have trained
+    assert rows["fedskel"]["personal_p50"] == pytest.approx((np.median(ends[6:]) + np.median(ends[5:])) / 2)
+    assert rows["adp"]["personal_accuracy"] == rows["adp"]["personal_accuracy_all"] == pytest.approx(0.5)
+    assert rows["adp"]["clients_seen"] is None
+    assert [name for name, row in rows.items() if row["front"]] == ["fedskel"]
+    (test,) = significance_tables(list(series.values()))
+    assert [(row["label"], row["difference"]) for row in test.rows] == [("fedskel", pytest.approx(0.2))]
+    (target,) = target_tables(list(series.values()), 0.8)
+    assert {row["label"]: row["reached"] for row in target.rows} == {"fedskel": 2, "fedavg": 0, "adp": 0}
+    page = write_report([partly], tmp_path / "cmp.html")
+    words = " ".join(read(page)[1].words)
+    for expected in ("4.5 of 10", "55.0", "over the clients that have trained", "Where it is not told"):
+        assert expected in words
+    assert cli.main(["compare", str(partly), "--tables", str(tmp_path / "tables")]) == 0
+    assert "4.5 of 10" in capsys.readouterr().out
+    clients = list(csv.DictReader((tmp_path / "tables" / "clients.csv").read_text("utf-8").splitlines()))
+    told = [row["trained"] for row in clients if row["run"].startswith("fedskel/0")]
+    assert told == ["False"] * 6 + ["True"] * 4
+
+
+def test_one_mean_is_enough_where_all_have_trained(tmp_path):
+    make_run(tmp_path / "a", trained=(10, 0.8))
+    titles = [column.title for column in series_table(group(load_runs([tmp_path]))).columns]
+    assert "clients that trained" in titles
+    assert "personal, all clients" not in titles
+
+
+def test_setup_bytes_are_marked_and_counted_on_request(tmp_path, capsys):
+    """Two MB to each of ten devices turn who is on the front."""
+    runs, setup = tmp_path / "runs", 2_000_000
+    make_run(runs / "fedavg", up=20_000, down=20_000, personal=0.7, global_=None)
+    make_run(
+        runs / "fedmask",
+        algorithm="fedmask",
+        up=1_000,
+        down=1_000,
+        personal=0.6,
+        global_=None,
+        summary={"setup_bytes": setup},
+    )
+    sent = 2_000 * 20 * COHORT
+    without, counted = (group(load_runs([runs], setup_bytes=counts)) for counts in (False, True))
+    assert front_of(without, PERSONAL).labels == ("fedmask", "fedavg")
+    assert front_of(counted, PERSONAL).labels == ("fedavg",)
+    rows = {row["label"]: row for row in series_table(counted).rows}
+    assert rows["fedmask"]["mb_total"] == pytest.approx((sent + 10 * setup) / 1e6)
+    assert rows["fedmask"]["ratio"] == pytest.approx((sent + 10 * setup) / (20 * sent))
+    assert rows["fedmask"]["mb_up"] == pytest.approx(0.001)
+    assert cost_of_target(counted[1].runs[0], PERSONAL, 0.1, BYTES) == sent / 4 + 10 * setup
+
+    marked, plain = (accuracy_figures(series)[0] for series in (without, counted))
+    stars = [
+        [line.get_xdata().tolist() for line in drawn.figure.axes[0].lines if line.get_marker() == "*"]
+        for drawn in (marked, plain)
+    ]
+    assert stars == [[[sent + 10 * setup]], []]
+    assert (
+        "The lines leave out what every device gets before the first round (fedmask 2.00 MB" in marked.caption
+    )
+    assert "Among them is what every device gets" in plain.caption
+    assert plain.figure.axes[-1].get_xlabel().endswith("setup included")
+    assert cli.main(["compare", str(runs), "--setup-bytes"]) == 0
+    assert "once for every client" in " ".join(capsys.readouterr().out.split())
+
+
+def test_unequal_budgets_are_one_line_on_the_page_and_in_the_terminal(tmp_path, capsys):
+    for name, epochs in (("fedavg", 1), ("fedmask", 5), ("adp", 5)):
+        training = {"training": {"epochs": epochs, "batch_size": 10}}
+        make_run(tmp_path / "runs" / name, algorithm=name, config=training)
+    line = "Unequal budgets: local epochs 5 (adp, fedmask), 1 (fedavg)."
+    page = tmp_path / "cmp.html"
+    for command in (["report", "--out", str(page)], ["compare"]):
+        assert cli.main([command[0], str(tmp_path / "runs"), *command[1:]]) == 0
+        assert line in capsys.readouterr().out
+    assert line in " ".join(read(page)[1].words)
+    two = group(load_runs([tmp_path / "runs" / name for name in ("fedmask", "adp")]))
+    assert series_table(two).remarks == []
+    for key, value, words in (
+        ("cohort", 3, "clients per round 4 (adp), 3 (b)"),
+        ("rounds", 15, "rounds 20 ("),
+    ):
+        make_run(
+            tmp_path / key,
+            algorithm="b",
+            rounds=value if key == "rounds" else 20,
+            config=training | {key: value},
+        )
+        (remark,) = series_table(group(load_runs([tmp_path / "runs" / "adp", tmp_path / key]))).remarks
+        assert words in remark
+
+
+def test_diverged_runs_are_named_wherever_their_numbers_are(tmp_path, capsys):
+    for seed in range(3):
+        make_run(tmp_path / "runs" / "a" / str(seed), seed=seed, diverged=seed > 0)
+    make_run(tmp_path / "runs" / "b", algorithm="adp", diverged=False)
+    assert cli.main(["compare", str(tmp_path / "runs")]) == 0
+    text = capsys.readouterr().out
+    assert "Diverged: fedavg (2 of 3 seeds)" in text
+    page = write_report([tmp_path / "runs"], tmp_path / "cmp.html")
+    assert "Diverged: fedavg (2 of 3 seeds)" in " ".join(read(page)[1].words)
+    titles = [column.title for column in series_table(group(load_runs([tmp_path / "runs" / "b"]))).columns]
+    assert "diverged" not in titles
+
+
+def test_both_seeds_are_named_and_the_picture_says_whose_it_is(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / "runs" / str(seed), data_seed=seed)
+    text, page = read(write_report([tmp_path / "runs"], tmp_path / "cmp.html"))
+    words = " ".join(page.words)
+    assert "3 runs · 3 seeds each" in words
+    assert "run seed 0 · data.seed 0 to 2" in words
+    assert "data.seed 0: 10 clients" in words
+    assert "With data.seed 1, 2 other clients have them; not shown." in words
+    assert "digits, shards:2, data.seed 0" in words
+    rows = [re.sub(r"<[^>]+>", " ", row) for row in re.findall(r'<th scope="row">.*?</th>', text)]
+    named = [[row for row in rows if re.search(rf"data\.seed {seed}\b(?!,)", row)] for seed in range(3)]
+    assert [len(some) for some in named] == [1, 1, 1]

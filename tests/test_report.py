@@ -240,6 +240,7 @@ def test_plot_of_runs_on_disk_and_of_one_in_memory(three):
     assert personal.get_xdata().tolist() == [5, 10, 15, 20]
     assert traffic.get_xscale() == "log"
     drawn = [line.get_xdata()[-1] for line in traffic.lines if len(line.get_xdata())]
-    assert sorted(set(drawn)) == pytest.approx([4.8e6, 120e6, 240e6])
+    with_setup = 4.8e6 + 10 * 640_000  # FedMask's, for ten clients
+    assert sorted(set(drawn)) == pytest.approx([4.8e6, with_setup, 120e6, 240e6])
     figure = plot_run(SimpleNamespace(records=runs[0].records))
     assert figure._repr_png_().startswith(b"\x89PNG")

@@ -2,7 +2,8 @@
 
 from fedjax_masks.analysis.accuracy import plot_run
 from fedjax_masks.analysis.export import write_tables
-from fedjax_masks.analysis.records import RunRecord, column, load_run, load_runs
+from fedjax_masks.analysis.loading import load_run, load_runs
+from fedjax_masks.analysis.records import RunRecord, column
 from fedjax_masks.analysis.report import compare, write_report
 from fedjax_masks.analysis.style import group
 from fedjax_masks.analysis.table import comparison_table

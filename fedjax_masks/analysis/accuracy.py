@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedjax_masks.analysis import marks
 from fedjax_masks.analysis.canvas import WIDTH, Drawn, keys_of, legend, line, log_axis, new_figure, plain
 from fedjax_masks.analysis.curves import (
     ACCURACIES,
@@ -15,11 +16,11 @@ from fedjax_masks.analysis.curves import (
     ROUNDS,
     Cost,
     Curve,
-    front_of,
     have,
     mean_curve,
 )
 from fedjax_masks.analysis.records import RunRecord, column
+from fedjax_masks.analysis.setup import counts_setup, setup_received
 from fedjax_masks.analysis.style import FRONT, INK, Series, by_data, drawing, group
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BANDS_UP_TO = 4
+_WITH_SETUP = "with setup"
 _CAPTIONS = {
-    "bytes": ("All that was sent, up and down, by all clients so far; further left is cheaper."),
+    "bytes": "Bytes of all rounds so far, up and down, of all clients; further left is cheaper.",
     "rounds": (
-        "Personal: mean over clients of each client's own model on its own test data. Global: the global "
-        "model on the global test set. Each where it exists."
+        "Personal: mean over the clients that have trained by then, of each one's own model on its own test "
+        "data. Global: the global model on the global test set. Each where it exists."
     ),
     "flops": "What all clients have computed so far; the server's part is not in it.",
     "seconds": (
@@ -62,11 +64,13 @@ def plot_run(*runs: Any) -> "Figure":
             _draw(ax, series, PERSONAL, cost)
             _draw(ax, series, GLOBAL, cost, linestyle=":", marker="")
             _draw_clients(ax, series, cost)
-            _finish(ax, cost)
+            _finish(ax, cost, series)
+        paid = sum(marks.setup_end(axes[1], series, key) for key in ACCURACIES) > 0
         axes[0].set_ylabel("accuracy (%)")
         keys = keys_of(series) if len(series) > 1 else []
         kinds = [(line(INK, "-"), "personal"), (line(INK, ":"), "global")]
-        legend(figure, keys + [kind for kind, key in zip(kinds, ACCURACIES) if have(series, key)])
+        entries = keys + [kind for kind, key in zip(kinds, ACCURACIES) if have(series, key)]
+        legend(figure, entries + [(line(INK, ":", "*"), _WITH_SETUP)] * paid)
         return figure
 
 
@@ -100,7 +104,7 @@ def seed_bands(series: Sequence[Series]) -> Drawn | None:
     for ax in axes[len(series) :]:
         ax.set_visible(False)
     _bound(axes[0], series, [key])
-    _finish(axes[0], ROUNDS)
+    _finish(axes[0], ROUNDS, series)
     axes[0].set_xlabel("")
     figure.supxlabel("rounds", fontsize="medium")
     figure.supylabel(f"{ACCURACIES[key]} (%)", fontsize="medium")
@@ -125,20 +129,25 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
     if any(len(member.runs) > 1 for member in series):
         what = "bands: its" if bands else "whiskers at their ends:"
         caption += f" Lines: means over seeds; {what} 95 % confidence interval."
-    clients = False
+    clients = paid = False
     for ax, key in zip(axes, keys):
         _draw(ax, series, key, cost, bands=bands)
         if key == PERSONAL and (clients := _draw_clients(ax, series, cost)):
-            caption += " Bands: 10th to 90th percentile of the clients."
+            caption += " Bands: 10th to 90th percentile of these clients."
         if cost is BYTES:
-            caption += "".join(_draw_front(ax, members, key, name) for name, members in by_data(series))
+            paid |= marks.setup_end(ax, series, key)
+            caption += "".join(marks.front(ax, members, key, name) for name, members in by_data(series))
         ax.set_ylabel(f"{ACCURACIES[key]} (%)")
-    _finish(axes[-1], cost)
+    _finish(axes[-1], cost, series)
     for ax in axes[:-1]:
         ax.tick_params(labelbottom=False)
     if not clients:
         _bound(axes[0], series, keys)
-    legend(figure, keys_of(series))
+    if cost is BYTES and (setup := setup_received(series)):
+        included = counts_setup(series)
+        caption += f" {'Among them is' if included else 'The lines leave out'} {setup}"
+        caption += "." if included else "; stars: the ends with it. --setup-bytes counts it everywhere."
+    legend(figure, keys_of(series) + [(line(INK, ":", "*"), _WITH_SETUP)] * paid)
     return Drawn(f"accuracy-{cost.slug}", f"Accuracy against {cost.title}", caption, figure)
 
 
@@ -152,17 +161,17 @@ def _draw(
         if not curve.cost.size:
             continue
         if cost.unit and _spends_nothing(curve):
-            _level(ax, curve, look)
+            marks.level(ax, curve, look)
             continue
         seen = curve.cost > 0 if cost.unit else np.ones(curve.cost.shape, bool)
         x, mean, half = curve.cost[seen], curve.accuracy[seen], curve.half_width[seen]
         ax.plot(x, 100 * mean, markevery=(0.0, 0.15) if seen.sum() > 8 else None, **look)
         if bands:
-            _band(ax, x, mean - half, mean + half, member.color)
+            marks.band(ax, x, mean - half, mean + half, member.color)
         else:
             # At the same round the whiskers of several series stand side by side.
             aside = 0.0 if cost.unit else 3.0 * (place - (len(series) - 1) / 2)
-            _whisker(ax, x[-1], mean[-1], half[-1], member.color, aside)
+            marks.whisker(ax, x[-1], mean[-1], half[-1], member.color, aside)
 
 
 def _draw_clients(ax: "Axes", series: Sequence[Series], cost: Cost) -> bool:
@@ -172,48 +181,14 @@ def _draw_clients(ax: "Axes", series: Sequence[Series], cost: Cost) -> bool:
     for member in series:
         run = member.runs[0]
         x = cost.values(run)
-        low, high = (column(run, f"personal_accuracy_{end}") for end in ("p10", "p90"))
+        low, high = (column(run, f"personal_accuracy_{end}_seen") for end in ("p10", "p90"))
         seen = np.isfinite(x) & ((x > 0) | (not cost.unit))
-        _band(ax, x[seen], low[seen], high[seen], member.color)
+        marks.band(ax, x[seen], low[seen], high[seen], member.color)
     return True
-
-
-def _band(ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
-    if np.isfinite(low).any():
-        low, high = np.clip((low, high), 0, 1)
-        ax.fill_between(x, 100 * low, 100 * high, color=color, alpha=0.13, linewidth=0)
-
-
-def _whisker(ax: "Axes", x: float, mean: float, half: float, color: str, aside: float) -> None:
-    """An interval as a bar, moved aside by so many points."""
-    from matplotlib.transforms import ScaledTranslation
-
-    if np.isfinite(half):
-        moved = ScaledTranslation(aside / 72, 0, ax.figure.dpi_scale_trans)
-        ends = (100 * max(mean - half, 0.0), 100 * min(mean + half, 1.0))
-        ax.plot((x, x), ends, color=color, linewidth=1.1, alpha=0.75, transform=ax.transData + moved)
-
-
-def _level(ax: "Axes", curve: Curve, look: dict[str, Any]) -> None:
-    """The last accuracy of a run that spent nothing: it has no place on a log axis."""
-    ax.axhline(100 * curve.accuracy[-1], color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
 
 
 def _spends_nothing(curve: Curve) -> bool:
     return curve.cost.size > 0 and not (curve.cost > 0).any()
-
-
-def _draw_front(ax: "Axes", series: Sequence[Series], key: str, name: str) -> str:
-    """Marks the Pareto front: rings, joined by broad steps; returns what the caption says of it."""
-    front = front_of(series, key)
-    paid = front.cost > 0
-    if len(series) == 1 or not paid.any():
-        return ""
-    x, y = front.cost[paid], 100 * front.accuracy[paid]
-    ax.step(x, y, where="post", color=FRONT, linewidth=5, zorder=0.9)
-    ax.plot(x, y, "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.1)
-    what = ACCURACIES[key] + (f" on {name}" if name else "")
-    return f" Rings: the Pareto front of {what} and all bytes: {', '.join(front.labels)}."
 
 
 def _bound(ax: "Axes", series: Sequence[Series], keys: Sequence[str]) -> None:
@@ -228,11 +203,12 @@ def _bound(ax: "Axes", series: Sequence[Series], keys: Sequence[str]) -> None:
         ax.set_ylim(max(low - margin, -2.0), min(high + margin, 102.0))
 
 
-def _finish(ax: "Axes", cost: Cost) -> None:
+def _finish(ax: "Axes", cost: Cost, series: Sequence[Series]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if cost.unit:
         log_axis(ax, cost.unit)
     else:
         ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
-    ax.set_xlabel(cost.label)
+    setup = cost is BYTES and counts_setup(series)
+    ax.set_xlabel(cost.label + ", setup included" * setup)

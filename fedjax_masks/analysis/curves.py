@@ -9,7 +9,8 @@ from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import RunRecord, column, total_bytes
 from fedjax_masks.analysis.style import Series
 
-PERSONAL, GLOBAL = "personal_accuracy_mean", "global_accuracy"
+# Others' own models have never been trained, so they say nothing about a method.
+PERSONAL, GLOBAL = "personal_accuracy_mean_seen", "global_accuracy"
 ACCURACIES = {PERSONAL: "personal accuracy", GLOBAL: "global accuracy"}
 
 

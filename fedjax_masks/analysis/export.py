@@ -4,7 +4,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,10 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def as_latex(table: Table) -> str:
     """A table as LaTeX: one row per series, the best of a column bold, the note as a comment."""
     head = " & ".join(["", *(escape(column.title) for column in table.columns)])
-    lines = [f"% {table.title}. {table.note}".strip(), rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}"]
+    lines = [
+        " ".join([f"% {table.title}. {table.note}".strip(), *table.remarks]),
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+    ]
     lines += [r"\toprule", head + r" \\", r"\midrule"]
     for row in table.rows:
         cells = [escape(str(row["label"]))]
@@ -111,12 +114,13 @@ def _points(series: Sequence[Series]) -> list[dict[str, Any]]:
 
 
 def _clients(series: Sequence[Series]) -> list[dict[str, Any]]:
-    """Every client's personal accuracy at the end of every run."""
-    return [
-        {"label": member.label, "run": run.name, "client": client, "personal_accuracy": accuracy}
-        for member in series
-        for run in member.runs
-        for client, accuracy in zip(
-            run.summary.get("client_ids") or count(), run.summary.get("client_accuracy") or ()
-        )
-    ]
+    """Every evaluated client's personal accuracy at the end of every run, and whether it has trained."""
+    rows = []
+    for member in series:
+        for run in member.runs:
+            keys = ("client_ids", "client_accuracy", "client_seen")
+            ids, accuracies, trained = (run.summary.get(key) for key in keys)
+            for client, accuracy, seen in zip(ids or count(), accuracies or (), trained or repeat(None)):
+                row = {"label": member.label, "run": run.name, "client": client}
+                rows.append(row | {"personal_accuracy": accuracy, "trained": seen})
+    return rows

@@ -8,8 +8,9 @@ from fedjax_masks.analysis.accuracy import accuracy_figures
 from fedjax_masks.analysis.canvas import WIDTH, Drawn, keys_of, legend, new_figure, plain
 from fedjax_masks.analysis.partition import Division, partition_figure
 from fedjax_masks.analysis.records import MEGABYTE, client_accuracy, layer_densities, per_client_round
+from fedjax_masks.analysis.setup import counts_setup, setup_received
 from fedjax_masks.analysis.style import Series, drawing
-from fedjax_masks.analysis.table import quantity
+from fedjax_masks.analysis.wording import quantity
 
 
 def draw_all(series: Sequence[Series], divisions: Sequence[Division] = ()) -> list[Drawn]:
@@ -37,8 +38,8 @@ def client_spread(series: Sequence[Series]) -> Drawn | None:
     ax.set(xlabel="clients, from worst to best (%)", ylabel="personal accuracy (%)", xlim=(0, 100))
     legend(figure, keys_of([member for member, _ in found]))
     caption = (
-        "Every client's personal accuracy at the last evaluation, sorted: the left end is the worst-served "
-        "client, the middle the median. A flat curve is a fair one."
+        "The personal accuracy at the last evaluation of every client that has trained, sorted: the left end "
+        "is the worst-served client, the middle the median. A flat curve is a fair one."
     )
     return Drawn("client-spread", "Spread over clients", caption, figure)
 
@@ -95,9 +96,10 @@ def traffic(series: Sequence[Series]) -> Drawn | None:
     ax.grid(False)
     ax.tick_params(axis="y", length=0)
     caption = (
-        "What one client sends (solid) and gets (pale) in one round, mean over all rounds (1 MB = 1e6 "
-        "bytes). What devices hold from the start is not in it."
+        "What one client sends (solid) and gets (pale) in one round, mean over all rounds (1 MB = 1e6 bytes)."
     )
+    if setup := setup_received(series):
+        caption += f" {'Down holds a share of' if counts_setup(series) else 'It leaves out'} {setup}."
     return Drawn("traffic", "Communication per round", caption, figure)
 
 

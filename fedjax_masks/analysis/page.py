@@ -1,6 +1,5 @@
 """The report's HTML: text and tables around figures."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -10,21 +9,15 @@ from io import StringIO
 from typing import Any
 
 from fedjax_masks.analysis.canvas import Drawn
-from fedjax_masks.analysis.records import RunRecord, algorithm_name, flatten, setting
+from fedjax_masks.analysis.facts import facts_of, title_of
+from fedjax_masks.analysis.records import RunRecord, flatten
 from fedjax_masks.analysis.style import Series, drawing
 from fedjax_masks.analysis.stylesheet import style_sheet, variable
-from fedjax_masks.analysis.table import NOT_APPLICABLE, Column, Row, Table, is_best
-
-_FACTS = (
-    ("model {}", "model.name"),
-    ("partition {}", "data.partition"),
-    ("{} clients", "data.clients"),
-    ("{} per round", "cohort"),
-    ("{} rounds", "rounds"),
-    ("seed {}", "seed"),
-)
+from fedjax_masks.analysis.table import Column, Row, Table, is_best
+from fedjax_masks.analysis.wording import NOT_APPLICABLE, as_text
 
 _CARDS_UP_TO = 5
+_UNDER = ("seed", "data_seed", "model", "data")
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -39,7 +32,7 @@ _PAGE = """<!DOCTYPE html>
 <h1>{title}</h1>
 <p class="facts">{facts}</p>
 {summary}
-<p class="note">{note}</p>
+{remarks}<p class="note">{note}</p>
 <div class="grid">
 {figures}
 </div>
@@ -77,10 +70,11 @@ def render(
     colors = {member.label: member.color for member in series}
     colors |= {run.name: member.color for member in series for run in member.runs}
     return _PAGE.format(
-        title=escape(_title(runs)),
+        title=escape(title_of(runs)),
         style=style_sheet(),
-        facts=escape(_facts(runs, series)),
+        facts=escape(facts_of(series)),
         summary=_table(summary, colors),
+        remarks="".join(f'<p class="remark">{escape(remark)}</p>\n' for remark in summary.remarks),
         note=escape(" ".join([summary.note, *remarks])),
         figures="\n".join(map(_figure, drawn)),
         tables="\n".join(_titled_table(table, colors) for table in tables),
@@ -88,28 +82,6 @@ def render(
         configuration=_configuration(runs),
         footer=escape(f"Written by fedjax_masks {_version()} on {date.today().isoformat()}."),
     )
-
-
-def _title(runs: Sequence[RunRecord]) -> str:
-    """The algorithms and the data, as far as there are few of them."""
-    names = list(dict.fromkeys(map(algorithm_name, runs)))
-    data = list(dict.fromkeys(str(setting(run, "data", "name")) for run in runs))
-    what = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-    what = what if len(names) <= 6 else f"{len(names)} algorithms"
-    return f"{what} on {data[0] if len(data) == 1 else f'{len(data)} data sets'}"
-
-
-def _facts(runs: Sequence[RunRecord], series: Sequence[Series]) -> str:
-    """What all runs share."""
-    facts = [f"{len(runs)} run" + "s" * (len(runs) > 1)]
-    seeds = {len(member.runs) for member in series}
-    if seeds != {1}:
-        facts.append(f"{min(seeds)} seeds each" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds")
-    for text, key in _FACTS:
-        values = {_json(flatten(run.config).get(key)) for run in runs}
-        if len(values) == 1 and values != {"null"}:
-            facts.append(text.format(values.pop()))
-    return " · ".join(facts)
 
 
 def _titled_table(table: Table, colors: dict[str, str]) -> str:
@@ -147,7 +119,9 @@ def _is_told_elsewhere(column: Column, rows: Sequence[Row]) -> bool:
     """Above the table or under the name of a row."""
     alike = len({column.text(row) for row in rows}) == 1 < len(rows)
     of_runs = "model" in rows[0]  # elsewhere rounds are what a target cost
-    return column.needs in ("model", "data", "seed") or (column.needs == "rounds" and alike and of_runs)
+    return column.needs in ("model", "data", "seed", "data_seed") or (
+        column.needs == "rounds" and alike and of_runs
+    )
 
 
 def _under(row: Row, rows: Sequence[Row]) -> list[str]:
@@ -156,11 +130,12 @@ def _under(row: Row, rows: Sequence[Row]) -> list[str]:
         return []
     alone = row.get("seeds", 1) == 1
     name = row["run"] if alone and row["run"] != row["label"] else ""
-    told = {key: row[key] for key in ("seed", "model", "data") if row[key] is not None}
+    told = {key: row[key] for key in _UNDER if row[key] is not None}
     if len(rows) > 1:
         told = {key: value for key, value in told.items() if len({other[key] for other in rows}) > 1}
-    seed = f"{'seed' if alone else 'seeds'} {told.pop('seed')}" if "seed" in told else ""
-    return [" · ".join(filter(None, (name, seed))), " · ".join(told.values())]
+    words = {"seed": "run seed", "data_seed": "data.seed"}
+    seeds = [f"{word} {told.pop(key)}" for key, word in words.items() if key in told]
+    return [" · ".join(filter(None, (name, *seeds))), " · ".join(told.values())]
 
 
 def _cell(column: Column, row: Row, rows: Sequence[Row]) -> str:
@@ -202,7 +177,7 @@ def _configuration(runs: Sequence[RunRecord]) -> str:
     """Every key of every run's configuration; first those in which the runs differ."""
     flats = [flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
-    differing = [key for key in keys if len({_json(flat.get(key)) for flat in flats}) > 1]
+    differing = [key for key in keys if len({as_text(flat.get(key)) for flat in flats}) > 1]
     software = [key for key in keys if key.split(".")[0] in ("versions", "platform")]
     experiment = [key for key in keys if key not in software]
     return _section("Configuration", runs, flats, experiment, differing) + _section(
@@ -232,14 +207,10 @@ def _section(
 
 def _key_row(key: str, flats: Iterable[dict[str, Any]], differs: bool) -> str:
     cells = "".join(
-        f"<td>{escape(_json(flat[key]) if key in flat else NOT_APPLICABLE)}</td>" for flat in flats
+        f"<td>{escape(as_text(flat[key]) if key in flat else NOT_APPLICABLE)}</td>" for flat in flats
     )
     mark = ' class="differs"' if differs else ""
     return f'<tr{mark}><th scope="row">{escape(key)}</th>{cells}</tr>'
-
-
-def _json(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _version() -> str:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_masks.analysis.canvas import WIDTH, Drawn, new_figure
-from fedjax_masks.analysis.records import RunRecord, data_settings, data_title
+from fedjax_masks.analysis.records import RunRecord, data_settings, data_title, setting
 from fedjax_masks.analysis.style import PALETTE
 from fedjax_masks.errors import unlogged
+from fedjax_masks.analysis.wording import listed
 
 _CLIENTS, _PANELS = 60, 4
 
@@ -18,12 +19,14 @@ class Division(NamedTuple):
     """A division of a data set.
 
     Attributes:
-      title: Data set and partition.
+      title: Data set, partition and ``data.seed``.
       counts: ``int64[num_clients, num_classes]``: training examples.
+      other_seeds: Those of runs whose data are divided alike but for ``data.seed``.
     """
 
     title: str
     counts: np.ndarray
+    other_seeds: tuple[Any, ...] = ()
 
 
 def divisions_of(runs: Sequence[RunRecord]) -> tuple[list[Division], list[str]]:
@@ -36,12 +39,16 @@ def divisions_of(runs: Sequence[RunRecord]) -> tuple[list[Division], list[str]]:
       The different divisions, and why others could not be had, one line each.
     """
     found, missing = [], []
-    different = {json.dumps(data_settings(run), sort_keys=True): run for run in reversed(runs)}
-    for run in reversed(different.values()):
+    alike: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        alike.setdefault(json.dumps(data_settings(run), sort_keys=True), []).append(run)
+    for run, *others in alike.values():
         if not data_settings(run):
             continue
+        seed, *further = dict.fromkeys(setting(one, "data", "seed") for one in (run, *others))
+        title = data_title(run) if seed is None else f"{data_title(run)}, data.seed {seed}"
         try:
-            found.append(Division(data_title(run), _histogram(run.config["data"])))
+            found.append(Division(title, _histogram(run.config["data"]), tuple(further)))
         except (ValueError, TypeError, OSError) as error:
             missing.append(f"{data_title(run)}: {' '.join(str(error).split())}")
     return found, missing
@@ -99,6 +106,8 @@ def _caption(divisions: Sequence[Division]) -> str:
             f"{division.title}: {len(sizes)} clients{more}, {sizes.min()} to {sizes.max()} examples each; "
             f"darkest: {division.counts[:_CLIENTS].max()}."
         )
+        if division.other_seeds:
+            parts.append(f"With data.seed {listed(division.other_seeds)} other clients have them; not shown.")
     if len(divisions) > _PANELS:
         parts.append(f"{len(divisions) - _PANELS} more are not shown.")
     return " ".join(parts)

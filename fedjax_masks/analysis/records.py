@@ -1,17 +1,12 @@
-"""Runs as they lie on disk, finished or still running."""
+"""Runs as records: configuration, figures over rounds, summary."""
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_masks.errors import UserError
-
 MEGABYTE = 1e6
-_CONFIG = "config.json"
+_SEEN = "_seen"
 
 
 class RunRecord(NamedTuple):
@@ -31,83 +26,11 @@ class RunRecord(NamedTuple):
     summary: dict[str, Any]
 
 
-def load_run(path: str | Path) -> RunRecord:
-    """Reads a run directory.
-
-    A run that is still running, or was killed, is read as far as it got: a last line of
-    ``metrics.jsonl`` that was cut off is left out. Where a resumed run wrote a round twice,
-    the later line counts.
-
-    Args:
-      path: A directory with ``config.json`` and, as far as they exist, ``metrics.jsonl`` and
-        ``summary.json``.
-
-    Returns:
-      The run.
-
-    Raises:
-      ValueError: The directory is not a run, or one of its files is damaged.
-    """
-    path = Path(path)
-    if not (path / _CONFIG).is_file():
-        what = f"no {_CONFIG} in it" if path.is_dir() else "no such directory"
-        raise UserError(f"run={str(path)!r}: {what}; accepted is the directory of a run, as named by --out")
-    config = _read_object(path / _CONFIG)
-    metrics, summary = path / "metrics.jsonl", path / "summary.json"
-    return RunRecord(
-        name=path.resolve().name,
-        config=config,
-        records=_read_records(metrics) if metrics.is_file() else [],
-        summary=_read_object(summary) if summary.is_file() else {},
-    )
-
-
-def load_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
-    """Reads runs, and all runs in directories of runs, at any depth.
-
-    A run is called by its directory; runs of one name also by as many of the directories above it
-    as tell them apart.
-
-    Args:
-      paths: Run directories, and directories that contain some.
-
-    Returns:
-      The runs, each once, in the order of ``paths`` and within one by path.
-
-    Raises:
-      ValueError: There is no run, or one is damaged.
-    """
-    found = dict.fromkeys(run for path in paths for run in _run_directories(Path(path).resolve()))
-    if not found:
-        raise UserError("run: none given; accepted are one or more run directories, or directories of runs")
-    return [load_run(path)._replace(name=name) for path, name in zip(found, _names(list(found)))]
-
-
-def _run_directories(path: Path) -> list[Path]:
-    """The directory itself where it is a run or holds none; else all runs below it, which hold no others."""
-    if (path / _CONFIG).is_file():
-        return [path]
-    below = []
-    for folder, inner, files in os.walk(path):
-        inner.sort()
-        if _CONFIG in files:
-            below.append(Path(folder))
-            inner.clear()
-    return below or [path]
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that are all different."""
-    depth = [1] * len(paths)
-    while True:
-        names = ["/".join(path.parts[-n:]) for path, n in zip(paths, depth)]
-        if len(set(names)) == len(names):
-            return names
-        depth = [n + (names.count(name) > 1) for name, n in zip(names, depth)]
-
-
 def column(run: RunRecord, key: str) -> np.ndarray:
     """One figure over the evaluated rounds: ``float64[evaluations]``.
+
+    Records of older versions do not tell which clients had trained; there a figure of these is that of
+    all clients.
 
     Args:
       run: The run.
@@ -120,8 +43,12 @@ def column(run: RunRecord, key: str) -> np.ndarray:
     >>> column(run, "density").tolist()
     [nan, 0.5]
     """
-    values = [record.get(key, (record.get("extra") or {}).get(key)) for record in run.records]
-    return np.array([number(value) for value in values], np.float64)
+    return np.array([number(_figure(record, key)) for record in run.records], np.float64)
+
+
+def _figure(record: Mapping[str, Any], key: str) -> Any:
+    both = {**(record.get("extra") or {}), **record}
+    return both[key] if key in both else both.get(key.removesuffix(_SEEN))
 
 
 def last(run: RunRecord, key: str) -> float | None:
@@ -162,9 +89,33 @@ def per_client_round(run: RunRecord, key: str) -> float | None:
 
 
 def client_accuracy(run: RunRecord) -> np.ndarray:
-    """Each client's personal accuracy at the end, ascending: ``float64[clients with test data]``."""
+    """The personal accuracy at the end of each client that trained, ascending.
+
+    Clients without test data are left out; where a summary does not tell who trained, nobody else is.
+    """
     values = np.array([number(value) for value in run.summary.get("client_accuracy") or []], np.float64)
-    return np.sort(values[np.isfinite(values)])
+    trained = np.array(run.summary.get("client_seen") or np.ones(values.shape), bool)
+    return np.sort(values[trained & np.isfinite(values)])
+
+
+def clients_trained(run: RunRecord) -> tuple[int, int] | None:
+    """The clients that have trained, and all there are; None where the records do not tell."""
+    seen, number_of = last(run, "clients_seen"), last(run, "num_clients")
+    return None if seen is None or number_of is None else (int(seen), int(number_of))
+
+
+def is_diverged(run: RunRecord) -> bool:
+    """Whether a run had diverged at its last evaluation."""
+    return bool(run.records) and run.records[-1].get("diverged") is True
+
+
+def seeds_of(run: RunRecord) -> dict[str, Any]:
+    """All seeds of the configuration by key: the run's, its partition's.
+
+    >>> seeds_of(RunRecord("a", {"seed": 0, "data": {"name": "digits", "seed": 1}}, [], {}))
+    {'seed': 0, 'data.seed': 1}
+    """
+    return {key: value for key, value in flatten(run.config).items() if key.split(".")[-1] == "seed"}
 
 
 def layer_densities(run: RunRecord) -> dict[str, np.ndarray]:
@@ -214,30 +165,3 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[str(key)] = value
     return flat
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"run file {str(path)!r}: cannot be read as JSON; {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"run file {str(path)!r}: holds a {type(value).__name__}; accepted is a JSON object")
-    return value
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` by round, without a last line that was cut off."""
-    lines = path.read_bytes().splitlines()
-    by_round: dict[int, dict[str, Any]] = {}
-    for index, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-            by_round[int(record["round"])] = record
-        except (ValueError, TypeError, KeyError) as error:
-            if index == len(lines) - 1:
-                break
-            place = f"run file {str(path)!r}: line {index + 1}"
-            raise UserError(f"{place} is damaged; accepted is one JSON object with a round") from error
-    return [by_round[key] for key in sorted(by_round)]

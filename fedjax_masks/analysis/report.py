@@ -8,8 +8,8 @@ from fedjax_masks.analysis import page
 from fedjax_masks.analysis.canvas import Drawn
 from fedjax_masks.analysis.export import write_tables
 from fedjax_masks.analysis.figures import draw_all
+from fedjax_masks.analysis.loading import load_runs
 from fedjax_masks.analysis.partition import divisions_of
-from fedjax_masks.analysis.records import load_runs
 from fedjax_masks.analysis.seeds import runs_table, series_table
 from fedjax_masks.analysis.significance import significance_tables
 from fedjax_masks.analysis.style import Series, drawing, group
@@ -27,6 +27,7 @@ def write_report(
     target: float | None = None,
     baseline: str | None = None,
     tables: str | Path | None = None,
+    setup_bytes: bool = False,
 ) -> Path:
     """Compares runs on one page.
 
@@ -41,6 +42,7 @@ def write_report(
       baseline: What the others are tested against: an algorithm, a label of the legend or ``"best"``; by
         default FedAvg where it ran, else the best.
       tables: A folder for all tables as CSV and LaTeX.
+      setup_bytes: Count among the bytes what every device gets once, before the first round.
 
     Returns:
       The page's path.
@@ -51,7 +53,7 @@ def write_report(
     out = Path(out_html)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"out={str(out)!r}: accepted is the name of an .html file")
-    series = group(load_runs(run_dirs))
+    series = group(load_runs(run_dirs, setup_bytes=setup_bytes))
     summary, *others = compare(series, target=target, baseline=baseline)
     several = any(len(member.runs) > 1 for member in series)
     divisions, missing = divisions_of([run for member in series for run in member.runs])

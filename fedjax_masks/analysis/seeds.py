@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fedjax_masks.analysis.budgets import remarks_on
 from fedjax_masks.analysis.curves import ACCURACIES, BYTES, front_of, mean_curve
 from fedjax_masks.analysis.intervals import half_width
+from fedjax_masks.analysis.setup import counts_setup
 from fedjax_masks.analysis.style import Series, by_data
-from fedjax_masks.analysis.table import Row, Table, columns, comparison_table
+from fedjax_masks.analysis.table import Row, Table, columns, comparison_table, some_untrained
 
 _WORDS = {key: text.partition(" ")[0] for key, text in ACCURACIES.items()}
 
@@ -34,7 +36,8 @@ def series_table(series: Sequence[Series]) -> Table:
             row |= _summed_up(key, [one[key] for one in own])
         row["front"] = fronts.get(member.label)
         rows.append(row)
-    return Table("summary", "Comparison", _note(rows), columns(rows), rows)
+    note = _note(rows, counts_setup(series))
+    return Table("summary", "Comparison", note, columns(rows), rows, remarks_on(series))
 
 
 def runs_table(series: Sequence[Series]) -> Table:
@@ -51,6 +54,8 @@ def _summed_up(key: str, values: Sequence[Any]) -> Row:
         return {key: None}
     if key == "rounds":
         return {key: min(present)}
+    if key == "diverged":
+        return {key: sum(present)}
     if all(isinstance(value, float) for value in present):
         width = half_width(present)
         return {key: sum(present) / len(present), f"{key}_ci95": width if width == width else None}
@@ -66,21 +71,34 @@ def _fronts(series: Sequence[Series]) -> dict[str, str]:
     return {label: "yes" if len(keys) == 1 else " + ".join(words) for label, words in mine.items() if words}
 
 
-def _note(rows: Sequence[Row]) -> str:
+def _note(rows: Sequence[Row], setup_counted: bool) -> str:
     """How to read the table."""
     parts = ["Accuracies at the last evaluation; p10, p50 and p90 are percentiles of the clients."]
+    if some_untrained(rows):
+        parts.append(
+            "Personal accuracies and their percentiles are over the clients that have trained; "
+            "comparisons, targets, tests and the Pareto front use these."
+        )
+    if any(row["personal_accuracy"] is not None and row["clients_seen"] is None for row in rows):
+        parts.append("Where it is not told how many clients trained, they are over all clients.")
     if any(row["seeds"] > 1 for row in rows):
         parts.append("Means over seeds; ± is half the width of the 95 % confidence interval (Student's t).")
     if any(row["mb_total"] is not None for row in rows):
         parts.append("1 MB = 1e6 bytes; per client and round is the mean over all rounds.")
     if any(row["mb_setup"] is not None for row in rows):
-        parts.append(
-            "Setup is what every device gets once, before the first round; it is in no other column."
+        where = (
+            "once for every client, it is in MB down, in total and against FedAvg's (--setup-bytes)"
+            if setup_counted
+            else "it is in no other column; --setup-bytes counts it"
         )
+        parts.append(f"Setup is what every device gets once, before the first round; {where}.")
     if any(row["ratio"] is not None for row in rows):
         parts.append("FedAvg's bytes: per client and round, both directions, on the same data.")
     if any(row["front"] for row in rows):
-        parts.append("On the Pareto front: in the end, no other was as accurate for as few bytes.")
+        setup = "with" if setup_counted else "without"
+        parts.append(
+            f"On the Pareto front: in the end, no other was as accurate for as few bytes, {setup} setup."
+        )
     if len({row["data"] for row in rows}) > 1:
         parts.append("The runs are on different data: compare with care.")
     elif len(rows) > 1:

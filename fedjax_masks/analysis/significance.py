@@ -9,9 +9,10 @@ from scipy.stats import t as student
 
 from fedjax_masks.analysis.curves import ACCURACIES
 from fedjax_masks.analysis.intervals import half_width
-from fedjax_masks.analysis.records import RunRecord, flatten, last
+from fedjax_masks.analysis.records import last, seeds_of
 from fedjax_masks.analysis.style import Series, by_data
-from fedjax_masks.analysis.table import Column, Row, Table, slug
+from fedjax_masks.analysis.table import Column, Row, Table
+from fedjax_masks.analysis.wording import slug
 from fedjax_masks.errors import unknown
 
 _LEVEL = 0.05
@@ -115,13 +116,8 @@ def _reference(
 
 def _by_seed(member: Series, key: str) -> dict[Any, float]:
     """The last accuracy by what the run's seeds are."""
-    found = {_seeds(run): last(run, key) for run in member.runs}
+    found = {tuple(seeds_of(run).items()): last(run, key) for run in member.runs}
     return {seeds: value for seeds, value in found.items() if value is not None}
-
-
-def _seeds(run: RunRecord) -> tuple[tuple[str, Any], ...]:
-    """All seeds of the configuration: the run's, its partition's."""
-    return tuple((key, v) for key, v in flatten(run.config).items() if key.split(".")[-1] == "seed")
 
 
 def _compare(mine: dict[Any, float], theirs: dict[Any, float]) -> Comparison:
@@ -144,7 +140,8 @@ def _note(reference: Series, rows: Sequence[Row], baseline: str | None) -> str:
     fewest = min(row["seeds"] for row in rows)
     shown = sum(row["p_holm"] < _LEVEL for row in rows)
     parts = [
-        f"Last accuracy minus that of {reference.label}, paired by seed; ± is the 95 % confidence interval. "
+        f"Last accuracy (personal: of the clients that trained) minus that of {reference.label}, paired by "
+        f"seed; ± is the 95 % confidence interval. "
         f"Paired t-test; p is corrected by Holm's method for {len(rows)} "
         f"comparison{'s' * (len(rows) > 1)}. At p below {_LEVEL:g}, {shown} of {len(rows)} differ."
     ]

@@ -27,6 +27,7 @@ h2{font-size:1.05rem;line-height:1.3;margin:0 0 .35rem}
 p{margin:0}
 .facts{color:var(--muted);margin-bottom:1.9rem;overflow-wrap:anywhere}
 .note,figcaption,footer{color:var(--muted);font-size:.86rem;line-height:1.5}
+.remark{margin:.6rem 0 0;max-width:60rem;font-weight:600;font-size:.92rem}
 .note{margin:.6rem 0 2.4rem;max-width:60rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.5rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:baseline}

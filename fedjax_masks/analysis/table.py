@@ -1,7 +1,5 @@
 """The headline numbers of several runs, side by side."""
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,17 +10,19 @@ from fedjax_masks.analysis.records import (
     RunRecord,
     algorithm_name,
     client_accuracy,
+    clients_trained,
+    is_diverged,
     last,
     number,
     per_client_round,
     rounds_done,
+    seeds_of,
     setting,
     total_bytes,
 )
+from fedjax_masks.analysis.wording import NOT_APPLICABLE, as_text, percent, quantity
 
 Row = dict[str, Any]
-
-NOT_APPLICABLE = "n/a"
 
 
 class Table(NamedTuple):
@@ -34,6 +34,7 @@ class Table(NamedTuple):
       note: How to read it.
       columns: Those to show; the CSV file has everything that is in the rows.
       rows: One mapping per series or run, with ``run`` and ``algorithm``.
+      remarks: Warnings that belong to the numbers wherever they are shown, one line each.
     """
 
     slug: str
@@ -41,6 +42,7 @@ class Table(NamedTuple):
     note: str
     columns: "Sequence[Column]"
     rows: Sequence[Row]
+    remarks: Sequence[str] = ()
 
 
 class Column(NamedTuple):
@@ -51,12 +53,14 @@ class Column(NamedTuple):
       text: Row to text.
       needs: The key that some row must have for the column to be shown at all.
       best: ``max`` or ``min`` where one end of the scale is better.
+      shown: Whether the rows call for the column, besides having its key.
     """
 
     title: str
     text: Callable[[Row], str]
     needs: str
     best: Callable[[Sequence[float]], float] | None = None
+    shown: Callable[[Sequence[Row]], bool] = lambda rows: True
 
 
 def comparison_table(runs: Sequence[RunRecord]) -> list[Row]:
@@ -66,10 +70,12 @@ def comparison_table(runs: Sequence[RunRecord]) -> list[Row]:
       runs: The runs.
 
     Returns:
-      One mapping per run: ``run``, ``algorithm``, ``model``, ``data``, ``partition``, ``seed``;
-      ``rounds`` (completed), ``rounds_asked``; accuracies in [0, 1] at the last evaluation:
-      ``personal_accuracy``, ``personal_p10``, ``personal_p50``, ``personal_p90`` (percentiles of
-      the clients), ``personal_writeback``, ``global_accuracy``; ``mb_up`` and ``mb_down``: mean MB
+      One mapping per run: ``run``, ``algorithm``, ``model``, ``data``, ``partition``, ``seed``,
+      ``data_seed``; ``rounds`` (completed), ``rounds_asked``; ``diverged``, 1 or 0; accuracies in [0, 1]
+      at the last evaluation, over the clients that have trained: ``personal_accuracy``,
+      ``personal_p10``, ``personal_p50``, ``personal_p90`` (percentiles of the clients),
+      ``personal_writeback``; ``personal_accuracy_all``, over all clients; ``clients_seen`` of
+      ``num_clients``, those that have trained; ``global_accuracy``; ``mb_up`` and ``mb_down``: mean MB
       (1e6 bytes) per client and round;
       ``mb_total``: MB of all clients over all rounds, both directions; ``mb_setup``: MB that
       each device got once; ``ratio``: bytes per client and round over those of the FedAvg runs
@@ -84,8 +90,12 @@ def comparison_table(runs: Sequence[RunRecord]) -> list[Row]:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns of a comparison: those in which some run has a value."""
-    return [column for column in _COLUMNS if any(row.get(column.needs) is not None for row in rows)]
+    """The columns of a comparison: those in which some run has a value, and that the rows call for."""
+    return [
+        column
+        for column in _COLUMNS
+        if any(row.get(column.needs) is not None for row in rows) and column.shown(rows)
+    ]
 
 
 def is_best(column: Column, row: Row, rows: Sequence[Row]) -> bool:
@@ -96,71 +106,28 @@ def is_best(column: Column, row: Row, rows: Sequence[Row]) -> bool:
     return row[column.needs] == column.best(present)
 
 
-def slug(*words: str) -> str:
-    """Words as the name of a file and of an anchor.
-
-    >>> slug("target-global", "digits, shards:2"), slug("target-global", "")
-    ('target-global-digits-shards-2', 'target-global')
-    """
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
-
-
-def percent(value: float | None, half_width: float | None = None) -> str:
-    """An accuracy in [0, 1] as a percentage, with its confidence interval where that is known.
-
-    >>> percent(0.9312), percent(0.9312, 0.015), percent(None)
-    ('93.1 %', '93.1 ± 1.5 %', 'n/a')
-    """
-    if value is None:
-        return NOT_APPLICABLE
-    return f"{100 * value:.1f} %" if half_width is None else f"{100 * value:.1f} ± {100 * half_width:.1f} %"
-
-
-def quantity(value: float | None) -> str:
-    """A number to three significant digits, without an exponent where it can be read without.
-
-    >>> quantity(0.01), quantity(12), quantity(1234.5), quantity(0), quantity(3e-7), quantity(None)
-    ('0.0100', '12.0', '1,234', '0', '3.00e-07', 'n/a')
-    """
-    if value is None:
-        return NOT_APPLICABLE
-    if value == 0 or abs(value) >= 99.95:
-        return f"{value:,.0f}"
-    return f"{value:#.3g}" if abs(value) >= 0.0001 else f"{value:.2e}"
-
-
-def si(value: float, unit: str) -> str:
-    """A quantity to three significant digits, with an SI prefix; seconds, which nobody counts so, without.
-
-    >>> si(12_345_678, "B"), si(0.0, "J"), si(950.0, "s")
-    ('12.3 MB', '0 J', '950 s')
-    """
-    if unit == "s":
-        return f"{quantity(value)} s"
-    prefixes = ("", "k", "M", "G", "T", "P", "E")
-    power = max((n for n in range(len(prefixes)) if abs(value) >= 0.9995 * 1000**n), default=0)
-    scaled = value / 1000**power
-    text = f"{scaled:.0f}" if abs(scaled) >= 99.95 or value == 0 else f"{scaled:#.3g}"
-    return f"{text} {prefixes[power]}{unit}"
-
-
 def _row(run: RunRecord) -> Row:
     totals = total_bytes(run)
-    name = setting(run, "data", "name")
+    name, trained, seeds = setting(run, "data", "name"), clients_trained(run), seeds_of(run)
     return {
         "run": run.name,
         "algorithm": algorithm_name(run),
         "model": _text(setting(run, "model", "name")),
         "data": _text(name),
         "partition": _text(setting(run, "data", "partition")),
-        "seed": _text(run.config.get("seed")),
+        "seed": _text(seeds.get("seed")),
+        "data_seed": _text(seeds.get("data.seed")),
         "rounds": rounds_done(run),
         "rounds_asked": run.config.get("rounds"),
-        "personal_accuracy": last(run, "personal_accuracy_mean"),
-        "personal_p10": last(run, "personal_accuracy_p10"),
+        "diverged": int(is_diverged(run)),
+        "personal_accuracy": last(run, "personal_accuracy_mean_seen"),
+        "personal_accuracy_all": last(run, "personal_accuracy_mean"),
+        "clients_seen": float(trained[0]) if trained else None,
+        "num_clients": trained[1] if trained else None,
+        "personal_p10": last(run, "personal_accuracy_p10_seen"),
         "personal_p50": float(np.median(values)) if (values := client_accuracy(run)).size else None,
-        "personal_p90": last(run, "personal_accuracy_p90"),
-        "personal_writeback": last(run, "personal_accuracy_writeback"),
+        "personal_p90": last(run, "personal_accuracy_p90_seen"),
+        "personal_writeback": last(run, "personal_accuracy_writeback_seen"),
         "global_accuracy": last(run, "global_accuracy"),
         "mb_up": _scaled(per_client_round(run, "bytes_up_total"), MEGABYTE),
         "mb_down": _scaled(per_client_round(run, "bytes_down_total"), MEGABYTE),
@@ -196,7 +163,7 @@ def _scaled(value: float | None, unit: float) -> float | None:
 
 
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    return None if value is None else as_text(value)
 
 
 def _accuracy(key: str) -> Callable[[Row], str]:
@@ -215,7 +182,28 @@ def _plain(key: str) -> Callable[[Row], str]:
 def _clients(row: Row) -> str:
     """The 10th, 50th and 90th percentile of the clients' accuracies."""
     values = [row[f"personal_p{rank}"] for rank in (10, 50, 90)]
+    if all(value is None for value in values):
+        return NOT_APPLICABLE
     return " / ".join("?" if value is None else f"{100 * value:.0f}" for value in values) + " %"
+
+
+def _trained(row: Row) -> str:
+    """How many clients have trained; of several seeds the mean."""
+    seen = row["clients_seen"]
+    return NOT_APPLICABLE if seen is None else f"{seen:.{0 if seen % 1 == 0 else 1}f} of {row['num_clients']}"
+
+
+def some_untrained(rows: Sequence[Row]) -> bool:
+    """Whether in some row not all clients have trained."""
+    known = (row for row in rows if row["clients_seen"] is not None)
+    return any(row["num_clients"] != row["clients_seen"] for row in known)
+
+
+def _is_diverged(row: Row) -> str:
+    if not row["diverged"]:
+        return "no"
+    seeds = row.get("seeds", 1)
+    return "diverged" if seeds == 1 else f"{row['diverged']} of {seeds} seeds"
 
 
 def _rounds(row: Row) -> str:
@@ -225,7 +213,15 @@ def _rounds(row: Row) -> str:
 
 
 _COLUMNS = (
+    Column("diverged", _is_diverged, "diverged", shown=lambda rows: any(row["diverged"] for row in rows)),
     Column("personal accuracy", _accuracy("personal_accuracy"), "personal_accuracy", max),
+    Column(
+        "personal, all clients",
+        _accuracy("personal_accuracy_all"),
+        "personal_accuracy_all",
+        shown=some_untrained,
+    ),
+    Column("clients that trained", _trained, "clients_seen"),
     Column("clients' p10 / p50 / p90", _clients, "personal_p10"),
     Column("personal after write-back", _accuracy("personal_writeback"), "personal_writeback"),
     Column("global accuracy", _accuracy("global_accuracy"), "global_accuracy", max),
@@ -242,5 +238,6 @@ _COLUMNS = (
     Column("rounds/s", _quantity("rounds_per_second"), "rounds_per_second"),
     Column("model", _plain("model"), "model"),
     Column("data", _plain("data"), "data"),
-    Column("seed", _plain("seed"), "seed"),
+    Column("run seed", _plain("seed"), "seed"),
+    Column("data.seed", _plain("data_seed"), "data_seed"),
 )

@@ -9,7 +9,8 @@ from fedjax_masks.analysis.curves import ACCURACIES, COSTS, ROUNDS, Cost, have, 
 from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import RunRecord, column
 from fedjax_masks.analysis.style import Series, by_data
-from fedjax_masks.analysis.table import NOT_APPLICABLE, Column, Row, Table, si, slug
+from fedjax_masks.analysis.table import Column, Row, Table
+from fedjax_masks.analysis.wording import NOT_APPLICABLE, si, slug
 from fedjax_masks.errors import UserError
 
 _SHARE = 0.95

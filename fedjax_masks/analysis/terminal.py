@@ -38,6 +38,8 @@ def print_tables(tables: Sequence[Table], console: "Console | None" = None) -> N
         if len(tables) > 1:
             out.print(table.title, style="bold", markup=False, highlight=False)
         _print(table, out)
+        for remark in table.remarks:
+            out.print(remark, style="bold", markup=False, highlight=False)
         if len(tables) > 1:
             out.print(table.note, style="dim", markup=False, highlight=False)
             out.print()
