@@ -17,14 +17,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from common import by_setting, lines
 
 from fedjax_masks.analysis.intervals import interval
 from fedjax_masks.claims.claim import gaps
-from fedjax_masks.simulation.cohorts import draw_cohort
 
 _RESULTS = (
     *("round", "last_global_accuracy", "last_personal_accuracy_mean", "personal_accuracy_p10"),
@@ -56,7 +54,6 @@ def line(directory: Path) -> dict:
     config = json.loads((directory / "config.json").read_text("utf-8"))
     summary = json.loads((directory / "summary.json").read_text("utf-8"))
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir")}
-    trained = took_part(config, len(summary["client_accuracy"]))
     chosen = (
         *("algorithm", "data", "model", "training", "pretraining", "devices", "rounds", "cohort", "seed"),
         *("wire", "robust", "attack", "privacy", "chosen_plan", "versions"),
@@ -67,21 +64,10 @@ def line(directory: Path) -> dict:
         "device": f"{config['platform']['devices']} x {config['platform']['device']}",
         "cpus": config["platform"]["cpus"],
         **{key: summary[key] for key in _RESULTS},
-        "clients_trained": len(trained),
-        "personal_accuracy_trained": fmean(summary["client_accuracy"][client] for client in trained),
+        "clients_trained": summary["clients_seen"],
+        "personal_accuracy_trained": summary["personal_accuracy_mean_seen"],
         "personal_accuracy_writeback": summary["extra"].get("personal_accuracy_writeback"),
     }
-
-
-def took_part(config: dict, clients: int) -> list[int]:
-    """The clients that were in any cohort; the others' own models have never been trained."""
-    # FedSkel's cohorts stay for a cycle: a SetSkel round and the UpdateSkel rounds behind it.
-    cycle = config["algorithm"].get("updates", 0) + 1
-    drawn = (
-        draw_cohort(config["seed"], first, clients, config["cohort"])
-        for first in range(0, config["rounds"], cycle)
-    )
-    return sorted({int(client) for ids in drawn for client in ids})
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:

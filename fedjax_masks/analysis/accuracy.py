@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BANDS_UP_TO = 4
-_WITH_SETUP = "with setup"
 _CAPTIONS = {
     "bytes": "Bytes of all rounds so far, up and down, of all clients; further left is cheaper.",
     "rounds": (
@@ -70,7 +69,7 @@ def plot_run(*runs: Any) -> "Figure":
         keys = keys_of(series) if len(series) > 1 else []
         kinds = [(line(INK, "-"), "personal"), (line(INK, ":"), "global")]
         entries = keys + [kind for kind, key in zip(kinds, ACCURACIES) if have(series, key)]
-        legend(figure, entries + [(line(INK, ":", "*"), _WITH_SETUP)] * paid)
+        legend(figure, entries + [marks.setup_key()] * paid)
         return figure
 
 
@@ -147,7 +146,7 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
         included = counts_setup(series)
         caption += f" {'Among them is' if included else 'The lines leave out'} {setup}"
         caption += "." if included else "; stars: the ends with it. --setup-bytes counts it everywhere."
-    legend(figure, keys_of(series) + [(line(INK, ":", "*"), _WITH_SETUP)] * paid)
+    legend(figure, keys_of(series) + [marks.setup_key()] * paid)
     return Drawn(f"accuracy-{cost.slug}", f"Accuracy against {cost.title}", caption, figure)
 
 

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedjax_masks.analysis.canvas import line
 from fedjax_masks.analysis.curves import ACCURACIES, BYTES, Curve, front_of, mean_curve
 from fedjax_masks.analysis.setup import counts_setup, setup_total
 from fedjax_masks.analysis.style import FRONT, INK, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_STAR = 9
 
 
 def band(ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
@@ -59,5 +62,12 @@ def setup_end(ax: "Axes", series: Sequence[Series], key: str) -> bool:
         spent, accuracy, drawn = curve.cost[-1], 100 * curve.accuracy[-1], True
         ends = (spent if spent > 0 else setup, spent + setup)  # a log axis has no 0
         ax.plot(ends, (accuracy, accuracy), color=member.color, linestyle=":", linewidth=1.2)
-        ax.plot(ends[1], accuracy, "*", color=member.color, markersize=9, markerfacecolor="none")
+        ax.plot(ends[1], accuracy, "*", color=member.color, markersize=_STAR, markerfacecolor="none")
     return drawn
+
+
+def setup_key() -> tuple[Any, str]:
+    """The entry of a legend for the marks of :func:`setup_end`."""
+    key = line(INK, ":", "*")
+    key.set(markersize=_STAR, markerfacecolor="none")
+    return key, "with setup"

@@ -115,6 +115,8 @@ def _short_of_it(row: Row) -> str:
 
 def _note(target: float, what: str, chosen: bool, rows: Sequence[Row]) -> str:
     parts = [f"What was spent up to the first evaluation with at least {100 * target:g} % {what}."]
+    if what.startswith("personal"):
+        parts.append("It is that of the clients that had trained by then.")
     if chosen:
         parts.append("The target is 95 % of what at least half of the compared reach; --target sets another.")
     if any(row["seeds"] > 1 for row in rows):
