@@ -243,7 +243,12 @@ def run_rounds(
             raise Interrupted(done, pace.signal)
     evaluations = batch.evaluate(state) if evaluations is None else evaluations
     return [
-        Run(own, batch.take(state, run), evaluation, summarize(own, evaluation, batch, totals[run], pace.speed))
+        Run(
+            own,
+            batch.take(state, run),
+            evaluation,
+            summarize(own, evaluation, batch, totals[run], pace.speed),
+        )
         for run, (own, evaluation) in enumerate(zip(kept, evaluations))
     ]
 
@@ -304,14 +309,19 @@ def _add(totals: Totals, metrics: RoundMetrics, wall_seconds: float) -> Totals:
         totals.bytes_up + int(metrics.bytes_up.sum()),
         totals.bytes_down + int(metrics.bytes_down.sum()),
         wall_seconds,
-        totals.sim_seconds + float(np.sum(metrics.server.get("seconds", 0.0))),
-        totals.energy_joules + float(np.sum(metrics.server.get("joules", 0.0))),
-        totals.client_flops + float(_flops(metrics).sum()),
-        totals.server_flops + float(np.sum(metrics.server.get("flops", 0.0))),
+        _plus(totals.sim_seconds, metrics.server.get("seconds", ())),
+        _plus(totals.energy_joules, metrics.server.get("joules", ())),
+        _plus(totals.client_flops, _flops(metrics)),
+        _plus(totals.server_flops, metrics.server.get("flops", ())),
         totals.clients_dropped + int(metrics.dropped.sum()),
         count_broken(totals.broken, metrics),
         participation.add_trained(totals.seen, metrics),
     )
+
+
+def _plus(total: float, rounds: Sequence[float] | np.ndarray) -> float:
+    """Adds one round after the other, so that a sum does not depend on where chunks end."""
+    return float(np.add.accumulate(np.array([total, *rounds], np.float64))[-1])
 
 
 def _flops(metrics: RoundMetrics) -> np.ndarray:

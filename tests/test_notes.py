@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
+from fedjax_masks import participation, runner
 from fedjax_masks.attacks import with_attack
 from fedjax_masks.notes import count_broken, notes
 from fedjax_masks.simulation import RoundMetrics
@@ -77,3 +78,27 @@ def test_a_run_has_diverged_where_nothing_is_left_not_where_a_few_send_nan(rate,
     assert [record["diverged"] for record in run.records][::2] == [expected] * 2
     assert run.summary["diverged"] == expected
     assert run.records[-1]["clients_dropped"] == round(9 * hostile) or expected
+
+
+def test_totals_do_not_depend_on_where_chunks_end():
+    """0.1 and 1e16 are told apart by the order of additions."""
+    random = np.random.default_rng(0)
+    rounds = ["tbx", "bbb", "btl", "bbb", "axl", "bbb"]
+    figures = random.choice([0.1, 1e16, 3.3], (4, len(rounds)))
+
+    def chunk(first, end):
+        metrics = metrics_of(*rounds[first:end])
+        train = metrics.train | {"flops": np.repeat(figures[3, first:end, None], 3, axis=1)}
+        server = dict(zip(("seconds", "joules", "flops"), figures[:3, first:end]))
+        return metrics._replace(train=train, server=server)
+
+    found = []
+    for ends in ([6], [1, 4, 6], [1, 2, 3, 4, 5, 6]):
+        totals, done = runner.Totals(), 0
+        for end in ends:
+            totals, done = runner._add(totals, chunk(done, end), 0.0), end
+        found.append(totals)
+    assert found[0] == found[1] == found[2]
+    assert (found[0].round, found[0].broken) == (6, 3)
+    assert found[0].clients_dropped == 16
+    assert participation.members(found[0].seen, np.arange(3)).tolist() == [True, True, True]
