@@ -31,10 +31,11 @@ _FIGURES = (
     *("round", "global_accuracy", "personal_accuracy_mean", "best_global_accuracy"),
     *("best_personal_accuracy_mean", "bytes_up_total", "bytes_down_total", "setup_bytes"),
     *("client_flops", "sim_seconds", "energy_joules", "wall_seconds"),
+    *("personal_accuracy_mean_seen", "clients_seen", "num_clients", "diverged"),
 )
 _COLUMNS = (
     ("global_accuracy", 100, 1, "global, %"),
-    ("personal_accuracy_mean", 100, 1, "personal, %"),
+    ("personal_accuracy_mean_seen", 100, 1, "personal, %"),
     ("bytes_up_total", 1e-6, 2, "MB up"),
     ("bytes_down_total", 1e-6, 2, "MB down"),
 )
@@ -287,7 +288,10 @@ def print_sweep(out_dir: str | Path) -> None:
 
     with open(Path(out_dir) / "runs.csv", encoding="utf-8", newline="") as file:
         settings = _by_setting(list(csv.DictReader(file)))
-    caption = "Accuracies at the end, bytes in total; ±: 95 % confidence interval over seeds."
+    caption = (
+        "Accuracies at the end, personal: of the clients that trained; bytes in total; ±: 95 % confidence "
+        "interval over seeds."
+    )
     table = Table("", box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     table.columns[0].overflow = "fold"
     for *_, title in _COLUMNS:
@@ -295,8 +299,18 @@ def print_sweep(out_dir: str | Path) -> None:
     table.add_column("seeds", justify="right", no_wrap=True)
     for setting, rows in settings.items():
         cells = [_over_seeds(rows, key, scale, digits) for key, scale, digits, _ in _COLUMNS]
-        table.add_row(Text(setting), *cells, str(len(rows)))
+        table.add_row(Text("\n".join([setting, *_reservations(rows)])), *cells, str(len(rows)))
     Console().print(table)
+
+
+def _reservations(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines under a setting's name: runs that diverged, and clients that never trained."""
+    diverged, number = sum(row["diverged"] == "True" for row in rows), rows[0]["num_clients"]
+    lines = [f"diverged: {diverged} of {len(rows)}"] if diverged else []
+    if any(row["clients_seen"] != number for row in rows):
+        everybody = _over_seeds(rows, "personal_accuracy_mean", 100, 1)
+        lines.append(f"seen {_over_seeds(rows, 'clients_seen', 1, 0)} of {number}; all: {everybody}")
+    return lines
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], key: str, scale: float, digits: int) -> str:

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 
 import jax
 import numpy as np
@@ -351,3 +352,4 @@ def test_the_table_keeps_numbers_whole_on_a_narrow_terminal(finished, monkeypatc
     for row in rows:  # accuracies with an interval each, bytes up and down, seeds
         assert [word == "±" for word in row[-9:]] == [False, True, False] * 2 + [False] * 3
         assert row[-1] == "2"
+    assert len(re.findall(r"seen \d+( ± \d+)? of 6; all: ", " ".join(" ".join(lines).split()))) == 2
