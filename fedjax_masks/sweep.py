@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from fedjax_masks import assembly, checkpoint, experiment, lock, run_directory, termination, trackers
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.analysis.intervals import half_width, interval
-from fedjax_masks.analysis.records import load_run, per_client_round
 from fedjax_masks.config import Config, as_dict
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.grid import Job, read_sweep
@@ -246,8 +245,6 @@ def write_table(jobs: Sequence[Job], out: Path) -> None:
         flat_config = _flat(job.config)
         own = {"run": job.name, "setting": job.setting, "algorithm.name": job.config.algorithm.name}
         own |= {key: flat_config.get(key) for key in keys} | {"seed": job.config.seed}
-        # A round's FLOPs are not a run's: algorithms have rounds of several kinds.
-        summary["client_flops"] = per_client_round(load_run(out / job.name), "client_flops_total")
         rows.append(own | {key: summary.get(key) for key in _FIGURES})
     text = io.StringIO()
     header = ["run", "setting", "algorithm.name", *keys, "seed", *_FIGURES]
