@@ -16,10 +16,9 @@ from statistics import fmean
 
 import numpy as np
 from common import by_setting, lines
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from fedjax_masks.analysis.intervals import half_width, interval
+from fedjax_masks.analysis.plotting import Axes, Figure
 from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
 
 SYSTEMS = ("fedmask", "fedskel", "mpfl", "adp", "ecofed")

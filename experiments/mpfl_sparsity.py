@@ -226,7 +226,7 @@ def print_table(args: argparse.Namespace) -> None:
 
 def draw(args: argparse.Namespace) -> None:
     """Draws mean and 95 % confidence interval over the seeds."""
-    from matplotlib.figure import Figure
+    from fedjax_masks.analysis.plotting import Figure
 
     with drawing():
         figure = Figure(figsize=(5.0, 3.6), layout="constrained")

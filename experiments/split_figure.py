@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from common import by_setting, lines
-from matplotlib.figure import Figure
 
 from fedjax_masks.analysis.intervals import half_width
+from fedjax_masks.analysis.plotting import Figure
 from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
 
 LABELS = {

@@ -61,6 +61,15 @@ def regular_file(path: str | Path) -> Path:
     return Path(path)
 
 
+def in_a_line(error: BaseException) -> str:
+    r"""An error's name and text in one line, cut where it is long.
+
+    >>> in_a_line(OSError("no\nspace"))
+    'OSError: no space'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def unknown(key: str, value: str, accepted: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest one that does.
 

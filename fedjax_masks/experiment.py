@@ -24,6 +24,7 @@ import numpy as np
 
 from fedjax_masks import assembly, checkpoint, hosts, run_directory, termination, trackers
 from fedjax_masks.algorithm import State, Task
+from fedjax_masks.analysis.canvas import save_figure
 from fedjax_masks.backends import Tracker
 from fedjax_masks.config import Config, as_dict
 from fedjax_masks.errors import UserError, user_errors
@@ -422,6 +423,4 @@ def _write_results(out: Path, run: Run) -> None:
     if run.summary["rounds_per_second"] is not None or not run_directory.is_finished(out):
         # Else no round was left: the summary there is of those who ran them.
         checkpoint.write_atomically(out / run_directory.SUMMARY, json.dumps(run.summary, indent=2))
-    figures = out / run_directory.FIGURES
-    figures.mkdir(exist_ok=True)
-    run.plot().savefig(figures / "accuracy.png", dpi=150)
+    save_figure(run.plot, out / run_directory.FIGURES / "accuracy.png")

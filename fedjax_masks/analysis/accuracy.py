@@ -24,8 +24,7 @@ from fedjax_masks.analysis.setup import counts_setup, setup_received
 from fedjax_masks.analysis.style import FRONT, INK, Series, by_data, drawing, group
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from fedjax_masks.analysis.plotting import Axes, Figure
 
 _BANDS_UP_TO = 4
 _CAPTIONS = {
@@ -203,7 +202,7 @@ def _bound(ax: "Axes", series: Sequence[Series], keys: Sequence[str]) -> None:
 
 
 def _finish(ax: "Axes", cost: Cost, series: Sequence[Series]) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from fedjax_masks.analysis.plotting import MaxNLocator
 
     if cost.unit:
         log_axis(ax, cost.unit)

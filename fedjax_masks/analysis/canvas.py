@@ -1,17 +1,22 @@
 """What figures are drawn on: sizes, legends, text, ticks; no display and no pyplot."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
 from functools import cache
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_masks.analysis.style import INK, Series
+from fedjax_masks.errors import in_a_line
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from fedjax_masks.analysis.plotting import Axes, Figure
 
 WIDTH = 5.0
+_DPI = 150
+_LOGGER = logging.getLogger("fedjax_masks")
 
 
 class Drawn(NamedTuple):
@@ -38,7 +43,7 @@ def new_figure(width: float, height: float) -> "Figure":
 @cache
 def _figure_class() -> type["Figure"]:
     """A figure that a notebook shows even where pyplot was never imported."""
-    from matplotlib.figure import Figure
+    from fedjax_masks.analysis.plotting import Figure
 
     class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:
@@ -49,9 +54,25 @@ def _figure_class() -> type["Figure"]:
     return NotebookFigure
 
 
+def save_figure(draw: Callable[[], "Figure"], path: Path) -> None:
+    """Draws a figure into a PNG file; a warning of one line tells where that fails.
+
+    Args:
+      draw: Makes the figure.
+      path: The file; its folder is made if need be.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw().savefig(path, dpi=_DPI)
+    except Exception as error:  # a missing matplotlib, fonts and full disks fail in ways of their own
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        _LOGGER.warning("%s: not drawn: %s; 'fedjax-masks report' draws it later", path, in_a_line(error))
+
+
 def line(color: str, dash: Any, marker: str = "") -> Any:
     """A line for a legend."""
-    from matplotlib.lines import Line2D
+    from fedjax_masks.analysis.plotting import Line2D
 
     return Line2D([], [], color=color, linestyle=dash, marker=marker)
 
@@ -88,7 +109,7 @@ def log_axis(ax: "Axes", unit: str) -> None:
       ax: Axes whose data have been drawn.
       unit: Behind the prefix.
     """
-    from matplotlib.ticker import EngFormatter, LogLocator
+    from fedjax_masks.analysis.plotting import EngFormatter, LogLocator
 
     ax.set_xscale("log")
     low, high = ax.get_xlim()

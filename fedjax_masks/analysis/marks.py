@@ -11,7 +11,7 @@ from fedjax_masks.analysis.setup import counts_setup, setup_total
 from fedjax_masks.analysis.style import FRONT, INK, Series
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from fedjax_masks.analysis.plotting import Axes
 
 _STAR = 9
 
@@ -25,7 +25,7 @@ def band(ax: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, color: st
 
 def whisker(ax: "Axes", x: float, mean: float, half: float, color: str, aside: float) -> None:
     """An interval as a bar, moved aside by so many points."""
-    from matplotlib.transforms import ScaledTranslation
+    from fedjax_masks.analysis.plotting import ScaledTranslation
 
     if np.isfinite(half):
         moved = ScaledTranslation(aside / 72, 0, ax.figure.dpi_scale_trans)

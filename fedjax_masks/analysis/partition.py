@@ -66,7 +66,7 @@ def _histogram(settings: dict[str, Any]) -> np.ndarray:
 
 def partition_figure(divisions: Sequence[Division]) -> Drawn | None:
     """A column per client, a row per class: the darker, the more examples."""
-    from matplotlib.collections import PolyCollection
+    from fedjax_masks.analysis.plotting import PolyCollection
 
     shown = divisions[:_PANELS]
     if not shown:

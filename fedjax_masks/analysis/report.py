@@ -1,5 +1,6 @@
 """The report: one self-contained HTML page that compares runs."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from fedjax_masks.analysis.significance import significance_tables
 from fedjax_masks.analysis.style import Series, drawing, group
 from fedjax_masks.analysis.table import Table
 from fedjax_masks.analysis.targets import target_tables
-from fedjax_masks.errors import UserError
+from fedjax_masks.errors import UserError, in_a_line
 
 _PNG_DPI = 200
+_LOGGER = logging.getLogger("fedjax_masks")
 
 
 def write_report(
@@ -57,8 +59,13 @@ def write_report(
     summary, *others = compare(series, target=target, baseline=baseline)
     several = any(len(member.runs) > 1 for member in series)
     divisions, missing = divisions_of([run for member in series for run in member.runs])
-    drawn = draw_all(series, divisions)
     remarks = [f"The division of the data is not shown, for want of them: {line}." for line in missing]
+    try:
+        drawn = draw_all(series, divisions)
+    except Exception as error:  # a missing matplotlib, fonts and caches fail in ways of their own
+        drawn = []
+        remarks.append(f"The figures could not be drawn: {in_a_line(error)}.")
+        _LOGGER.warning("%s: without figures: %s", out, in_a_line(error))
     text = page.render(series, summary, others, runs_table(series) if several else None, drawn, remarks)
     if tables is not None:
         write_tables([summary, *others, runs_table(series)], series, tables)
@@ -88,6 +95,8 @@ def compare(
 
 
 def _write_images(drawn: Sequence[Drawn], folder: Path) -> None:
+    if not drawn:
+        return
     folder.mkdir(exist_ok=True)
     with drawing():
         for item in drawn:

@@ -125,9 +125,9 @@ def by_data(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
 @contextmanager
 def drawing() -> Iterator[None]:
     """The settings under which figures are made and saved."""
-    import matplotlib
+    from fedjax_masks.analysis.plotting import rc_context
 
-    with matplotlib.rc_context(_RC):
+    with rc_context(_RC):
         yield
 
 

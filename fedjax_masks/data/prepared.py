@@ -18,6 +18,7 @@ import numpy as np
 from fedjax_masks.data.cache import cached
 from fedjax_masks.data.catalog import DATASETS
 from fedjax_masks.data.examples import Examples, Source, hold_out
+from fedjax_masks.errors import in_a_line as _line
 from fedjax_masks.errors import unlogged
 
 _LOGGER = logging.getLogger("fedjax_masks")
@@ -184,9 +185,3 @@ def _read_split(name: str, source: Any, image: str, label: str) -> Examples:
     if inputs is None or inputs.dtype != np.uint8 or labels.min() < 0:
         raise ValueError(f"data set '{name}': labelled uint8 images are accepted")
     return Examples(inputs, labels)
-
-
-def _line(error: BaseException) -> str:
-    """An error in one line, however many it has."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
