@@ -216,7 +216,7 @@ def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, s
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from fedjax_masks import assembly, config, weights
+    from fedjax_masks import assembly, backend, config, weights
 
     values = {"algorithm.name": "fedavg", "pretraining.source": "fractal"}
     chosen = config.make_config(values | _values(arguments, _PRETRAIN_FLAGS))
@@ -225,6 +225,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"out={arguments.out!r}: a file that ends in .npz is accepted, in a folder that exists"
         )
+    backend.check()
     with user_errors():
         found = assembly.pretrained(chosen)
         if out is not None:

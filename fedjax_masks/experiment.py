@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_masks import assembly, checkpoint, hosts, run_directory, termination, trackers
+from fedjax_masks import assembly, backend, checkpoint, hosts, run_directory, termination, trackers
 from fedjax_masks.algorithm import State, Task
 from fedjax_masks.analysis.canvas import save_figure
 from fedjax_masks.backends import Tracker
@@ -33,7 +32,7 @@ from fedjax_masks.run_directory import open_directory
 from fedjax_masks.runner import Chunk, Interrupted, OnChunk, Record, Run, Totals, chunk_length, run_rounds
 from fedjax_masks.simulation import Batch, Storage, Store, alone, make_simulation
 from fedjax_masks.simulation.plan import Plan, parse_plan
-from fedjax_masks.telemetry import progress
+from fedjax_masks.telemetry import progress, say, silence
 
 _LOGGER = logging.getLogger("fedjax_masks")
 _BEGUN = (run_directory.METRICS, run_directory.CHECKPOINTS)
@@ -77,7 +76,9 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
       KeyboardInterrupt: SIGINT has come.
     """
     out = Path(out_dir)
-    with termination.raised(), contextlib.ExitStack() as stack:
+    backend.check()
+    quiet = quiet or not hosts.first()
+    with termination.raised(), silence(quiet), contextlib.ExitStack() as stack:
 
         def prepare() -> tuple[Setup, Any, Any]:
             with user_errors():
@@ -102,12 +103,11 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
                 storage=_storage(setup.stored, config, out),
                 eval_clients=config.eval_clients,
             )
-        quiet = quiet or not hosts.first()
-        if not quiet:
-            print(plan_line(simulation.plan, config, task), file=sys.stderr)
-            if simulation.store is not None:
-                each = f"{simulation.store.row_bytes} bytes for each client that has taken part"
-                print(f"store: {out / run_directory.ROWS} on the host, {each}", file=sys.stderr)
+        name = config.algorithm.name
+        say(f"{name}: {plan_line(simulation.plan, config, task)}")
+        if simulation.store is not None:
+            each = f"{simulation.store.row_bytes} bytes for each client that has taken part"
+            say(f"{name}: store: {out / run_directory.ROWS} on the host, {each}")
         (run,) = run_in([setup], alone(simulation), quiet=quiet)
         return run
 

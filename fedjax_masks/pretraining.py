@@ -25,6 +25,7 @@ from fedjax_masks.data.tasks import index_of
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.models import Model, Problem
 from fedjax_masks.runner import simulate
+from fedjax_masks.telemetry import working
 from fedjax_masks.values import Count, Rate, Seed
 
 SOURCES = ("random", "fractal", "public", "npz:FILE", "safetensors:FILE", "orbax:DIR")
@@ -143,9 +144,10 @@ def _problem(task: Task, options: Pretraining) -> Task:
     if options.source == "fractal":
         if len(task.input_shape) != 3:
             raise UserError(f"pretraining.source=fractal: inputs have shape {task.input_shape}; needs images")
-        inputs, labels = fractal_images(
-            task.input_shape, classes=options.classes, per_class=options.per_class, seed=options.seed
-        )
+        with working("fractal images"):
+            inputs, labels = fractal_images(
+                task.input_shape, classes=options.classes, per_class=options.per_class, seed=options.seed
+            )
         classes = options.classes
     else:
         rows = np.setdiff1d(np.arange(len(task.labels)), task.train.rows)
@@ -180,10 +182,12 @@ def _trained(
         optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9, nesterov=True))
         # One client that has everything, for one round: centralised training.
         algorithm = fedavg(model, optimizer, epochs=options.epochs, batch_size=options.batch_size)
-        run = simulate(algorithm, problem, rounds=1, cohort=1, seed=options.seed)
+        run = simulate(algorithm, problem, rounds=1, cohort=1, seed=options.seed, progress=False)
         accuracy = np.asarray(run.evaluation.global_accuracy, np.float32)
         return {"accuracy": accuracy, **trees.flat(jax.device_get(run.state.server.params))}
 
-    arrays = cached(f"pretrained-{digest.hexdigest()[:20]}", build, cache_dir=cache_dir)
+    steps = f"{options.epochs} epochs of {len(problem.labels)} examples"
+    with working(f"pre-training on {options.source}, {steps}"):
+        arrays = cached(f"pretrained-{digest.hexdigest()[:20]}", build, cache_dir=cache_dir)
     accuracy = float(arrays.pop("accuracy"))
     return Pretrained(weights.nested({name: np.array(array) for name, array in arrays.items()}), accuracy)

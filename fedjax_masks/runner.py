@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_masks import hosts, participation
+from fedjax_masks import backend, hosts, participation, telemetry
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
 from fedjax_masks.notes import count_broken, is_diverged, notes
@@ -142,6 +142,7 @@ def simulate(
     storage: Storage = AUTO,
     eval_clients: int | None = None,
     on_chunk: Sequence[OnChunk] = (),
+    progress: bool | None = None,
 ) -> Run:
     """Simulates an algorithm on a task, in memory.
 
@@ -158,10 +159,12 @@ def simulate(
       storage: Where clients' states and training data lie between chunks; never changes results.
       eval_clients: Evaluate the own models of so many clients only; None for all.
       on_chunk: Called at the end of every chunk of rounds.
+      progress: Whether to show the progress on stderr; by default only in a notebook.
 
     Raises:
       ValueError: An argument is out of range.
     """
+    backend.check()
     eval_every = -(-rounds // 20) if eval_every is None else eval_every
     for name, value in (("rounds", rounds), ("eval_every", eval_every)):
         if value < 1:
@@ -178,7 +181,11 @@ def simulate(
         eval_clients=eval_clients,
     )
     batch = alone(simulation)
-    (run,) = run_rounds(batch, batch.init(), rounds=rounds, eval_every=eval_every, on_chunk=[on_chunk])
+    quiet = not (telemetry.in_notebook() if progress is None else progress)
+    with telemetry.progress("simulate", done=0, rounds=rounds, quiet=quiet) as show:
+        (run,) = run_rounds(
+            batch, batch.init(), rounds=rounds, eval_every=eval_every, on_chunk=[[show, *on_chunk]]
+        )
     return run
 
 

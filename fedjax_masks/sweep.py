@@ -16,7 +16,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_masks import assembly, checkpoint, experiment, lock, run_directory, termination, trackers
+from fedjax_masks import (
+    assembly,
+    backend,
+    checkpoint,
+    experiment,
+    lock,
+    run_directory,
+    termination,
+    trackers,
+)
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.config import Config, as_dict
@@ -164,6 +173,7 @@ def run_sweep(
         before anything runs.
     """
     jobs, out = read_sweep(path), Path(out_dir)
+    backend.check()
     with termination.raised(), experiment.writing([out]):
         if not resume and {file.name for file in out.iterdir()} - {lock.NAME}:
             raise UserError(f"out={str(out)!r}: is not empty; --resume continues the sweep in it")

@@ -17,6 +17,7 @@ from fedjax_masks.analysis.style import Series, drawing, group
 from fedjax_masks.analysis.table import Table
 from fedjax_masks.analysis.targets import target_tables
 from fedjax_masks.errors import UserError, in_a_line
+from fedjax_masks.telemetry import working
 
 _PNG_DPI = 200
 _LOGGER = logging.getLogger("fedjax_masks")
@@ -58,10 +59,12 @@ def write_report(
     series = group(load_runs(run_dirs, setup_bytes=setup_bytes))
     summary, *others = compare(series, target=target, baseline=baseline)
     several = any(len(member.runs) > 1 for member in series)
-    divisions, missing = divisions_of([run for member in series for run in member.runs])
+    with working(f"{out}: dividing the data again"):
+        divisions, missing = divisions_of([run for member in series for run in member.runs])
     remarks = [f"The division of the data is not shown, for want of them: {line}." for line in missing]
     try:
-        drawn = draw_all(series, divisions)
+        with working(f"{out}: drawing"):
+            drawn = draw_all(series, divisions)
     except Exception as error:  # a missing matplotlib, fonts and caches fail in ways of their own
         drawn = []
         remarks.append(f"The figures could not be drawn: {in_a_line(error)}.")

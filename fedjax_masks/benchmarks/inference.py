@@ -24,6 +24,7 @@ from fedjax_masks.masks import density, mask_params, prune
 from fedjax_masks.models import Model, gated
 from fedjax_masks.simulation import make_simulation
 from fedjax_masks.simulation.records import RoundMetrics
+from fedjax_masks.telemetry import say, working
 
 _TURNS = 200
 
@@ -112,7 +113,7 @@ def bench_inference(*, rounds: int, plan: str = "auto", systems: tuple[str, ...]
       without channels that are rarely active; its MACs are counted, per example and relative to the
       net without gates.
     """
-    compared = {name: _compare(_SYSTEMS[name](rounds, plan)) for name in systems or _SYSTEMS}
+    compared = {name: _compare(name, _train_one(name, rounds, plan)) for name in systems or _SYSTEMS}
     return {
         "device": measure.device(),
         "latency_speedup": {name: figures.pop("speedup") for name, figures in compared.items()},
@@ -120,7 +121,13 @@ def bench_inference(*, rounds: int, plan: str = "auto", systems: tuple[str, ...]
     }
 
 
-def _compare(deployed: _Deployed) -> dict[str, Any]:
+def _train_one(name: str, rounds: int, plan: str) -> _Deployed:
+    say(f"{name}: training")
+    with working(f"{name}: training"):
+        return _SYSTEMS[name](rounds, plan)
+
+
+def _compare(name: str, deployed: _Deployed) -> dict[str, Any]:
     (model, params), (small, small_params), images, figures = deployed
     latency, speedup, difference, largest = {}, {}, 0.0, 0.0
     for batch in (1, 32):
@@ -129,7 +136,8 @@ def _compare(deployed: _Deployed) -> dict[str, Any]:
         compacted = partial(jax.jit(small.apply), small_params, x)
         difference = max(difference, float(jnp.max(jnp.abs(masked() - compacted()))))
         largest = max(largest, float(jnp.max(jnp.abs(masked()))))
-        taken = measure.in_turns({"masked": masked, "compacted": compacted}, _TURNS)
+        forms = {"masked": masked, "compacted": compacted}
+        taken = measure.in_turns(forms, _TURNS, title=f"{name}, batch {batch}")
         latency[str(batch)] = {f"{form}_ms": measure.median_ms(s) for form, s in taken.items()}
         speedup[str(batch)] = measure.speedup(taken["masked"], taken["compacted"])
     return {

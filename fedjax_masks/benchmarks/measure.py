@@ -1,8 +1,9 @@
 """Timing of things against each other on a machine that is never quiet."""
 
 import contextlib
-import resource
+import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+
+from fedjax_masks.telemetry import lines, working
 
 
 class Rates(NamedTuple):
@@ -33,14 +36,24 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int) -> dict[Any, list[float]]:
-    """Seconds of each call, one after the other, over and over, after one round for warming up."""
-    for call in calls.values():
-        jax.block_until_ready(call())
+def in_turns(
+    calls: Mapping[Any, Callable[[], Any]], turns: int, *, title: str = "measuring"
+) -> dict[Any, list[float]]:
+    """Seconds of each call, one after the other, over and over, after one round for warming up.
+
+    Args:
+      calls: The calls by name.
+      turns: How often each is measured.
+      title: What is measured, for the lines of progress.
+    """
     taken: dict[Any, list[float]] = {name: [] for name in calls}
-    for _ in range(turns):
-        for name, call in calls.items():
-            taken[name].append(seconds(call))
+    with lines(title, total=turns, unit="turns", doing="warming up") as show:
+        for call in calls.values():
+            jax.block_until_ready(call())
+        for turn in range(turns):
+            for name, call in calls.items():
+                taken[name].append(seconds(call))
+            show(turn + 1, now=turn + 1 == turns)
     return taken
 
 
@@ -85,12 +98,23 @@ def repeated(run: Callable[[Any], Any], carry: Any) -> Callable[[], Any]:
 
 def rates() -> Rates:
     """Measures the machine."""
-    return Rates(round(matmul_gflops(), 1), round(stream_gbytes(), 1))
+    with working("rates of the machine"):
+        return Rates(round(matmul_gflops(), 1), round(stream_gbytes(), 1))
 
 
 def peak_rss_mb() -> float:
     """Peak resident memory of this process in MB, since :func:`forget_peak` where that works."""
-    return _status_mb("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return _status_mb("VmHWM") or _most_resident_mb()
+
+
+def _most_resident_mb() -> float:
+    """The system's own account of the peak; NaN where it keeps none, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def resident_mb() -> float:

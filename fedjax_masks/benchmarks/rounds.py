@@ -25,7 +25,7 @@ from fedjax_masks.data import synthetic_task
 from fedjax_masks.experiment import writers
 from fedjax_masks.runner import chunk_length, run_rounds
 from fedjax_masks.simulation import alone, make_simulation
-from fedjax_masks.telemetry import progress
+from fedjax_masks.telemetry import lines, progress
 from fedjax_masks.trackers import tracking
 
 Setup = tuple[FederatedAlgorithm, Task, int]
@@ -94,15 +94,17 @@ def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto")
     prepared = time.perf_counter()
     chunk = max(1, min(5, rounds))
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
-    state, metrics = simulation.run(simulation.init(), 0, 1)
-    first_round = time.perf_counter() - prepared
-    rates, flops, traffic = [], [], []
-    for start in range(1, 1 + rounds, chunk):
-        tick = time.perf_counter()
-        state, metrics = simulation.run(state, start, chunk)
-        rates.append(chunk / (time.perf_counter() - tick))
-        flops.append(float(metrics.mean("flops").mean()) * cohort)
-        traffic.append(float(metrics.mean("traffic").mean()) * cohort)
+    rates, flops, traffic, chunks = [], [], [], range(1, 1 + rounds, chunk)
+    with lines("bench", total=len(chunks), unit=f"chunks of {chunk} rounds", doing="compiling") as show:
+        state, metrics = simulation.run(simulation.init(), 0, 1)
+        first_round = time.perf_counter() - prepared
+        for start in chunks:
+            tick = time.perf_counter()
+            state, metrics = simulation.run(state, start, chunk)
+            rates.append(chunk / (time.perf_counter() - tick))
+            flops.append(float(metrics.mean("flops").mean()) * cohort)
+            traffic.append(float(metrics.mean("traffic").mean()) * cohort)
+            show(len(rates), f"{rates[-1]:.3g} rounds/s", now=True)
     rate, flops_per_round = statistics.median(rates), statistics.fmean(flops)
     stats, peak = simulation.stats(), measure.rates()
     return {
@@ -147,7 +149,7 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
         config = make_config({"algorithm.name": "fedavg", "rounds": rounds, "eval_every": chunk})
         with (
             tempfile.TemporaryDirectory() as out,
-            progress("bench", done=0, rounds=rounds, quiet=False) as show,
+            progress("bench", done=0, rounds=rounds, quiet=False, doing="") as show,
             tracking((), Path(out), config={}) as tracker,
         ):
             (hooks,) = writers([Path(out)], config, [tracker.log])
@@ -159,7 +161,7 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
                 on_chunk=[(*hooks, show)],
             )
 
-    taken = measure.in_turns({"bare": bare, "runner": whole}, 15)
+    taken = measure.in_turns({"bare": bare, "runner": whole}, 15, title="bare and with the runner")
     return {
         "plan": str(simulation.plan),
         "device": measure.device(),

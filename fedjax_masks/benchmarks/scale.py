@@ -23,6 +23,7 @@ from fedjax_masks.benchmarks import measure
 from fedjax_masks.benchmarks.rounds import mlp_1000
 from fedjax_masks.data import synthetic_task, task_from_arrays
 from fedjax_masks.simulation import Simulation, Storage, make_simulation
+from fedjax_masks.telemetry import say, working
 
 _POPULATIONS = (10**3, 10**4, 10**5, 10**6)
 _COHORTS = (10, 30, 100, 300, 1000)
@@ -80,7 +81,8 @@ def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         held = {number: _on_host(number, _COHORT, chunk, plan, folder) for number in _POPULATIONS}
         turns = max(1, rounds // chunk)
-        taken = measure.in_turns({n: _rounds(s, chunk) for n, s in held.items()}, turns)
+        calls = {n: _rounds(s, chunk) for n, s in held.items()}
+        taken = measure.in_turns(calls, turns, title="rounds of every population")
         stores = {number: simulation.store for number, simulation in held.items()}
         sizes = {number: store.file_bytes for number, store in stores.items() if store is not None}
     figures = {}
@@ -117,8 +119,9 @@ def _memory(num_clients: int, cohort: int, chunk: int, plan: str) -> dict[str, f
 
 def _alone(function: Callable[..., Mapping[str, float]], *arguments: Any) -> Mapping[str, float]:
     """A call in a process of its own."""
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+    fresh, told = multiprocessing.get_context("spawn"), f"memory of {arguments[0]} clients"
+    say(told)
+    with working(told), ProcessPoolExecutor(1, mp_context=fresh) as pool:
         return pool.submit(function, *arguments).result()
 
 
@@ -131,7 +134,8 @@ def bench_cohort(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
     algorithm, task, _ = mlp_1000()
     chunk = max(1, min(2, rounds))
     held = {n: make_simulation(algorithm, task, cohort=n, chunk=chunk, plan=plan) for n in _COHORTS}
-    taken = measure.in_turns({n: _rounds(s, chunk) for n, s in held.items()}, max(1, rounds // chunk))
+    calls, turns = {n: _rounds(s, chunk) for n, s in held.items()}, max(1, rounds // chunk)
+    taken = measure.in_turns(calls, turns, title="rounds of every cohort")
     return {
         "device": measure.device(),
         "cohorts": {
@@ -162,7 +166,8 @@ def bench_devices(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
         n: make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=f"{kind},mesh:{n}")
         for n in numbers
     }
-    taken = measure.in_turns({n: _rounds(s, chunk) for n, s in held.items()}, max(1, rounds // chunk))
+    calls, turns = {n: _rounds(s, chunk) for n, s in held.items()}, max(1, rounds // chunk)
+    taken = measure.in_turns(calls, turns, title="rounds on every number of devices")
     return {
         "device": measure.device(),
         "cores": os.cpu_count(),

@@ -24,6 +24,7 @@ from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Layer, Model
 from fedjax_masks.ops.conv import Lowering
 from fedjax_masks.simulation import make_simulation
+from fedjax_masks.telemetry import working
 
 RATIOS = (0.4, 0.2, 0.1)
 _BATCH = 50
@@ -85,6 +86,7 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
         {r: _training_steps(model, r) for r in (1.0, *RATIOS)}
         | {"forward": _training_steps(model, 1.0, forward_alone=True)},
         turns,
+        title="training steps by ratio",
     )
     return {
         "device": measure.device(),
@@ -125,9 +127,10 @@ def _backward_seconds(conv: _Conv, turns: int) -> tuple[dict[float, list[float]]
             dense[lowering] = _backward(conv, 1.0, lowering)
         except ValueError:  # it does not serve this kernel
             continue
-    fastest = min((min(taken), name) for name, taken in measure.in_turns(dense, 3).items())[1]
+    first = measure.in_turns(dense, 3, title=f"{conv}, dense, by lowering")
+    fastest = min((min(taken), name) for name, taken in first.items())[1]
     calls = {1.0: dense[fastest]} | {ratio: _backward(conv, ratio) for ratio in RATIOS}
-    return measure.in_turns(calls, turns), fastest
+    return measure.in_turns(calls, turns, title=f"{conv}, by ratio"), fastest
 
 
 def _roofline(conv: _Conv, ratio: float, rates: measure.Rates) -> dict[str, float]:
@@ -171,7 +174,7 @@ def _thin_products_ms(pixels: int, taps: int, inputs: int, gradients: int) -> fl
         operands, _ = jax.lax.optimization_barrier(carry)
         return operands, products(*operands)
 
-    taken = measure.in_turns({0: _looped(step, (operands, results))}, 5)[0]
+    taken = measure.in_turns({0: _looped(step, (operands, results))}, 5, title="its two thin products")[0]
     return measure.median_ms(taken) / _STEPS
 
 
@@ -239,5 +242,7 @@ def _round_time_ratio(model: Model, task: Any, plan: str) -> float:
         state, _ = simulation.run(simulation.init(), 0, 1)
         return measure.repeated(lambda state: simulation.run(state, 1, 1)[0], state)
 
-    taken = measure.in_turns({ratio: prepare(ratio) for ratio in (0.1, 1.0)}, 3)
+    with working("preparing rounds at two ratios"):
+        calls = {ratio: prepare(ratio) for ratio in (0.1, 1.0)}
+    taken = measure.in_turns(calls, 3, title="rounds at two ratios")
     return round(1 / measure.speedup(taken[1.0], taken[0.1]), 3)

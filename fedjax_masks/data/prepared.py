@@ -20,6 +20,7 @@ from fedjax_masks.data.catalog import DATASETS
 from fedjax_masks.data.examples import Examples, Source, hold_out
 from fedjax_masks.errors import in_a_line as _line
 from fedjax_masks.errors import unlogged
+from fedjax_masks.telemetry import Show, lines, working
 
 _LOGGER = logging.getLogger("fedjax_masks")
 _INFO = "dataset_info.json"
@@ -119,7 +120,7 @@ def _prepare(name: str) -> Path:
         "data set '%s': not in %s, so it is downloaded; data_dir names another folder", name, where
     )
     try:
-        with unlogged("urllib3.connectionpool"):
+        with unlogged("urllib3.connectionpool"), working(f"data set '{name}': downloading and preparing"):
             # The one format that is read without TensorFlow.
             builder = tfds.builder(name, file_format="array_record")
             builder.download_and_prepare()
@@ -167,6 +168,11 @@ def _keys(tfds: Any, name: str, features: Any) -> tuple[str, str, int]:
 
 
 def _read_split(name: str, source: Any, image: str, label: str) -> Examples:
+    with lines(f"data set '{name}': decoding", total=len(source), unit="images") as show:
+        return _decoded(name, source, image, label, show)
+
+
+def _decoded(name: str, source: Any, image: str, label: str, show: Show) -> Examples:
     num = len(source)
     inputs, labels = None, np.empty(num, np.int32)
     for start in range(0, num, _BATCH):
@@ -182,6 +188,7 @@ def _read_split(name: str, source: Any, image: str, label: str) -> Examples:
             )
         inputs[rows.start : rows.stop] = [example[image] for example in batch]
         labels[rows.start : rows.stop] = [example[label] for example in batch]
+        show(rows.stop)
     if inputs is None or inputs.dtype != np.uint8 or labels.min() < 0:
         raise ValueError(f"data set '{name}': labelled uint8 images are accepted")
     return Examples(inputs, labels)
