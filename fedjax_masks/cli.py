@@ -5,6 +5,8 @@ with exit code 2 and one line on stderr.
 """
 
 import argparse
+import codecs
+import io
 import json
 import os
 import sys
@@ -15,7 +17,8 @@ from typing import Any, NoReturn
 
 from fedjax_masks import __version__, termination
 from fedjax_masks.errors import UserError, user_errors
-from fedjax_masks.listing import KINDS
+from fedjax_masks.listing import KINDS, keys_of
+from fedjax_masks.synonyms import meant_key, synonym
 
 _FLAGS = {
     "algorithm": ("algorithm.name", "NAME", "the algorithm, required; see 'fedjax-masks list algorithms'"),
@@ -27,6 +30,7 @@ _FLAGS = {
     "cohort": ("cohort", "K", "clients per round (default: 10, or all where there are fewer)"),
     "rounds": ("rounds", "R", "rounds (default: 50)"),
     "epochs": ("training.epochs", "E", "local epochs (default: by algorithm)"),
+    "lr": ("lr", "RATE", "the clients' learning rate (default: by algorithm)"),
     "batch-size": ("training.batch_size", "B", "examples per local step (default: 10)"),
     "devices": ("devices", "SPEC", "devices and links, as in rpi4@wifi or rpi3+rpi4@4g,deadline=60"),
     "log": ("log", "NAMES", "records also go to tensorboard, wandb, mlflow; joined by +"),
@@ -41,6 +45,7 @@ _PRETRAIN_FLAGS = {
         "fractal (default), public, {npz,safetensors}:FILE, or orbax:DIR",
     ),
     "epochs": ("pretraining.epochs", "E", "passes over the source's images (default: 20)"),
+    "lr": ("pretraining.lr", "RATE", "learning rate (default: 0.01)"),
     "seed": ("pretraining.seed", "S", "of fractals, parameters and the order of examples (default: 0)"),
 }
 _PARTITION_FLAGS = {
@@ -72,15 +77,45 @@ class _Command(_Parser):
             if flag == "--":
                 break
             if flag.startswith("--") and flag not in self._option_string_actions:
-                near = get_close_matches(flag, self._option_string_actions, n=1)
-                keys = "; keys without a flag: --set KEY=VALUE" * ("--set" in self._option_string_actions)
-                self.error(f"{flag}: unknown flag" + (f"; did you mean {near[0]}?" if near else keys))
-        return super().parse_known_args(args, namespace)
+                self.error(f"{flag}: unknown flag" + self._hint(flag))
+        known, others = super().parse_known_args(args, namespace)
+        for word in others:
+            near = _with_flag(word)
+            if near is not None and near[0] in self._option_string_actions:
+                self.error(f"{word}: unknown argument; did you mean {' '.join(near)}?")
+        return known, others
+
+    def _hint(self, flag: str) -> str:
+        """The flag or the key that was probably meant."""
+        flags = self._option_string_actions
+        near = get_close_matches(flag, flags, n=1, cutoff=0.8)
+        if "--set" in flags and not near:
+            from fedjax_masks import config
+
+            keys = config.all_keys()
+            key = synonym(flag, keys) or meant_key(flag[2:].replace("-", "_"), keys) or ""
+            own = f"--{key.rpartition('.')[2].replace('_', '-')}"
+            near = [other for other, action in flags.items() if action.dest == key or other == own]
+            if key and not near:
+                names = config.owners(key)
+                of = f" of {' and '.join(names)}" if names else ""
+                return f"; it is no flag but a key{of}: --set {key}=VALUE"
+        near = near or get_close_matches(flag, flags, n=1)
+        others = "; keys without a flag: --set KEY=VALUE" * ("--set" in flags)
+        return f"; did you mean {near[0]}?" if near else others
+
+
+def _with_flag(word: str) -> tuple[str, str] | None:
+    """The flag to which a word belongs and what it should be, where it names something that there is."""
+    kinds = {"algorithms": "--algorithm", "datasets": "--dataset", "models": "--model"}
+    named = ((flag, synonym(word, KINDS[kind]())) for kind, flag in kinds.items())
+    return next(((flag, name) for flag, name in named if name is not None), None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     _split_host()
+    _write_anywhere()
     try:
         arguments = _parser().parse_args(argv)
         with termination.second_signal_ends():
@@ -96,6 +131,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+_PLAIN = {"±": "+-", "·": "*", "÷": "/", "\u00d7": "x", "\u2013": "-", "\u2212": "-", "≤": "<=", "≥": ">="}
+
+
+def _write_anywhere() -> None:
+    """Makes streams of any encoding write what they lack, in plain letters or as an escape sequence."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        missing = error.object[error.start : error.end]
+        letters = (_PLAIN.get(a) or a.encode("ascii", "backslashreplace").decode() for a in missing)
+        return "".join(letters), error.end
+
+    codecs.register_error("fedjax_masks.plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fedjax_masks.plain")
 
 
 def _split_host() -> None:
@@ -172,6 +226,8 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = add("list", _list, "list what there is")
     listing.add_argument("kind", nargs="?", choices=tuple(KINDS), help="default: all")
+    listing.add_argument("--algorithm", metavar="NAME", help="with keys: those of this algorithm alone")
+    listing.add_argument("--model", metavar="NAME", help="with keys: those of this model alone")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -208,11 +264,16 @@ def _add_comparison(command: argparse.ArgumentParser) -> None:
 
 def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
     from fedjax_masks import config
+    from fedjax_masks.algorithms import registry
 
     values = {} if arguments.config is None else config.read_file(arguments.config)
-    given = {key: getattr(arguments, key) for key, _, _ in flags.values()}
-    values |= {key: value for key, value in given.items() if value is not None}
-    return values | dict(map(_assignment, arguments.set))
+    flagged = {key: getattr(arguments, key) for key, _, _ in flags.values()}
+    given = {key: value for key, value in flagged.items() if value is not None}
+    assigned = dict(map(_assignment, arguments.set))
+    if "lr" in given:
+        rate, name = given.pop("lr"), {**values, **given, **assigned}.get("algorithm.name")
+        given |= {"algorithm.lr" if name is None else registry.rate_key(str(name), rate): rate}
+    return values | given | assigned
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
@@ -355,14 +416,20 @@ def _claims(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    parts = {"algorithm": arguments.algorithm, "model": arguments.model}
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
-    found = {kind: KINDS[kind]() for kind in kinds}
+    if any(parts.values()):
+        if kinds != ["keys"]:
+            raise UserError("list: --algorithm and --model choose keys; accepted is 'list keys'")
+        found = {"keys": keys_of(**parts)}
+    else:
+        found = {kind: KINDS[kind]() for kind in kinds}
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
     for kind, entries in found.items():
-        print(f"{kind}:")
-        width = max(map(len, entries))
+        print(f"{kind}:" if entries else f"{kind}: none")
+        width = max(map(len, entries), default=0)
         for name, text in entries.items():
             print(f"  {name:{width}}  {text}")
 

@@ -7,11 +7,9 @@ later one wins: first the file, then the flags, then ``--set``.
 """
 
 import dataclasses
-import inspect
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,12 +20,13 @@ from fedjax_masks.data import files
 from fedjax_masks.data.arrays import MOST_CLASSES, Channels
 from fedjax_masks.data.scaling import Scale
 from fedjax_masks.data.sources import is_own
-from fedjax_masks.errors import UserError, nearest, regular_file, unknown
+from fedjax_masks.errors import UserError, regular_file, unknown
 from fedjax_masks.pretraining import Pretraining
 from fedjax_masks.simulation.residence import Where, WhereClients
+from fedjax_masks.synonyms import meant, meant_key, synonym
 from fedjax_masks.trackers import parse as parse_trackers
 from fedjax_masks.trees import flat
-from fedjax_masks.values import Bounds, Count, Decay, Momentum, Rate, Seed, Share, coerce, is_plain
+from fedjax_masks.values import Bounds, Count, Decay, Momentum, Rate, Seed, Share, coerce, describe, is_plain
 
 _MOST_EVALUATED = 10_000  # clients, unless more are asked for
 _MODEL_OF = {
@@ -274,9 +273,7 @@ def _model_options(name: str) -> dict[str, Option]:
 
     if name not in MODELS:
         raise unknown("model.name", name, MODELS)
-    signature = inspect.signature(MODELS[name], eval_str=True)
-    _, *parameters = signature.parameters.items()
-    return {key: Option(parameter.annotation, parameter.default) for key, parameter in parameters}
+    return registry.options_of(MODELS[name])
 
 
 def _algorithm_options(name: str) -> dict[str, Option]:
@@ -322,17 +319,18 @@ def make_config(values: Mapping[str, Any]) -> Config:
     """
     algorithm = values.get("algorithm.name")
     if algorithm is None:
-        meant = get_close_matches("algorithm.name", values, n=1)
-        hint = f"; did you mean it by {meant[0]!r}?" if meant else ";"
+        near = meant("algorithm.name", values.keys() - all_keys().keys())
+        hint = f"; did you mean it by {near!r}?" if near else ";"
         raise UserError(f"algorithm.name: missing{hint} accepted are {', '.join(registry.REGISTRY)}")
     dataset = str(values.get("data.name", "digits"))
     model = values.get("model.name", _default_model(dataset))
     options = keys(str(algorithm), str(model), dataset)
     for key in values:
         if key not in options:
-            raise UserError(
-                f"{key}: unknown key; the nearest is {nearest(key, options)}; all: 'fedjax-masks list keys'"
-            )
+            raise UserError(f"{key}: unknown key{_hint(key, options)}; all: 'fedjax-masks list keys'")
+    for key, option in options.items():
+        if option.default is registry.REQUIRED and key not in values:
+            raise UserError(f"{key}: missing; {describe(option.annotation)} is accepted")
     typed = {key: coerce(key, values.get(key, o.default), o.annotation) for key, o in options.items()}
     _fill(typed, given=values)
     _check(typed)
@@ -345,6 +343,42 @@ def _default_model(dataset: str) -> str:
         shape = files.input_shape(dataset)
         return _TABLE_MODEL if shape is None or len(shape) == 1 else _IMAGE_MODEL
     return _MODEL_OF.get(dataset.partition("/")[0], _IMAGE_MODEL)
+
+
+def _hint(key: str, options: Mapping[str, Option]) -> str:
+    """The key that was probably meant, or the algorithms and models that have the one that was named."""
+    last = key.rpartition(".")[2]
+    for other in (f"algorithm.{last}", f"model.{last}"):
+        if other not in options and key in (last, other) and synonym(last, options) is None and owners(other):
+            return f"; {other} is a key of {' and '.join(owners(other))}"
+    near = meant_key(key, options)
+    return "" if near is None else f"; the nearest is {near}"
+
+
+def owners(key: str) -> list[str]:
+    """The algorithms, or the models, that have a key of their own.
+
+    >>> owners("algorithm.mu")
+    ['fedprox']
+    """
+    from fedjax_masks.models import MODELS
+
+    kind, _, last = key.rpartition(".")
+    if kind == "algorithm":
+        return [name for name in registry.REGISTRY if last in _algorithm_options(name)]
+    return [name for name in MODELS if kind == "model" and last in _model_options(name)]
+
+
+def all_keys() -> dict[str, Option]:
+    """The keys of every algorithm and every model."""
+    from fedjax_masks.models import MODELS
+
+    found: dict[str, Option] = {}
+    for name in registry.REGISTRY:
+        found |= keys(name, "mlp")
+    for name in MODELS:
+        found |= keys("fedavg", name)
+    return found
 
 
 def _fill(typed: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -5,8 +5,9 @@ import logging
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
+
+from fedjax_masks.synonyms import meant
 
 
 class UserError(ValueError):
@@ -82,17 +83,6 @@ def unknown(key: str, value: str, accepted: Iterable[str]) -> UserError:
     model.name='lenet5': unknown; did you mean 'lenet'? accepted are lenet, mlp
     """
     accepted = sorted(accepted)
-    near = get_close_matches(value, accepted, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    near = meant(value, accepted)
+    hint = f"; did you mean {near!r}?" if near else ";"
     return UserError(f"{key}={value!r}: unknown{hint} accepted are {', '.join(accepted)}")
-
-
-def nearest(key: str, accepted: Iterable[str]) -> str:
-    """The accepted key that one is most like; first among those that end alike.
-
-    >>> nearest("lr", ["log", "algorithm.lr", "algorithm.name"])
-    'algorithm.lr'
-    """
-    accepted = list(accepted)
-    ends_alike = [other for other in accepted if other.rpartition(".")[2] == key.rpartition(".")[2]]
-    return get_close_matches(key, ends_alike or accepted, n=1, cutoff=0.0)[0]

@@ -86,6 +86,34 @@ def keys() -> dict[str, str]:
     return {key: _shown(found[key], len(REGISTRY)) for key in sorted(found, key=_place) if key not in names}
 
 
+def keys_of(algorithm: str | None = None, model: str | None = None) -> dict[str, str]:
+    """The keys that only an algorithm or a model has: what they mean and accept, and their defaults there.
+
+    Args:
+      algorithm: The algorithm; none for the model's keys alone.
+      model: The model; none for the algorithm's keys alone.
+
+    Raises:
+      UserError: There is none of this name.
+    """
+    from fedjax_masks import config
+    from fedjax_masks.algorithms.registry import get, optimizer_options
+    from fedjax_masks.models import MODELS
+
+    options, told = config.keys(algorithm or "fedavg", model or "mlp"), {}
+    wanted = [f"{kind}." for kind, name in (("algorithm", algorithm), ("model", model)) if name]
+    if algorithm:
+        told |= dict(_told(get(algorithm).factory, "algorithm."))
+        told |= {f"algorithm.{key}": "Of the clients' optimiser" for key in optimizer_options(algorithm)}
+    if model:
+        told |= dict(_told(MODELS[model], "model."))
+    found: dict[str, _Variants] = {}
+    names = ("algorithm.name", "model.name")
+    chosen = {k: o for k, o in options.items() if k.startswith(tuple(wanted)) and k not in names}
+    _note(found, "", told, chosen)
+    return {key: _shown(variants, 1) for key, variants in found.items()}
+
+
 _Variants = dict[str, dict[Any, list[str]]]  # what is said of a key, its default, and in which cases
 
 
@@ -95,7 +123,8 @@ def _note(
     """Adds what one algorithm or model says of its keys."""
     for key, option in options.items():
         text = "; ".join(filter(None, (told.get(key), describe(option.annotation))))
-        found.setdefault(key, {}).setdefault(text, {}).setdefault(option.default, []).append(name)
+        default = tuple(option.default) if isinstance(option.default, list) else option.default
+        found.setdefault(key, {}).setdefault(text, {}).setdefault(default, []).append(name)
 
 
 def _place(key: str) -> tuple[bool, bool]:
@@ -125,6 +154,8 @@ def _of(names: list[str], everyone: int) -> str:
 
 def _written(default: Any) -> str:
     """A default as a person would write it."""
+    if default is inspect.Parameter.empty:
+        return "none, must be given"
     if isinstance(default, tuple):
         return ",".join(map(_written, default))
     if isinstance(default, bool) or default is None:

@@ -1,6 +1,7 @@
 """Values as people write them, brought to the type that an annotation asks for."""
 
 import math
+import tomllib
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class Bounds:
         return low if self.high == math.inf else low + high
 
 
-Count = Annotated[int, Bounds(1)]
-Width = Annotated[int, Bounds(1, 2**31 - 1)]
+Count = Annotated[int, Bounds(1, 2**31 - 1)]  # an index on a device has 32 bits
+Natural = Annotated[int, Bounds(0, 2**31 - 1)]
 Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 Share = Annotated[float, Bounds(0, 1)]
 PositiveShare = Annotated[float, Bounds(0, 1, above=True)]
@@ -104,7 +105,7 @@ def coerce(key: str, value: Any, annotation: Any) -> Any:
     """
     try:
         return _convert(value, annotation)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         shown = value if isinstance(value, str) else repr(value)
         raise UserError(f"{key}={shown}: {describe(annotation)} is accepted") from None
 
@@ -117,11 +118,26 @@ def _convert(value: Any, annotation: Any) -> Any:
     if origin is Literal:
         return _require(value in arguments, value)
     if origin is Sequence:
-        items = value.strip("[]").split(",") if isinstance(value, str) else value
+        items = _items(value) if isinstance(value, str) else value
         return tuple(_convert(item, arguments[0]) for item in items)
     if _is_union(annotation):
         return _first_of(value, sorted(arguments, key=lambda kind: kind is not _NONE))
     return _CONVERTERS[annotation](value)
+
+
+def _items(text: str) -> list[Any]:
+    """A list as people write it: bare words and numbers between commas, or a list of TOML or JSON.
+
+    >>> _items("64, 32"), _items("[conv1,dense1]"), _items('["conv1", "dense1"]'), _items("[]")
+    (['64', '32'], ['conv1', 'dense1'], ['conv1', 'dense1'], [])
+    """
+    text = text.strip()
+    inner = text[1:-1].strip() if text.startswith("[") and text.endswith("]") else text
+    if any(mark in inner for mark in "\"'[]"):
+        return tomllib.loads(f"items = [{inner}]")["items"]
+    if not inner:
+        return _require(inner != text, [])
+    return [item.strip() for item in inner.removesuffix(",").split(",")]
 
 
 def _first_of(value: Any, annotations: Sequence[Any]) -> Any:

@@ -30,7 +30,7 @@ from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metri
 from fedjax_masks.masks import density, prune, top_count, weight_mask
 from fedjax_masks.models import Kernel, Model
 from fedjax_masks.payload import Known, Masked, When
-from fedjax_masks.values import Count, Share
+from fedjax_masks.values import Count, Natural, Share
 
 Mask = dict[str, jax.Array]
 Distribution = Literal["erk", "uniform"]
@@ -89,7 +89,7 @@ def feddst(
     distribution: Distribution = "erk",
     adjust_every: Count = 15,
     adjust_share: Share = 0.05,
-    adjust_until: int = 200,
+    adjust_until: Natural = 200,
     augment: local.Augment | None = None,
 ) -> FederatedAlgorithm:
     """FedDST.

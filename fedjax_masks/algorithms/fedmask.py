@@ -36,6 +36,7 @@ from fedjax_masks.masks import (
 )
 from fedjax_masks.models import Model
 from fedjax_masks.payload import Encoded, Known, Masked, When
+from fedjax_masks.values import Natural
 
 Mask = dict[str, jax.Array]
 Scores = dict[str, jax.Array]
@@ -100,7 +101,7 @@ def fedmask(
     batch_size: int = 10,
     score_scale: float = 1.0,
     prune_ratio: float = 0.2,
-    prune_layers: int = 2,
+    prune_layers: Natural = 2,
     prune_score: Literal["change", "magnitude"] = "change",
     forward: Literal["hard", "soft"] = "hard",
     gradient: Literal["sigmoid", "straight_through"] = "sigmoid",

@@ -26,7 +26,7 @@ from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metri
 from fedjax_masks.masks import density, prune, top_count, weight_mask
 from fedjax_masks.models import Model
 from fedjax_masks.payload import Masked, When
-from fedjax_masks.values import PositiveShare, Share
+from fedjax_masks.values import Natural, PositiveShare, Share
 
 Mask = dict[str, jax.Array]
 
@@ -76,7 +76,7 @@ def lotteryfl(
     prune_share: Share = 0.2,
     target: PositiveShare = 0.5,
     threshold: Share = 0.2,
-    held_out: int = 10,
+    held_out: Natural = 10,
     augment: local.Augment | None = None,
 ) -> FederatedAlgorithm:
     """LotteryFL.

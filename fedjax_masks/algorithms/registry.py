@@ -5,7 +5,7 @@ configuration keys by inspection.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,10 +88,41 @@ _WITH_MOMENTUM = ("sgd", "rmsprop")
 
 @dataclass(frozen=True)
 class Option:
-    """One configuration key of an algorithm: its type and its default."""
+    """One configuration key of an algorithm: its type and its default.
+
+    Attributes:
+      annotation: The type.
+      default: The default; :data:`REQUIRED` without one.
+    """
 
     annotation: Any
     default: Any
+
+
+REQUIRED = inspect.Parameter.empty
+
+
+def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
+    """Parameters of a factory that options can give, in order; without annotation, of their default's type.
+
+    >>> options_of(lambda task, *, width=3, names=("a",): None)["width"].annotation
+    <class 'int'>
+    """
+    signature = inspect.signature(factory, eval_str=True)
+    return {
+        key: Option(_type_of(parameter), parameter.default)
+        for key, parameter in signature.parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not REQUIRED
+    }
+
+
+def _type_of(parameter: inspect.Parameter) -> Any:
+    if parameter.annotation is not parameter.empty:
+        return parameter.annotation
+    default = parameter.default
+    if isinstance(default, tuple | list) and len({*map(type, default)}) == 1:
+        return Sequence[type(default[0])]
+    return type(default)
 
 
 def get(name: str) -> Entry:
@@ -106,13 +137,16 @@ def get(name: str) -> Entry:
 
 
 def parameters(name: str) -> dict[str, Option]:
-    """All keyword-only parameters of an algorithm's factory, in their order."""
-    signature = inspect.signature(get(name).factory, eval_str=True)
-    return {
-        key: Option(parameter.annotation, parameter.default)
-        for key, parameter in signature.parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    """All options of an algorithm's factory, in their order.
+
+    Raises:
+      UserError: There is no such algorithm, or its factory lacks what all have.
+    """
+    found = options_of(get(name).factory)
+    for key in ("epochs", "batch_size"):
+        if key not in found:
+            raise UserError(f"algorithm.name={name!r}: must have a factory with a keyword {key}")
+    return found
 
 
 def optimizer_options(name: str) -> dict[str, Option]:
@@ -129,6 +163,26 @@ def optimizer_options(name: str) -> dict[str, Option]:
         "weight_decay": Option(Decay, 0.0),
     }
     return {entry.prefix + key: option for key, option in options.items()}
+
+
+def rate_key(name: str, value: str) -> str:
+    """The key of the rate at which an algorithm's clients train parameters.
+
+    Args:
+      name: The algorithm.
+      value: The rate, for the message.
+
+    Raises:
+      UserError: They train something else, at a rate of another size.
+    """
+    entry = get(name)
+    if entry.prefix:
+        key = f"algorithm.{entry.prefix}lr"
+        raise UserError(
+            f"lr={value}: must be left out, {name} trains no weights; the rate of what it trains is "
+            f"--set {key}=RATE (default: {entry.lr:g})"
+        )
+    return "algorithm.lr"
 
 
 def make_optimizer(

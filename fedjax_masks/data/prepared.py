@@ -20,6 +20,7 @@ from fedjax_masks.data.catalog import DATASETS
 from fedjax_masks.data.examples import Examples, Source, hold_out
 from fedjax_masks.errors import in_a_line as _line
 from fedjax_masks.errors import unlogged
+from fedjax_masks.synonyms import synonym
 from fedjax_masks.telemetry import Show, lines, working
 
 _LOGGER = logging.getLogger("fedjax_masks")
@@ -84,7 +85,9 @@ def _label(version: Path, root: Path) -> str:
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
-    near = [f"npz:{name}"] if name.endswith(".npz") else difflib.get_close_matches(name, names, n=3)
+    near = [f"npz:{name}"] if name.endswith(".npz") else difflib.get_close_matches(name.lower(), names, n=3)
+    alike = synonym(name, names)
+    near = near if alike is None else [alike]
     return f"; did you mean {' or '.join(repr(other) for other in dict.fromkeys(near))}?" if near else ""
 
 

@@ -1,12 +1,12 @@
 """The text form of a partition: ``base[+modifier...]``, each ``name[:argument...]``."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedjax_masks.data.partitions import PARTITIONS, Partition
 from fedjax_masks.data.skew import MODIFIERS, Modifier
+from fedjax_masks.synonyms import meant_partition
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def _name(part: str) -> str:
 
 
 def _unknown(text: str, part: str, names: Sequence[str]) -> Any:
-    near = difflib.get_close_matches(_name(part), names, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    near = meant_partition(part, names)
+    hint = f" (did you mean '{near}'?)" if near else ""
     raise ValueError(f"partition '{text}': no '{_name(part)}'{hint}; accepted: {', '.join(names)}")
 
 

@@ -129,7 +129,7 @@ def make_model(
         init=init,
         apply=lambda params, x: forward(params, x)[0],
         forward=forward,
-        kernels=_list_kernels(chain, example),
+        kernels=_list_kernels(name, chain, example),
         splits=tuple(chain.stages)[:-1],
         input_shape=tuple(task.input_shape),
         rebuild=lambda widths: make_model(name, task, network, widths),
@@ -159,11 +159,21 @@ def check_image(name: str, input_shape: Sequence[int]) -> None:
         )
 
 
-def _list_kernels(chain: Chain, example: jax.ShapeDtypeStruct) -> tuple[Kernel, ...]:
-    """Lists the layers by running the network on shapes alone, with a hook that takes notes."""
+def _list_kernels(name: str, chain: Chain, example: jax.ShapeDtypeStruct) -> tuple[Kernel, ...]:
+    """Lists the layers by running the network on shapes alone, with a hook that takes notes.
+
+    Raises:
+      UserError: The inputs are too small for an unpadded convolution.
+    """
     seen: list[tuple[Kernel, bool]] = []
 
     def note(layer: Layer, x: jax.Array):
+        needed = layer.kernel.shape[:2] if layer.kind == "conv" and layer.padding == "VALID" else (1, 1)
+        if x.ndim == 4 and (x.shape[1] < needed[0] or x.shape[2] < needed[1]):
+            raise UserError(
+                f"model={name!r}: must have inputs larger than {example.shape[1:]}: {layer.name} needs "
+                f"{needed} pixels, and gets {x.shape[1:3]}; 'cnn' and 'mlp' take any size"
+            )
         h = layer(x)
         seen.append((_kernel(layer, h.shape), layer.removable))
         return h, None

@@ -14,10 +14,10 @@ from fedjax_masks.models.layers import (
     relu_max_pool,
 )
 from fedjax_masks.models.model import Model, Problem, check_image, make_model
-from fedjax_masks.values import Width
+from fedjax_masks.values import Count
 
 
-def mlp(task: Problem, *, hidden: Sequence[Width] = (200, 200), norm: Norm = None) -> Model:
+def mlp(task: Problem, *, hidden: Sequence[Count] = (200, 200), norm: Norm = None) -> Model:
     """A multi-layer perceptron on the flattened input.
 
     Args:
@@ -86,8 +86,8 @@ def vgg11(
     task: Problem,
     *,
     norm: Norm = "batch",
-    channels: Sequence[int] = (64, 128, 256, 256, 512, 512, 512, 512),
-    hidden: Sequence[int] = (4096, 4096),
+    channels: Sequence[Count] = (64, 128, 256, 256, 512, 512, 512, 512),
+    hidden: Sequence[Count] = (4096, 4096),
 ) -> Model:
     """VGG11 (Simonyan & Zisserman, 2015) for small images; 34,440,970 parameters on CIFAR-10.
 
@@ -112,8 +112,8 @@ def vgg16(
     task: Problem,
     *,
     norm: Norm = None,
-    channels: Sequence[int] = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
-    hidden: Sequence[int] = (4096, 4096),
+    channels: Sequence[Count] = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
+    hidden: Sequence[Count] = (4096, 4096),
 ) -> Model:
     """VGG16 (Simonyan & Zisserman, 2015); 134,301,514 parameters on CIFAR-10.
 
