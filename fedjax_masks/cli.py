@@ -30,7 +30,7 @@ _FLAGS = {
     "cohort": ("cohort", "K", "clients per round (default: 10, or all where there are fewer)"),
     "rounds": ("rounds", "R", "rounds (default: 50)"),
     "epochs": ("training.epochs", "E", "local epochs (default: by algorithm)"),
-    "lr": ("lr", "RATE", "the clients' learning rate (default: by algorithm)"),
+    "lr": ("algorithm.lr", "RATE", "the clients' learning rate (default: by algorithm)"),
     "batch-size": ("training.batch_size", "B", "examples per local step (default: 10)"),
     "devices": ("devices", "SPEC", "devices and links, as in rpi4@wifi or rpi3+rpi4@4g,deadline=60"),
     "log": ("log", "NAMES", "records also go to tensorboard, wandb, mlflow; joined by +"),
@@ -270,9 +270,9 @@ def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, s
     flagged = {key: getattr(arguments, key) for key, _, _ in flags.values()}
     given = {key: value for key, value in flagged.items() if value is not None}
     assigned = dict(map(_assignment, arguments.set))
-    if "lr" in given:
-        rate, name = given.pop("lr"), {**values, **given, **assigned}.get("algorithm.name")
-        given |= {"algorithm.lr" if name is None else registry.rate_key(str(name), rate): rate}
+    name = {**values, **given, **assigned}.get("algorithm.name")
+    if name is not None and "algorithm.lr" in given:
+        registry.check_rate(str(name), given["algorithm.lr"])
     return values | given | assigned
 
 

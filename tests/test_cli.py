@@ -1,17 +1,21 @@
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 import fedjax_masks_launcher as launcher
 from fedjax_masks import cli, config, experiment
-from fedjax_masks.algorithms.registry import REGISTRY
+from fedjax_masks.algorithms.registry import REGISTRY, Entry
 from fedjax_masks.data import DATASETS, label_histogram, load_task
+from fedjax_masks.errors import UserError
+from fedjax_masks.listing import keys_of
 from fedjax_masks.models import MODELS
-from fedjax_masks.values import describe
+from fedjax_masks.values import Count, coerce, describe
 
 SMALL = ["--model", "mlp", "--clients", "10", "--cohort", "3", "--rounds", "2"]
 
@@ -53,11 +57,30 @@ def npz(tmp_path):
         (["--algorithm", "fedavg", "--set", "algorithm.lr=inf"], ["algorithm.lr=inf", "finite"]),
         (["--algorithm", "fedavg", "--partition", "shard:2"], ["shard:2", "shards"]),
         (["--algorithm", "fedavg", "--partition", "shards:2", "--clients", "1000"], ["1000", "719"]),
-        (["--algorithm", "fedavg", "--plan", "scan"], ["--plan: unknown flag", "--set KEY=VALUE"]),
+        (["--algorithm", "fedavg", "--plan", "scan"], ["--plan: unknown flag", "--set plan=VALUE"]),
         (["--algoritm", "fedavg"], ["--algoritm", "did you mean --algorithm?"]),
         (["--algorithm", "fedavg", "--eval-evry=3"], ["--eval-evry", "--eval-every", "run --help"]),
         (["--algorithm", "fedavg", "fedmask"], ["fedmask", "--help"]),
-        (["--algorithm", "fedavg", "--set", "lr=1"], ["lr: unknown", "algorithm.lr", "list keys"]),
+        (["--algorithm", "fedavg", "--set", "lr=1"], ["lr: unknown", "is algorithm.lr", "list keys"]),
+        (["--algorithm", "fedmask", "--set", "lr=1"], ["lr: unknown", "is algorithm.score_lr;"]),
+        (["--algorithm", "fedavg", "--set", "learning_rate=1"], ["is algorithm.lr;"]),
+        (["--algorithm", "fedavg", "--set", "algorithm.mu=1"], ["algorithm.mu is a key of fedprox;"]),
+        (["--algorithm", "fedavg", "--set", "zebra=1"], ["zebra: unknown key; all: "]),
+        (["--algorithm", "fedavg", "--learning-rate", "1"], ["did you mean --lr?"]),
+        (["--algorithm", "fedavg", "--num_clients=9"], ["did you mean --clients?"]),
+        (["--algorithm", "fedavg", "--mu", "1"], ["a key of fedprox: --set algorithm.mu=VALUE"]),
+        (["--algorithm", "fedavg", "--zebra", "1"], ["--zebra: unknown flag; keys without a flag"]),
+        (["--algorithm", "fedmask", "--lr", "1"], ["lr=1", "--set algorithm.score_lr=RATE (default: 100)"]),
+        (["--algorithm", "fedavg", "--lr", "0"], ["algorithm.lr=0", "above 0"]),
+        (["--lr", "1"], ["algorithm.name: missing; accepted"]),
+        (["fedavg"], ["fedavg: unknown argument; did you mean --algorithm fedavg?"]),
+        (["Fashion-MNIST"], ["did you mean --dataset fashion_mnist?"]),
+        (["--algorithm", "Lg-FedAvg"], ["did you mean 'lgfedavg'?"]),
+        (["--algorithm", "FedAdam"], ["did you mean 'fedavg with server_optimizer.name=adam'?"]),
+        (["--algorithm", "fedavg", "--partition", "dirichlet(0.1)"], ["did you mean 'dirichlet:0.1'?"]),
+        (["--algorithm", "fedavg", "--partition", "Shards_2"], ["did you mean 'shards:2'?"]),
+        (["--algorithm", "fedavg", "--dataset", "FashionMNIST"], ["did you mean 'fashion_mnist'?"]),
+        (["--algorithm", "fedavg", "--batch-size", "2147483648"], ["batch_size=2147483648", "2147483647"]),
         (["--algorithm", "fedavg", *SMALL, "--num-processes", "2"], ["--coordinator"]),
         (["--algorithm", "fedavg", *SMALL, "--dataset", "my.npz"], ["'my.npz'", "'npz:my.npz'"]),
         (["--algorithm", "fedavg", *SMALL, "--set", "plan=fast"], ["plan='fast'", "vmap"]),
@@ -72,6 +95,7 @@ def npz(tmp_path):
         (["--algorithm", "adp", *SMALL], ["'mlp'", "no convolution"]),
         (["--algorithm", "adp", "--set", "algorithm.ratio=0"], ["algorithm.ratio=0", "above 0"]),
         (["--algorithm", "adp", "--set", "algorithm.ratio=0.01"], ["ratio=0.01", "no channel of conv1"]),
+        (["--algorithm", "lotteryfl", "--set", "algorithm.held_out=4294967296"], ["held_out=", "2147483647"]),
         (["--algorithm", "adp", "--set", "algorithm.federation=sgd"], ["federation=sgd", "fednova"]),
         (
             ["--algorithm", "fedavg", "--dataset", "digits", "--data-dir", "x", "--dataset", "npz:no.npz"],
@@ -311,3 +335,81 @@ def test_the_launcher_replaces_its_process_by_one_that_asks(monkeypatch):
     assert asked == [(sys.executable, command, "glibc.malloc.check=0:glibc.malloc.hugetlb=1")]
     monkeypatch.setattr(sys, "argv", ["fedjax-masks", "list", "models"])
     assert launcher.main() == 0  # asked for already
+
+
+def test_a_rate_is_a_flag(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiment, "run_experiment", lambda config, out, **options: seen.append(config))
+    for flags in (["--lr", "0.5"], ["--lr", "0.5", "--set", "algorithm.lr=0.25"]):
+        argv = ["run", "--algorithm", "fedavg", *flags, "--out", str(tmp_path / "o"), "--quiet"]
+        assert cli.main(argv) == 0
+    assert [config.algorithm.options["lr"] for config in seen] == [0.5, 0.25]
+
+
+def test_keys_of_one_algorithm_are_listed_alone(capsys):
+    assert cli.main(["list", "keys", "--algorithm", "fedprox", "--model", "mlp", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["keys"]
+    options = config.keys("fedprox", "mlp")
+    named = {key for key in options if key.startswith(("algorithm.", "model.")) and not key.endswith(".name")}
+    assert set(listed) == named
+    for key, text in listed.items():
+        assert describe(options[key].annotation) in text
+    assert listed["algorithm.mu"].endswith("; default 0.01")
+    assert listed["model.hidden"].endswith("; default 200,200")
+    assert cli.main(["list", "keys", "--model", "lenet"]) == 0
+    assert capsys.readouterr().out == "keys: none\n"
+    assert "fedmask" in fails(capsys, "list", "keys", "--algorithm", "fedmsk")
+    assert "list keys" in fails(capsys, "list", "models", "--algorithm", "fedavg")
+
+
+def test_options_of_an_own_algorithm_need_no_annotations(monkeypatch):
+    def own(model, optimizer, *, needed: int, rate=0.5, layers=("a",), flag=True, epochs=2, batch_size=5):
+        raise NotImplementedError
+
+    monkeypatch.setitem(REGISTRY, "own", Entry(own, "sgd", 0.1))
+    with pytest.raises(UserError, match=r"algorithm.needed: missing; an integer is accepted"):
+        config.make_config({"algorithm.name": "own"})
+    values = {"algorithm.needed": "3", "algorithm.rate": "0.25", "algorithm.layers": '["b", "c"]'}
+    made = config.make_config({"algorithm.name": "own", "algorithm.flag": "false", **values})
+    given = {key: made.algorithm.options[key] for key in ("needed", "rate", "layers", "flag")}
+    assert given == {"needed": 3, "rate": 0.25, "layers": ("b", "c"), "flag": False}
+    assert made.training.epochs == 2
+    assert "default none, must be given" in keys_of("own")["algorithm.needed"]
+
+    monkeypatch.setitem(REGISTRY, "own", Entry(lambda model, optimizer, *, epochs=1: None, "sgd", 0.1))
+    with pytest.raises(UserError, match="a keyword batch_size"):
+        config.make_config({"algorithm.name": "own"})
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ('["conv1","dense1"]', ("conv1", "dense1")),
+        ("['conv1', \"dense1\"]", ("conv1", "dense1")),
+        ('"conv1", "dense1"', ("conv1", "dense1")),
+        ("[conv1, dense1,]", ("conv1", "dense1")),
+        ('["a, b"]', ("a, b",)),
+        ("[]", ()),
+    ],
+)
+def test_lists_are_written_bare_or_as_in_toml_and_json(text, items):
+    assert coerce("key", text, Sequence[str]) == items
+
+
+@pytest.mark.parametrize("text", ["", "[1", "[[1, 2]]", "1,,2", "[" * 5000, '"1'])
+def test_what_is_no_list_is_refused(text):
+    with pytest.raises(UserError, match="a list of integers at least 1"):
+        coerce("key", text, Sequence[Count])
+    assert coerce("key", " [1, 2] ", Sequence[Count]) == coerce("key", "1,2", Sequence[Count]) == (1, 2)
+
+
+def test_text_that_a_stream_cannot_hold_is_written_plainly(monkeypatch):
+    out, error = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", error)
+    assert cli.main(["run", "--algorithm", "é", "--out", "x"]) == 2
+    print("41.6 ± 0.3 MB/client·round, é", end="")
+    for stream in (out, error):
+        stream.flush()
+    assert out.buffer.getvalue() == b"41.6 +- 0.3 MB/client*round, \\xe9"
+    assert error.buffer.getvalue().startswith(b"error: algorithm.name='\\xe9': unknown; accepted are adp")

@@ -165,8 +165,8 @@ def optimizer_options(name: str) -> dict[str, Option]:
     return {entry.prefix + key: option for key, option in options.items()}
 
 
-def rate_key(name: str, value: str) -> str:
-    """The key of the rate at which an algorithm's clients train parameters.
+def check_rate(name: str, value: str) -> None:
+    """Refuses a learning rate for an algorithm whose clients train no parameters.
 
     Args:
       name: The algorithm.
@@ -182,7 +182,6 @@ def rate_key(name: str, value: str) -> str:
             f"lr={value}: must be left out, {name} trains no weights; the rate of what it trains is "
             f"--set {key}=RATE (default: {entry.lr:g})"
         )
-    return "algorithm.lr"
 
 
 def make_optimizer(
