@@ -28,7 +28,6 @@ from fedjax_masks.errors import UserError
 from fedjax_masks.experiment import run_experiment
 from fedjax_masks.runner import notes
 from fedjax_masks.simulation import RoundMetrics
-from fedjax_masks.telemetry import describe, progress
 
 KEYS = [
     "round",
@@ -670,19 +669,6 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path):
 def test_checkpoints_keep_to_their_share_of_the_time(tmp_path):
     run_experiment(config_with(checkpoint_share=0.0), tmp_path / "run", quiet=True)
     assert [path.name for path in checkpoint.steps(tmp_path / "run" / "checkpoints")] == ["00000007"]
-
-
-def test_progress_is_silent_without_a_terminal(fedavg, task, capsys):
-    chunks = []
-    with progress("fedavg", done=0, rounds=5, quiet=False) as show:
-        run = simulate(fedavg, task, on_chunk=[show, chunks.append])
-    assert capsys.readouterr() == ("", "")
-    text = describe(chunks[-1])
-    last = run.records[-1]
-    assert f"personal {last['personal_accuracy_mean_seen']:.1%} (seen {last['clients_seen']} of 8 " in text
-    assert f"all {last['personal_accuracy_mean']:.1%})" in text
-    assert f"global {run.records[-1]['global_accuracy']:.1%}" in text
-    assert text.endswith(f"{5 * 2 * 3 * 43 * 4 / 1e6:.3g} MB")
 
 
 def traces(out):
