@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedjax_masks import __version__, termination
-from fedjax_masks.errors import UserError, user_errors
+from fedjax_masks.errors import UserError, check_replaceable, user_errors
 from fedjax_masks.listing import KINDS, keys_of
 from fedjax_masks.synonyms import meant_key, synonym
 
@@ -286,6 +286,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"out={arguments.out!r}: a file that ends in .npz is accepted, in a folder that exists"
         )
+    if out is not None:
+        check_replaceable(out)
     backend.check()
     with user_errors():
         found = assembly.pretrained(chosen)

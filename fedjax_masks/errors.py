@@ -62,6 +62,16 @@ def regular_file(path: str | Path) -> Path:
     return Path(path)
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuses to write over what is no ordinary file.
+
+    Raises:
+      UserError: There is a directory, a pipe or a device of this name.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"out={str(path)!r}: must be a new name or an ordinary file, which is replaced")
+
+
 def in_a_line(error: BaseException) -> str:
     r"""An error's name and text in one line, cut where it is long.
 

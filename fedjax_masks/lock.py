@@ -40,7 +40,8 @@ def exclusive(directory: Path) -> Iterator[None]:
     finally:
         if file >= 0:
             # Removed while it is locked: whoever has opened it meanwhile sees that it is gone.
-            (directory / NAME).unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # Windows removes no open file
+                (directory / NAME).unlink(missing_ok=True)
             os.close(file)
         for path in made:
             with contextlib.suppress(OSError):

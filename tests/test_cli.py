@@ -162,6 +162,20 @@ def test_report_of_no_run_is_refused(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+@pytest.mark.parametrize(
+    "command",
+    [("report", ".", "--out", "{}.html"), ("pretrain", "--out", "{}.npz")],
+    ids=lambda argv: argv[0],
+)
+def test_only_ordinary_files_are_written_over(tmp_path, capsys, kind, command):
+    path = tmp_path / command[-1].format("there")
+    path.mkdir() if kind == "directory" else os.mkfifo(path)
+    assert "must be a new name or an ordinary file" in fails(capsys, *command[:-1], str(path))
+    assert list(tmp_path.iterdir()) == [path]
+    assert not path.is_file()
+
+
 def test_set_beats_flags_and_flags_the_file(tmp_path, monkeypatch):
     seen = []
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -12,7 +13,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from fedjax_masks import backend, cli
+from fedjax_masks import backend, cli, lock
+from fedjax_masks.benchmarks import measure
 from fedjax_masks.config import make_config
 from fedjax_masks.errors import UserError
 from fedjax_masks.experiment import run_experiment
@@ -154,3 +156,24 @@ def test_an_idle_gpu_is_mentioned_once(tmp_path, monkeypatch, caplog, platforms,
         backend.check()
     assert len(caplog.messages) == warned
     assert all("fedjax_masks[cuda]" in message and "1.2.3" in message for message in caplog.messages)
+
+
+def test_a_run_needs_nothing_that_windows_lacks(tmp_path, monkeypatch):
+    for module in ("fcntl", "resource"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("sysconf", "pread", "posix_fadvise", "O_DIRECTORY"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(memory, "_host_bytes", lambda own=memory._host_bytes: own(tmp_path / "meminfo"))
+    monkeypatch.setattr(memory, "_group_bytes", list)
+    monkeypatch.setattr(measure, "_status_mb", lambda field: None)
+    unlink = Path.unlink
+
+    def removed(path, missing_ok=False):
+        if path.name == lock.NAME:
+            raise PermissionError("it is open")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", removed)
+    assert math.isnan(measure.peak_rss_mb())
+    run = run_experiment(make_config(TINY), tmp_path / "run", quiet=True)
+    assert run.summary["round"] == 1

@@ -16,7 +16,7 @@ from fedjax_masks.analysis.significance import significance_tables
 from fedjax_masks.analysis.style import Series, drawing, group
 from fedjax_masks.analysis.table import Table
 from fedjax_masks.analysis.targets import target_tables
-from fedjax_masks.errors import UserError, in_a_line
+from fedjax_masks.errors import UserError, check_replaceable, in_a_line
 from fedjax_masks.telemetry import working
 
 _PNG_DPI = 200
@@ -56,6 +56,7 @@ def write_report(
     out = Path(out_html)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"out={str(out)!r}: accepted is the name of an .html file")
+    check_replaceable(out)
     series = group(load_runs(run_dirs, setup_bytes=setup_bytes))
     summary, *others = compare(series, target=target, baseline=baseline)
     several = any(len(member.runs) > 1 for member in series)
