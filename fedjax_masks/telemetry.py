@@ -1,5 +1,6 @@
 """Progress of long work, for people: a bar on a terminal, plain lines where there is none."""
 
+import os
 import sys
 import threading
 import time
@@ -54,6 +55,16 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return hasattr(shell, "kernel")
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal on which lines can be written over.
+
+    A shell command of a notebook's cell has a terminal that only collects them; Jupyter leaves its name in the
+    environment.
+    """
+    elsewhere = "JPY_PARENT_PID" in os.environ or os.environ.get("TERM") == "dumb"
+    return sys.stderr.isatty() and not elsewhere
 
 
 class _Lines:
@@ -166,7 +177,7 @@ def progress(
     """
     if quiet or _SILENT.get() or done >= rounds:
         yield lambda chunk: None
-    elif sys.stderr.isatty():
+    elif on_terminal():
         with _bar(title, done, rounds, doing) as show:
             yield show
     else:

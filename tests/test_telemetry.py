@@ -118,3 +118,16 @@ def test_short_work_is_not_mentioned_and_its_thread_ends(capsys):
         assert threading.active_count() == before + 2
     assert threading.active_count() == before
     assert told(capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "lines_over"), [({}, True), ({"JPY_PARENT_PID": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_terminal_of_a_cell_gets_plain_lines(capsys, monkeypatch, variables, lines_over):
+    for name in ("JPY_PARENT_PID", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert not telemetry.on_terminal()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert telemetry.on_terminal() == lines_over
