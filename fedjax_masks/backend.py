@@ -33,15 +33,15 @@ def check() -> None:
         if value not in accepted:
             words = " or ".join(str(choice) for choice in accepted if choice is not None)
             raise UserError(f"{name.upper()}={value}: must be {words}; unset it")
+    asked: str = getattr(jax.config, "jax_platforms", None) or ""
     try:
         platform = jax.default_backend()
     except Exception as error:  # a plugin fails in ways of its own
-        asked = jax.config.jax_platforms or ""
         reason = f"; jax says {in_a_line(error)}" if str(error) else ""
         raise UserError(
             f"JAX_PLATFORMS={asked}: must name platforms that start on this machine, such as cpu{reason}"
         ) from None
-    if platform == "cpu" and "cpu" not in (jax.config.jax_platforms or ""):
+    if platform == "cpu" and "cpu" not in asked:
         _warn_of_idle_gpu(any(path.exists() for path in _NVIDIA))
 
 

@@ -60,8 +60,7 @@ def in_notebook() -> bool:
 def on_terminal() -> bool:
     """Whether stderr is a terminal on which lines can be written over.
 
-    A shell command of a notebook's cell has a terminal that only collects them; Jupyter leaves its name in the
-    environment.
+    A shell command of a notebook's cell has a terminal that only collects them, and a variable of Jupyter.
     """
     elsewhere = "JPY_PARENT_PID" in os.environ or os.environ.get("TERM") == "dumb"
     return sys.stderr.isatty() and not elsewhere

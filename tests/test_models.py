@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_masks.claims.nets import NETS, Net, parameter_count
+from fedjax_masks.errors import UserError
 from fedjax_masks.models import MODELS, build_model, mlp, resnet18, resnet20, vgg11, vgg16
 from fedjax_masks.models.layers import adaptive_average_pool, max_pool, relu_max_pool
 
@@ -279,3 +280,24 @@ def _get(params, path):
 
 def _set(params, path, value):
     _get(params, path[:-1])[path[-1]] = value
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 4, 1), (1, 28, 1), (28, 2, 3)])
+def test_images_that_are_too_small_for_unpadded_convolutions_are_refused(shape):
+    with pytest.raises(UserError, match=r"model='femnist-cnn': must have inputs larger than .*: conv"):
+        build_model("femnist-cnn", problem(*shape))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "res" in name else [])
+        for name in MODELS
+        if name != "femnist-cnn"
+    ],
+)
+def test_other_models_take_images_of_one_pixel(name):
+    model = build_model(name, problem(1, 1, 1, classes=3), **NARROW.get(name, {}))
+    logits = jax.eval_shape(model.apply, shapes(model), jax.ShapeDtypeStruct((2, 1, 1, 1), np.float32))
+    assert logits.shape == (2, 3)
+    assert all(min(kernel.shape) > 0 and kernel.positions > 0 for kernel in model.kernels)

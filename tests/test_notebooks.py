@@ -42,8 +42,7 @@ def test_notebooks_install_the_plugin_of_a_gpu(monkeypatch, gpu, there, installe
     assert asked == installed
 
 
-# What a kernel exports to the shell commands of its cells. Where its matplotlib_inline is missing, matplotlib knows
-# the first backend as little as the second.
+# What a kernel exports to shell commands of its cells. Without matplotlib_inline, matplotlib knows neither.
 BACKENDS = ["module://matplotlib_inline.backend_inline", "backend_of_another_environment"]
 EXPORTED = {"CLICOLOR": "1", "CLICOLOR_FORCE": "1", "FORCE_COLOR": "1", "GIT_PAGER": "cat", "PAGER": "cat"}
 CELL = """
