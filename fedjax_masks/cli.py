@@ -19,6 +19,7 @@ from fedjax_masks import __version__, termination
 from fedjax_masks.errors import UserError, check_replaceable, user_errors
 from fedjax_masks.listing import KINDS, keys_of
 from fedjax_masks.synonyms import meant_key, synonym
+from fedjax_masks.telemetry import silence
 
 _FLAGS = {
     "algorithm": ("algorithm.name", "NAME", "the algorithm, required; see 'fedjax-masks list algorithms'"),
@@ -330,6 +331,8 @@ def _partition(arguments: argparse.Namespace) -> None:
     out = None if arguments.out is None else Path(arguments.out)
     if out is not None and not (out.suffix in (".png", ".pdf", ".svg") and out.parent.is_dir()):
         raise UserError(f"out={arguments.out!r}: must end in .png, .pdf or .svg, in a folder that exists")
+    if out is not None:
+        check_replaceable(out)
     chosen = config.make_config(values)
     with user_errors():
         task = assembly.load(chosen)
@@ -344,7 +347,8 @@ def _partition(arguments: argparse.Namespace) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from fedjax_masks.sweep import print_sweep, run_sweep
 
-    run_sweep(arguments.file, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
+    with silence(arguments.quiet):
+        run_sweep(arguments.file, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
     if not arguments.quiet:
         print_sweep(arguments.out)
 

@@ -165,7 +165,11 @@ def test_report_of_no_run_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["directory", "pipe"])
 @pytest.mark.parametrize(
     "command",
-    [("report", ".", "--out", "{}.html"), ("pretrain", "--out", "{}.npz")],
+    [
+        ("report", ".", "--out", "{}.html"),
+        ("pretrain", "--out", "{}.npz"),
+        ("partition", "--clients", "5", "--out", "{}.png"),
+    ],
     ids=lambda argv: argv[0],
 )
 def test_only_ordinary_files_are_written_over(tmp_path, capsys, kind, command):

@@ -163,8 +163,6 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     for name in ("sysconf", "pread", "posix_fadvise", "O_DIRECTORY"):
         monkeypatch.delattr(os, name, raising=False)
-    monkeypatch.setattr(memory, "_host_bytes", lambda own=memory._host_bytes: own(tmp_path / "meminfo"))
-    monkeypatch.setattr(memory, "_group_bytes", list)
     monkeypatch.setattr(measure, "_status_mb", lambda field: None)
     unlink = Path.unlink
 
