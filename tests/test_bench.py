@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedjax_masks.benchmarks import WORKLOADS, scale
+from fedjax_masks.benchmarks import WORKLOADS, measure, scale
 from fedjax_masks.benchmarks.skeleton import bench_skeleton
 
 FIGURES = {
@@ -28,7 +28,20 @@ def figures_of(workload, rounds):
     command += ["--rounds", str(rounds), "--json"]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.strip()  # what goes on, while it does
     return json.loads(done.stdout)
+
+
+def test_measuring_says_how_far_it_is(capsys):
+    calls = []
+    taken = measure.in_turns(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, title="work"
+    )
+    assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 3, "b": 3}
+    assert calls == ["a", "b"] * 4
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("work: 3/3 turns, ")
 
 
 @pytest.mark.slow

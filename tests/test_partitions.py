@@ -188,7 +188,7 @@ def test_corruption_changes_the_training_data_of_chosen_clients_only():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("shard:2", "did you mean 'shards'"),
+        ("shard:2", "did you mean 'shards:2'"),
         ("", "accepted: iid, shards"),
         ("shards", "form shards:N"),
         ("shards:0", "form shards:N"),
