@@ -19,7 +19,6 @@ from fedjax_masks import __version__, termination
 from fedjax_masks.errors import UserError, check_replaceable, user_errors
 from fedjax_masks.listing import KINDS, keys_of
 from fedjax_masks.synonyms import meant_key, synonym
-from fedjax_masks.telemetry import silence
 
 _FLAGS = {
     "algorithm": ("algorithm.name", "NAME", "the algorithm, required; see 'fedjax-masks list algorithms'"),
@@ -278,7 +277,7 @@ def _values(arguments: argparse.Namespace, flags: Mapping[str, tuple[str, str, s
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from fedjax_masks import assembly, backend, config, weights
+    from fedjax_masks import assembly, config, platforms, weights
 
     values = {"algorithm.name": "fedavg", "pretraining.source": "fractal"}
     chosen = config.make_config(values | _values(arguments, _PRETRAIN_FLAGS))
@@ -289,7 +288,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         )
     if out is not None:
         check_replaceable(out)
-    backend.check()
+    platforms.check()
     with user_errors():
         found = assembly.pretrained(chosen)
         if out is not None:
@@ -347,8 +346,7 @@ def _partition(arguments: argparse.Namespace) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from fedjax_masks.sweep import print_sweep, run_sweep
 
-    with silence(arguments.quiet):
-        run_sweep(arguments.file, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
+    run_sweep(arguments.file, arguments.out, resume=arguments.resume, quiet=arguments.quiet)
     if not arguments.quiet:
         print_sweep(arguments.out)
 

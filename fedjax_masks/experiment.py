@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_masks import assembly, backend, checkpoint, hosts, run_directory, termination, trackers
+from fedjax_masks import assembly, checkpoint, hosts, platforms, run_directory, termination, trackers
 from fedjax_masks.algorithm import State, Task
 from fedjax_masks.analysis.canvas import save_figure
 from fedjax_masks.backends import Tracker
@@ -76,7 +76,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
       KeyboardInterrupt: SIGINT has come.
     """
     out = Path(out_dir)
-    backend.check()
+    platforms.check()
     quiet = quiet or not hosts.first()
     with termination.raised(), silence(quiet), contextlib.ExitStack() as stack:
 

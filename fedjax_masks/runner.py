@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_masks import backend, hosts, participation, telemetry
+from fedjax_masks import hosts, participation, platforms, telemetry
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
 from fedjax_masks.notes import count_broken, is_diverged, notes
@@ -164,7 +164,7 @@ def simulate(
     Raises:
       ValueError: An argument is out of range.
     """
-    backend.check()
+    platforms.check()
     eval_every = -(-rounds // 20) if eval_every is None else eval_every
     for name, value in (("rounds", rounds), ("eval_every", eval_every)):
         if value < 1:

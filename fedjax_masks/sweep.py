@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any, NamedTuple
 
 from fedjax_masks import (
     assembly,
-    backend,
     checkpoint,
     experiment,
     lock,
+    platforms,
     run_directory,
     termination,
     trackers,
@@ -33,6 +32,7 @@ from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.grid import Job, read_sweep
 from fedjax_masks.runner import chunk_length
 from fedjax_masks.simulation import Batch, can_trace, check_cohort, make_batch, parse_plan
+from fedjax_masks.telemetry import say, silence
 from fedjax_masks.trees import flat
 
 _FIGURES = (
@@ -173,8 +173,8 @@ def run_sweep(
         before anything runs.
     """
     jobs, out = read_sweep(path), Path(out_dir)
-    backend.check()
-    with termination.raised(), experiment.writing([out]):
+    platforms.check()
+    with termination.raised(), silence(quiet), experiment.writing([out]):
         if not resume and {file.name for file in out.iterdir()} - {lock.NAME}:
             raise UserError(f"out={str(out)!r}: is not empty; --resume continues the sweep in it")
         with user_errors():
@@ -184,8 +184,7 @@ def run_sweep(
             trackers.check(sorted({name for job in missing for name in trackers.parse(job.config.log)}))
             groups = group_jobs(missing, lambda job: run_directory.rounds_saved(out / job.name))
         for group in groups:
-            if not quiet:
-                print(f"plan: {group}", file=sys.stderr)
+            say(f"plan: {group}")
         write_table(jobs, out)
         for group in groups:
             _run_group(group, out, quiet=quiet)
@@ -201,8 +200,7 @@ def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
         for config, directory in zip(configs, outs):
             experiment.run_experiment(config, directory, resume=True, quiet=quiet)
         return
-    if not quiet:
-        print(experiment.plan_line(batch.plan, configs[0], group.task), file=sys.stderr)
+    say(experiment.plan_line(batch.plan, configs[0], group.task))
     with experiment.writing(outs), ExitStack() as stack:
         setups = [
             experiment.make_setup(
@@ -221,7 +219,7 @@ def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
     """The runs' program; None where not even one of them fits into memory beside the others' states."""
     config, rows = configs[0], [_flat(config) for config in configs]
     if "host" in (config.storage.clients, config.storage.data):
-        print("plan: one run after the other; the host keeps what belongs to one run", file=sys.stderr)
+        say("plan: one run after the other; the host keeps what belongs to one run")
         return None
     try:
         return make_batch(
@@ -236,7 +234,7 @@ def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
             eval_clients=config.eval_clients,
         )
     except MemoryError as error:
-        print(f"plan: one run after the other; {error}", file=sys.stderr)
+        say(f"plan: one run after the other; {error}")
         return None
 
 

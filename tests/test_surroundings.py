@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from fedjax_masks import backend, cli, lock
+from fedjax_masks import cli, lock, platforms
 from fedjax_masks.benchmarks import measure
 from fedjax_masks.config import make_config
 from fedjax_masks.errors import UserError
@@ -104,12 +104,12 @@ def test_switches_under_which_nothing_runs_are_refused(tmp_path, switch, words):
     with switch(), pytest.raises(UserError, match=words):
         run_experiment(make_config(TINY), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
-    backend.check()
+    platforms.check()
 
 
-def fake_jax(platforms, start):
+def fake_jax(asked, start):
     return SimpleNamespace(
-        config=SimpleNamespace(jax_platforms=platforms), default_backend=start, __version__="1.2.3"
+        config=SimpleNamespace(jax_platforms=asked), default_backend=start, __version__="1.2.3"
     )
 
 
@@ -119,7 +119,7 @@ def test_a_platform_that_does_not_start_is_refused(tmp_path, capsys, monkeypatch
     def start():
         raise error
 
-    monkeypatch.setattr(backend, "jax", fake_jax("cuda", start))
+    monkeypatch.setattr(platforms, "jax", fake_jax("cuda", start))
     (tmp_path / "sweep.toml").write_text('rounds = 1\n[algorithm]\nname = "fedavg"\n')
     out = tmp_path / "out"
     argv = {
@@ -136,7 +136,7 @@ def test_a_platform_that_does_not_start_is_refused(tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("platforms", "platform", "there", "warned"),
+    ("asked", "platform", "there", "warned"),
     [
         (None, "cpu", True, True),
         ("", "cpu", True, True),
@@ -145,15 +145,15 @@ def test_a_platform_that_does_not_start_is_refused(tmp_path, capsys, monkeypatch
         (None, "gpu", True, False),
     ],
 )
-def test_an_idle_gpu_is_mentioned_once(tmp_path, monkeypatch, caplog, platforms, platform, there, warned):
+def test_an_idle_gpu_is_mentioned_once(tmp_path, monkeypatch, caplog, asked, platform, there, warned):
     device = tmp_path / "nvidia0"
     if there:
         device.touch()
-    monkeypatch.setattr(backend, "_NVIDIA", (tmp_path / "nothing", device))
-    monkeypatch.setattr(backend, "jax", fake_jax(platforms, lambda: platform))
-    backend._warn_of_idle_gpu.cache_clear()
+    monkeypatch.setattr(platforms, "_NVIDIA", (tmp_path / "nothing", device))
+    monkeypatch.setattr(platforms, "jax", fake_jax(asked, lambda: platform))
+    platforms._warn_of_idle_gpu.cache_clear()
     for _ in range(3):
-        backend.check()
+        platforms.check()
     assert len(caplog.messages) == warned
     assert all("fedjax_masks[cuda]" in message and "1.2.3" in message for message in caplog.messages)
 

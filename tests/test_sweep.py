@@ -325,7 +325,7 @@ def test_what_does_not_fit_into_memory_together_runs_one_after_the_other(
 
     monkeypatch.setattr(sweep, "make_batch", refuse)
     (tmp_path / "out").mkdir()
-    jobs = run_sweep(file(SMALL), tmp_path / "out", quiet=True)
+    jobs = run_sweep(file(SMALL), tmp_path / "out")
     assert "one run after the other; too much" in capsys.readouterr().err
     for job in jobs:
         loss = without_time(whole / job.name)[-1]["train_loss"]

@@ -39,8 +39,13 @@ def test_without_a_terminal_the_first_and_the_last_rounds_have_a_line(capsys):
     assert last.startswith("fedavg: 5/5 rounds, ")
     assert last.endswith(f"/s, {describe(chunks[-1])}")
     assert "left" not in last
-    assert f"global {run.records[-1]['global_accuracy']:.1%}" in last
-    total = run.records[-1]["bytes_up_total"] + run.records[-1]["bytes_down_total"]
+    record = run.records[-1]
+    assert (
+        f"personal {record['personal_accuracy_mean_seen']:.1%} (seen {record['clients_seen']} of 9 " in last
+    )
+    assert f"all {record['personal_accuracy_mean']:.1%})" in last
+    assert f"global {record['global_accuracy']:.1%}" in last
+    total = record["bytes_up_total"] + record["bytes_down_total"]
     assert last.endswith(f"{total / 1e6:.3g} MB")
 
 

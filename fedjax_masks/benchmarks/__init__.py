@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from fedjax_masks import backend
+from fedjax_masks import platforms
 from fedjax_masks.benchmarks import rounds as simulations
 from fedjax_masks.benchmarks.inference import bench_inference
 from fedjax_masks.benchmarks.rounds import bench_rounds, bench_runner
@@ -83,5 +83,5 @@ def bench(workload: str, *, rounds: int = 20, plan: str = "auto") -> dict[str, A
         raise unknown("workload", workload, WORKLOADS)
     if rounds < 1:
         raise UserError(f"rounds={rounds}: at least 1 is accepted")
-    backend.check()
+    platforms.check()
     return {"workload": workload, **WORKLOADS[workload].run(rounds=rounds, plan=plan)}
