@@ -28,8 +28,9 @@ from fedjax_masks.backends import Tracker
 from fedjax_masks.config import Config, as_dict
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.lock import exclusive
+from fedjax_masks.records import Record, Totals
 from fedjax_masks.run_directory import open_directory
-from fedjax_masks.runner import Chunk, Interrupted, OnChunk, Record, Run, Totals, chunk_length, run_rounds
+from fedjax_masks.runner import Chunk, Interrupted, OnChunk, Run, chunk_length, run_rounds
 from fedjax_masks.simulation import Batch, Storage, Store, alone, make_simulation
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.telemetry import progress, say, silence

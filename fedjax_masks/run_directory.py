@@ -14,7 +14,7 @@ from typing import Any, get_args
 from fedjax_masks import checkpoint, lock, trackers
 from fedjax_masks.config import Config, as_dict
 from fedjax_masks.errors import UserError
-from fedjax_masks.runner import Record
+from fedjax_masks.records import Record
 from fedjax_masks.simulation.residence import WhereClients
 from fedjax_masks.trees import flat
 

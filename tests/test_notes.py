@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import participation, runner
+from fedjax_masks import participation, records
 from fedjax_masks.attacks import with_attack
 from fedjax_masks.notes import count_broken, notes
 from fedjax_masks.simulation import RoundMetrics
@@ -94,9 +94,9 @@ def test_totals_do_not_depend_on_where_chunks_end():
 
     found = []
     for ends in ([6], [1, 4, 6], [1, 2, 3, 4, 5, 6]):
-        totals, done = runner.Totals(), 0
+        totals, done = records.Totals(), 0
         for end in ends:
-            totals, done = runner._add(totals, chunk(done, end), 0.0), end
+            totals, done = records.add(totals, chunk(done, end), 0.0), end
         found.append(totals)
     assert found[0] == found[1] == found[2]
     assert (found[0].round, found[0].broken) == (6, 3)
