@@ -1,6 +1,6 @@
 """One experiment on disk: a configuration in, a run directory out.
 
-A checkpoint that cannot be written is counted, and the run goes on. SIGINT and SIGTERM save one at the end of
+A checkpoint that cannot be written is counted, and the run goes on, unless it is the last. SIGINT and SIGTERM save one at the end of
 the running round, and end the run.
 """
 
@@ -391,10 +391,10 @@ def _checkpoints(
 
     def save(run: int, chunk: Chunk) -> None:
         nonlocal spent, cost, due
-        before = time.perf_counter()
+        before, last = time.perf_counter(), chunk.totals.round == chunk.rounds
         cost = checkpoint.estimate_seconds(chunk.state) if cost is None else cost
         if run == 0:
-            last, share = chunk.totals.round == chunk.rounds, config.checkpoint_share
+            share = config.checkpoint_share
             in_time = spent + len(outs) * cost <= share * (before - began)
             due = last or chunk.ending or share == 1 or in_time
         if not due:
@@ -409,6 +409,8 @@ def _checkpoints(
                 store.mark()
             failing[run] = False
         except OSError as error:
+            if last:  # a run without its final state has not ended, and its resume gets there again
+                raise
             if not failing[run]:  # said once, not at every round until there is room again
                 _LOGGER.warning("%s; the run goes on without it, and tries again at every checkpoint", error)
             failing[run] = True

@@ -534,6 +534,23 @@ def test_a_checkpoint_that_finds_no_room_is_counted_and_the_run_goes_on(
     assert_same_state(run.state, uninterrupted.state)
 
 
+def test_a_run_whose_last_checkpoint_finds_no_room_has_not_ended(tmp_path, monkeypatch, uninterrupted):
+    out, save = tmp_path / "run", checkpoint.save
+
+    def crowded(directory, round, *args, **options):
+        with full_disk(50) if round == 7 else contextlib.nullcontext():
+            save(directory, round, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", crowded)
+        with pytest.raises(UserError, match=r"checkpoint 00000007: .*--resume continues"):
+            run_experiment(config_with(), out, quiet=True)
+    assert not (out / "summary.json").exists()
+    run = run_experiment(config_with(), out, resume=True, quiet=True)
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+    assert_same_state(run.state, uninterrupted.state)
+
+
 def test_a_record_that_finds_no_room_ends_the_run_which_resumes(tmp_path, monkeypatch, uninterrupted):
     out, append, calls = tmp_path / "run", trackers.append, []
 
