@@ -1,7 +1,7 @@
 """One experiment on disk: a configuration in, a run directory out.
 
-A checkpoint that cannot be written is counted, and the run goes on, unless it is the last. SIGINT and SIGTERM save one at the end of
-the running round, and end the run.
+A checkpoint that cannot be written is counted, and the run goes on, unless it is the last. SIGINT and SIGTERM
+save one at the end of the running round, and end the run.
 """
 
 import contextlib
