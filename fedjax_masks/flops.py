@@ -85,7 +85,7 @@ def _equation_cost(equation: core.JaxprEqn) -> np.ndarray:
         return _product(equation, _dot_flops(equation))
     if name == "conv_general_dilated":
         return _product(equation, _conv_flops(equation))
-    inner = [_jaxpr_cost(jaxpr) for jaxpr in _subjaxprs(equation)]
+    inner = [_jaxpr_cost(jaxpr) for jaxpr in subjaxprs(equation)]
     if name == "cond":
         return np.max(inner, axis=0)
     return sum(inner, start=np.zeros(2)) * (equation.params["length"] if name == "scan" else 1)
@@ -120,7 +120,7 @@ def _conv_flops(equation: core.JaxprEqn) -> float:
     return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) / out_features
 
 
-def _subjaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+def subjaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
     found = []
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

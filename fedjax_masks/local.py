@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import flops, trees
+from fedjax_masks import flops, trees, work
 from fedjax_masks.algorithm import ClientData, Params
 
 Augment = Callable[[chex.PRNGKey, jax.Array], jax.Array]
@@ -55,6 +55,23 @@ class LocalMetrics(NamedTuple):
     slots: jax.Array
     flops: jax.Array
     traffic: jax.Array
+
+
+def count(metrics: LocalMetrics) -> LocalMetrics:
+    """Counts work as a client's, beside all other that it counts in its round.
+
+    :func:`train` and :func:`train_with_sums` do so by themselves. A loop of an algorithm's own does it by
+    this call, wherever the loop is: in a branch, it counts if the branch is taken, in a loop each time.
+
+    Args:
+      metrics: Of the work; ``loss`` may be any result of it.
+
+    Returns:
+      The same.
+    """
+    loss, *counts = metrics
+    loss, counts = work.counted_work(loss, work.Work(*counts))
+    return LocalMetrics(loss, *counts)
 
 
 def nothing_done() -> LocalMetrics:
@@ -202,6 +219,7 @@ def train_with_sums(
     proximal: float = 0.0,
     update_mask: Any = None,
     correction: Any = None,
+    account: Callable[[LocalMetrics], LocalMetrics] | None = None,
 ) -> tuple[Params, LocalMetrics, Any]:
     """Trains one client with a fresh optimiser.
 
@@ -221,6 +239,8 @@ def train_with_sums(
         (Li et al. 2020, arXiv 1812.06127, eq. 2).
       update_mask: Pytree of bool like ``params``: False holds a parameter still.
       correction: Pytree like ``params`` that is added to every gradient.
+      account: ``metrics -> metrics``: changes what counts as the client's work, where that is not all
+        that is computed. The engine adds up the work of all trainings in a round.
 
     Returns:
       The trained parameters, metrics, and the sums.
@@ -265,7 +285,8 @@ def train_with_sums(
     slots = epochs * -(-data.longest // batch_size) * batch_size
     mean_loss = loss_sum / jnp.maximum(examples, 1)
     counts = (steps, examples, slots, steps * traced_step.flops, steps * traced_step.traffic)
-    return params, LocalMetrics(mean_loss, *(count.astype(jnp.float32) for count in counts)), sums
+    metrics = LocalMetrics(mean_loss, *(number.astype(jnp.float32) for number in counts))
+    return params, count(metrics if account is None else account(metrics)), sums
 
 
 def supervised(

@@ -139,13 +139,20 @@ def feddst(
         return weight_mask(model.kernels, params, mask)
 
     def gradient(key: chex.PRNGKey, params: Params, data: ClientData) -> tuple[Params, local.LocalMetrics]:
-        """The gradient over all examples times their number: a pass that moves nothing."""
+        """The gradient over all examples times their number: a pass that moves nothing, of no steps."""
 
         def loss(params: Params, batch: local.Batch) -> tuple[jax.Array, Params]:
             return jnp.zeros(()), trees.scale(jax.grad(data_loss)(params, batch), jnp.sum(batch.real))
 
         _, metrics, total = local.train_with_sums(
-            key, params, data, loss=loss, optimizer=optax.set_to_zero(), epochs=1, batch_size=batch_size
+            key,
+            params,
+            data,
+            loss=loss,
+            optimizer=optax.set_to_zero(),
+            epochs=1,
+            batch_size=batch_size,
+            account=lambda metrics: metrics._replace(steps=jnp.zeros_like(metrics.steps)),
         )
         return total, metrics
 
@@ -184,7 +191,7 @@ def feddst(
 
         new, params, spent = jax.lax.cond(drop > 0, readjusted, lambda: (mask, params, local.nothing_done()))
         moved = sum(jnp.sum(new[n] & ~m, dtype=jnp.int32) for n, m in mask.items())
-        report = trees.add(metrics, spent)._replace(loss=metrics.loss, steps=metrics.steps)._asdict()
+        report = trees.add(metrics, spent)._replace(loss=metrics.loss)._asdict()
         report |= {"density": density(new), "readjusted": moved / sum(counts.values())}
         # The server knows the mask: it is its own, or the one in the same upload.
         trained = Masked(params, kept_of(params, new))

@@ -239,5 +239,7 @@ def evaluate(
     start = jnp.zeros((), jnp.int32)
     step = flops.trace(count, start, local.batch_like(data, batch_size))
     correct = local.for_each_batch(key, data, count, start, epochs=1, batch_size=batch_size)
-    batches = -(-data.size // batch_size)
-    return correct / jnp.maximum(data.size, 1), (batches * step.flops).astype(jnp.float32)
+    accuracy, batches = correct / jnp.maximum(data.size, 1), -(-data.size // batch_size)
+    spent = (batches * step.flops).astype(jnp.float32)
+    local.count(local.nothing_done()._replace(loss=accuracy, flops=spent))
+    return accuracy, spent

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks import flops, trees
+from fedjax_masks import trees, work
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, PyTree, State, Task
 from fedjax_masks.payload import Known, When
 
@@ -111,7 +111,7 @@ def then(
         later = message.later.tree
         early_args = (key, common.first, message.first.tree, client.first, data)
         late_args = (key, common.second, message.second.tree, client.second, data)
-        early, late = flops.trace(first.train, *early_args), flops.trace(second.train, *late_args)
+        early, late = work.count(first.train, *early_args), work.count(second.train, *late_args)
         reported = early.out[2].keys() & late.out[2].keys()
 
         def run_first() -> tuple[Both, Both, Metrics]:

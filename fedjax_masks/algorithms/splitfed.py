@@ -162,6 +162,19 @@ def split_training(
     ) -> tuple[Any, Upload, Metrics]:
         del common
         start = message._replace(server=message.server.tree)
+        batch = local.batch_like(data, batch_size)
+        activations = jax.eval_shape(halves.activate, start.device, batch.inputs)
+        logits = jax.eval_shape(halves.finish, start.server, activations)
+        one = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (activations, logits)]
+        at_most = epochs * len(data.rows)
+        passed = messages(protocol.up(*one), protocol.down(*one), epochs * data.size, at_most)
+        on_device = flops.trace(protocol.on_device, start.device, batch)
+        on_server = flops.trace(protocol.on_server, start.server, activations, batch)
+
+        def on_client(metrics: local.LocalMetrics) -> local.LocalMetrics:
+            costs = {"flops": on_device.flops, "traffic": on_device.traffic}
+            return metrics._replace(**{name: metrics.steps * cost for name, cost in costs.items()})
+
         sides, metrics = local.train(
             key,
             start,
@@ -171,21 +184,9 @@ def split_training(
             epochs=epochs,
             batch_size=batch_size,
             augment=augment,
+            account=on_client,
         )
-        batch = local.batch_like(data, batch_size)
-        activations = jax.eval_shape(halves.activate, sides.device, batch.inputs)
-        logits = jax.eval_shape(halves.finish, sides.server, activations)
-        one = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (activations, logits)]
-        at_most = epochs * len(data.rows)
-        passed = messages(protocol.up(*one), protocol.down(*one), epochs * data.size, at_most)
-        on_device = flops.trace(protocol.on_device, sides.device, batch)
-        on_server = flops.trace(protocol.on_server, sides.server, activations, batch)
-        per_step = {
-            "flops": on_device.flops,
-            "traffic": on_device.traffic,
-            "server_flops": on_server.flops,
-            "messages": float(protocol.messages),
-        }
+        per_step = {"server_flops": on_server.flops, "messages": float(protocol.messages)}
         costs = {name: metrics.steps * cost for name, cost in per_step.items()}
         update = trees.sub(sides, start)
         update = update._replace(server=Known(update.server))  # which is where it is

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks import flops
+from fedjax_masks import work
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.layout import Block, Rows
@@ -61,7 +61,7 @@ def trace_client(
         scalar,
     )
     arguments = (values, key, state.common, message, client, data)
-    train = flops.trace(lambda values, *args: make_algorithm(values).train(*args), *arguments)
+    train = work.count(lambda values, *args: make_algorithm(values).train(*args), *arguments)
     _, upload, metrics = train.out
 
     def make(values: Any) -> FederatedAlgorithm:
