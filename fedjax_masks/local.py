@@ -120,7 +120,7 @@ def shuffled_rows(key: chex.PRNGKey, data: ClientData, batch_size: int) -> jax.A
       statistics over a batch never see another client's data.
     """
     (capacity,) = data.rows.shape
-    draws = jax.random.uniform(key, (capacity,))
+    draws = jax.random.uniform(key, (capacity,), jnp.float32)
     order = jnp.argsort(jnp.where(jnp.arange(capacity) < data.size, draws, 2.0))
     places = jnp.arange(-(-capacity // batch_size) * batch_size)
     return data.rows[order[places % jnp.maximum(data.size, 1)]]

@@ -58,7 +58,7 @@ def with_robust_merge(algorithm: FederatedAlgorithm, *defences: Defence) -> Fede
         weight = cohort.weight
         for defence in defences:
             uploads, weight = defence(uploads, weight)
-        total = jax.tree.map(lambda a: a.sum(0), jax.vmap(reduce)(uploads, weight))
+        total = jax.tree.map(lambda a: a.sum(0, dtype=a.dtype), jax.vmap(reduce)(uploads, weight))
         return algorithm.merge(key, common, server, total, cohort)
 
     return algorithm._replace(merge=merge, reduce=None)

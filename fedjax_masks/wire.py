@@ -137,7 +137,7 @@ def quantize(bits: int = 8, *, stochastic: bool = False) -> Wire:
 
 def _round_randomly(key: chex.PRNGKey, values: jax.Array) -> jax.Array:
     lower = jnp.floor(values)
-    return lower + (jax.random.uniform(key, values.shape) < values - lower)
+    return lower + (jax.random.uniform(key, values.shape, values.dtype) < values - lower)
 
 
 def _keys(key: chex.PRNGKey | None) -> Any:
@@ -273,7 +273,7 @@ def clip_and_noise(norm: float, multiplier: float, *, cohort: int) -> Wire:
         keys = _keys(key)
 
         def add_noise(leaf: jax.Array, sent: Any) -> jax.Array:
-            noise = deviation * jax.random.normal(next(keys), leaf.shape)
+            noise = deviation * jax.random.normal(next(keys), leaf.shape, leaf.dtype)
             return jnp.where(sent, leaf + noise.astype(leaf.dtype), leaf)
 
         return map_floats(add_noise, clip(payload, norm)), state

@@ -143,10 +143,10 @@ def ecofed(
         shape = jax.eval_shape(activate, device, inputs).shape
         none = Activations(
             jnp.zeros((batches, *shape), jnp.int8 if quantized else jnp.float32),
-            jnp.zeros(batches),
+            jnp.zeros(batches, jnp.float32),
             jnp.zeros((batches, batch_size, 2), jnp.int32),
         )
-        nothing = jnp.zeros(())
+        nothing = jnp.zeros((), jnp.float32)
         kept = trees.replicate(Kept(none, jnp.int32(0)), task.num_clients)
         return State(device, Server(params, jnp.int32(0), nothing, nothing), (), kept)
 
@@ -171,7 +171,7 @@ def ecofed(
         labels = jnp.stack([data.labels[rows], jnp.zeros_like(rows)], -1)
 
         def activations() -> Activations:
-            values, scale = jax.lax.map(counted.call, jnp.arange(len(rows)))
+            values, scale = jax.lax.map(counted.call, jnp.arange(len(rows), dtype=jnp.int32))
             return Activations(values, scale, labels)
 
         fresh = message.tree

@@ -207,7 +207,8 @@ def fedmask(
         )
 
     def scores_of(bits: Mask) -> Scores:
-        return {name: jnp.where(bit, score_scale, -score_scale) for name, bit in bits.items()}
+        scale = jnp.float32(score_scale)
+        return {name: jnp.where(bit, scale, -scale) for name, bit in bits.items()}
 
     def one_shot_prune(
         key: chex.PRNGKey, common: Params, client: Client, data: ClientData
@@ -227,7 +228,7 @@ def fedmask(
             kernel = trees.get(params, path)
             if weights == "constant":
                 fan_in = kernel.size // kernel.shape[-1]
-                kernel = jnp.where(kernel < 0, -1.0, 1.0) * (2.0 / fan_in) ** 0.5
+                kernel = jnp.where(kernel < 0, -1, jnp.ones_like(kernel)) * (2.0 / fan_in) ** 0.5
             params = trees.put(params, path, kernel * weight_scale)
         ones = {name: jnp.ones(kernel.shape, bool) for name, kernel in kernels(params).items()}
         structure = {n: m if n in prunable else jnp.ones((1,) * m.ndim, bool) for n, m in ones.items()}

@@ -116,7 +116,7 @@ def fedpm(
         for path in layers.values():
             kernel = trees.get(params, path)
             magnitude = (2.0 * kernel.shape[-1] / kernel.size) ** 0.5
-            params = trees.put(params, path, jnp.where(kernel < 0, -magnitude, magnitude))
+            params = trees.put(params, path, jnp.where(kernel < 0, -magnitude, jnp.full_like(kernel, magnitude)))
         ones = {name: jnp.zeros(trees.get(params, path).shape, jnp.int32) for name, path in layers.items()}
         none = jnp.zeros((), jnp.int32)
         mask = draw(mask_key, probability_of(ones, none), straight_through_less)
@@ -186,7 +186,8 @@ def probability_of(ones: dict[str, jax.Array], masks: jax.Array) -> Probability:
     >>> probability_of({"layer": jnp.array([0, 1, 4])}, jnp.array(4))["layer"].tolist()
     [0.0, 0.25, 1.0]
     """
-    return {name: jnp.where(masks > 0, count / jnp.maximum(masks, 1), 0.5) for name, count in ones.items()}
+    number = jnp.maximum(masks, 1).astype(jnp.float32)
+    return {name: jnp.where(masks > 0, count / number, 0.5) for name, count in ones.items()}
 
 
 @jax.custom_jvp

@@ -94,7 +94,7 @@ def head_for(model: Model, halves: Halves) -> Any:
     def grow(key: chex.PRNGKey, device: Params) -> Params:
         images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
         inputs = jax.eval_shape(lambda x: flatten(halves.activate(device, x)), images).shape[1]
-        kernel = nn.initializers.lecun_normal()(key, (inputs, model.kernels[-1].outputs))
-        return {**device, HEAD: {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}}
+        kernel = nn.initializers.lecun_normal()(key, (inputs, model.kernels[-1].outputs), jnp.float32)
+        return {**device, HEAD: {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1], jnp.float32)}}
 
     return grow

@@ -93,7 +93,7 @@ def signs(key: chex.PRNGKey, update: Params) -> Params:
     """Pytree of bool: whether each element is positive; a fair coin where it is zero."""
     leaves, treedef = jax.tree.flatten(update)
     keys = jax.random.split(key, len(leaves))
-    coins = [jax.random.bernoulli(key, shape=leaf.shape) for key, leaf in zip(keys, leaves)]
+    coins = [jax.random.bernoulli(key, jnp.float32(0.5), leaf.shape) for key, leaf in zip(keys, leaves)]
     return treedef.unflatten([jnp.where(u == 0, coin, u > 0) for u, coin in zip(leaves, coins)])
 
 

@@ -20,7 +20,7 @@ def crop_flip(key: chex.PRNGKey, x: jax.Array, *, pad: int = 4) -> jax.Array:
     key_rows, key_columns, key_flip = jax.random.split(key, 3)
     rows = _window(key_rows, num, height, pad)
     columns = _window(key_columns, num, width, pad)
-    flip = jax.random.bernoulli(key_flip, shape=(num, 1))
+    flip = jax.random.bernoulli(key_flip, jnp.float32(0.5), (num, 1))
     columns = jnp.where(flip, columns[:, ::-1], columns)
     # Padding, crop and flip in one gather: the padded image never exists.
     return x[jnp.arange(num)[:, None, None], rows[:, :, None], columns[:, None, :]]
@@ -28,6 +28,6 @@ def crop_flip(key: chex.PRNGKey, x: jax.Array, *, pad: int = 4) -> jax.Array:
 
 def _window(key: chex.PRNGKey, num: int, length: int, pad: int) -> jax.Array:
     """``int32[num, length]``: where each pixel of a randomly moved, reflected axis comes from."""
-    shift = jax.random.randint(key, (num, 1), -pad, pad + 1)
+    shift = jax.random.randint(key, (num, 1), -pad, pad + 1, jnp.int32)
     place = jnp.abs(jnp.arange(length) + shift)
     return jnp.where(place < length, place, 2 * (length - 1) - place)

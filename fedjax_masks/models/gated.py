@@ -94,8 +94,9 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
         params = net.init(key)
         for index, kernel in enumerate(net.kernels):
             if kernel.name in keep:
-                weights = nn.initializers.he_normal()(jax.random.fold_in(key, index), kernel.shape[-2:])
-                gate = {"kernel": weights, "bias": jnp.full(kernel.outputs, bias)}
+                fresh = jax.random.fold_in(key, index)
+                weights = nn.initializers.he_normal()(fresh, kernel.shape[-2:], jnp.float32)
+                gate = {"kernel": weights, "bias": jnp.full(kernel.outputs, bias, jnp.float32)}
                 at = kernel.path[:-1]
                 params = trees.put(params, at, {**trees.get(params, at), "gate": gate})
         return params

@@ -135,8 +135,8 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return batch_norm(x, scale, bias, self.epsilon)
 
 
@@ -210,13 +210,14 @@ class Dense(nn.Module):
 
 def _layer(module: Conv | Dense, kind: str, role: Role, op, shape: tuple[int, ...], padding: str) -> Layer:
     """Declares the parameters of a layer (He initialisation, zero biases)."""
+    zeros = functools.partial(nn.initializers.zeros, dtype=jnp.float32)
     return Layer(
         name="/".join(module.path),
         kind=kind,
         role=role,
         op=op,
-        kernel=module.param("kernel", nn.initializers.he_normal(), shape),
-        bias=module.param("bias", nn.initializers.zeros, shape[-1:]) if module.use_bias else None,
+        kernel=module.param("kernel", nn.initializers.he_normal(), shape, jnp.float32),
+        bias=module.param("bias", zeros, shape[-1:]) if module.use_bias else None,
         norm=_norm(module.norm, module.features),
         norm_kind=module.norm,
         padding=padding,

@@ -57,8 +57,11 @@ def read_clock(
     client = jax.tree.map(lambda a: a.at[client_id].get(mode="clip"), fleet)
     up, down = (jnp.float32(static) + traced for static, traced in zip(clock.static_bits, bits))
     asked = (up > 0) | (down > 0) | (metrics.get("flops", 0.0) > 0)
-    away = asked & (jax.random.uniform(jax.random.fold_in(key, _PRESENCE)) >= clock.population.available)
-    lost = asked & ~away & (jax.random.uniform(jax.random.fold_in(key, _FATE)) < clock.population.dropout)
+    presence, fate = (
+        jax.random.uniform(jax.random.fold_in(key, number), (), jnp.float32) for number in (_PRESENCE, _FATE)
+    )
+    away = asked & (presence >= clock.population.available)
+    lost = asked & ~away & (fate < clock.population.dropout)
     gone = away | lost
     up, down = jnp.where(gone, 0, up), jnp.where(away, 0, down)
     work = {n: jnp.where(gone, 0, metrics.get(n, 0.0)) for n in ("flops", "traffic", "messages")}

@@ -174,7 +174,7 @@ def map_clients(
             return total, jax.tree.map(lambda a: a[None], out)
         mapped = jax.vmap(function, in_axes=(None, 0, None, 0))
         totals, outs = mapped(shared, rows, Block(jnp.max(rows.sizes), jnp.max(rows.tiers)), states)
-        return jax.tree.map(lambda a: a.sum(0), totals), outs
+        return jax.tree.map(lambda a: a.sum(0, dtype=a.dtype), totals), outs
 
     def on_device(shared: Any, rows: Rows, states: Any) -> tuple[Any, Any]:
         number = len(rows.ids) // plan.block
