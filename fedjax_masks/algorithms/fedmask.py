@@ -206,16 +206,16 @@ def fedmask(
             augment=augment,
         )
 
-    def scores_of(bits: Mask) -> Scores:
-        scale = jnp.float32(score_scale)
-        return {name: jnp.where(bit, scale, -scale) for name, bit in bits.items()}
+    def scores_of(bits: Mask, params: Params) -> Scores:
+        size = {name: jnp.full_like(weight, score_scale) for name, weight in kernels(params).items()}
+        return {name: jnp.where(bit, size[name], -size[name]) for name, bit in bits.items()}
 
     def one_shot_prune(
         key: chex.PRNGKey, common: Params, client: Client, data: ClientData
     ) -> tuple[Mask, local.LocalMetrics]:
         """One epoch on the scores; the last layers keep what mattered most (section 3.4)."""
         ones = {name: jnp.ones_like(bit) for name, bit in client.value.items()}
-        before = scores_of(ones)
+        before = scores_of(ones, common)
         after, metrics = train_scores(key, common, before, client.structure, data, 1)
         importance = trees.sub(after, before) if prune_score == "change" else after
         weights = kernels(common)
@@ -232,7 +232,7 @@ def fedmask(
             params = trees.put(params, path, kernel * weight_scale)
         ones = {name: jnp.ones(kernel.shape, bool) for name, kernel in kernels(params).items()}
         structure = {n: m if n in prunable else jnp.ones((1,) * m.ndim, bool) for n, m in ones.items()}
-        scores = scores_of(ones) if keep_scores else {}
+        scores = scores_of(ones, params) if keep_scores else {}
         client = Client(structure, ones, jnp.asarray(False), scores)
         shared = {n: jnp.zeros_like(ones[n]) for n in prunable} if start == "own" else {}
         return State(params, Server(ones, shared), trees.replicate(client, task.num_clients))
@@ -256,7 +256,7 @@ def fedmask(
             lambda: one_shot_prune(prune_key, common, client, data),
         )
         bits = first_bits(client, structure, received)
-        scores = scores_of(bits)
+        scores = scores_of(bits, common)
         if keep_scores:
             agrees = jax.tree.map(lambda r, bit: (r > 0) == bit, client.scores, bits)
             scores = jax.tree.map(jnp.where, agrees, client.scores, scores)

@@ -1,4 +1,7 @@
-"""Accuracy of the global model and of every client's own: traced programs, and what calls them."""
+"""Accuracy of the global model and of every client's own: traced programs, and what calls them.
+
+The last batch is filled with examples of its own set: the test set, or the client's part of it.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -9,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
-from fedjax_masks.simulation.arrays import Examples, test_examples
+from fedjax_masks.algorithm import ClientIndex, FederatedAlgorithm, State, Task
+from fedjax_masks.simulation.arrays import Examples, test_examples, with_shuffled_test
 from fedjax_masks.simulation.layout import (
     EVERYWHERE,
     SPLIT,
@@ -44,7 +47,7 @@ def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Exampl
         common, server, inputs, labels = shared
 
         def one_batch(start: jax.Array) -> jax.Array:
-            rows = jnp.minimum(start + jnp.arange(EVAL_BATCH), num - 1)
+            rows = (start + jnp.arange(EVAL_BATCH)) % num
             return jnp.argmax(predict(common, server, inputs[rows]), -1) == labels[rows]
 
         return jax.lax.map(one_batch, starts)
@@ -82,10 +85,10 @@ def personal_correct(
         client = client if packing is None else packing.unpack(client).clients
 
         def one_batch(index: jax.Array, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            start = index * batch
-            picked = jax.lax.dynamic_slice(examples.rows, (row.offsets + start,), (batch,))
+            places = index * batch + jnp.arange(batch)
+            picked = examples.rows[row.offsets + places % jnp.maximum(row.sizes, 1)]
             inputs, labels = examples.inputs[picked], examples.labels[picked]
-            real = start + jnp.arange(batch) < row.sizes
+            real = places < row.sizes
 
             def correct(predict: Any) -> jax.Array:
                 hits = jnp.argmax(predict(common, server, client, inputs), -1) == labels
@@ -149,19 +152,21 @@ def make_evaluate(
     """
 
     @cache
-    def data() -> Examples:
-        return put(test_examples(task, EVAL_BATCH))
+    def data() -> tuple[Examples, ClientIndex]:
+        shuffled = with_shuffled_test(task)
+        return put(test_examples(shuffled)), shuffled.test
 
     def count(state: State) -> dict[str, np.ndarray]:
         """By predictor ``int[runs, len(ids)]``, in blocks of as many clients as a program can get."""
         size, blocks = min(residence.limit, len(ids)), []
+        examples, index = data()
         # The last block ends with the last client, so that one program serves all blocks.
         starts = [*range(0, len(ids) - size, size), len(ids) - size]
         for start in starts:
             block = ids[start : start + size]
-            rows, places = lay_out(block, task.test, plan)
+            rows, places = lay_out(block, index, plan)
             loaded = with_clients(state, residence.load(of_clients(state), block))
-            found = on_personal(loaded, data(), put(residence.point(rows, block)))
+            found = on_personal(loaded, examples, put(residence.point(rows, block)))
             blocks.append({name: values[:, places] for name, values in jax.device_get(found).items()})
         fresh = np.diff([*starts, len(ids)])
         return {
@@ -172,27 +177,27 @@ def make_evaluate(
     def evaluate(state: State) -> list[Evaluation]:
         hits = counts = repeat(None)
         if algorithm.predict_global is not None:
-            hits = np.asarray(on_global(state, data()))
+            hits = np.asarray(on_global(state, data()[0]))
         if algorithm.predict is not None:
             by_name = count(state)
             counts = [dict(zip(by_name, values)) for values in zip(*by_name.values())]
-        return [_evaluation(task, ids, *run) for run in zip(hits, counts)]
+        return [_evaluation(data()[1], ids, *run) for run in zip(hits, counts)]
 
     return evaluate
 
 
 def _evaluation(
-    task: Task, ids: np.ndarray, hits: np.ndarray | None, counts: Mapping[str, np.ndarray] | None
+    index: ClientIndex, ids: np.ndarray, hits: np.ndarray | None, counts: Mapping[str, np.ndarray] | None
 ) -> Evaluation:
     """Accuracies of one run from what was classified correctly.
 
     Args:
-      task: Data and clients.
+      index: Each client's rows of the test data.
       ids: The evaluated clients.
       hits: Of :func:`global_correct`; None without a global model.
       counts: By predictor, ``int[len(ids)]``; None where clients have no models of their own.
     """
-    sizes = np.asarray(task.test.sizes)[ids]
+    sizes = np.asarray(index.sizes)[ids]
 
     def share(counts: np.ndarray) -> np.ndarray:
         return np.where(sizes > 0, counts / np.maximum(sizes, 1), np.nan)
@@ -200,12 +205,12 @@ def _evaluation(
     accuracy = None if hits is None else float(hits.mean())
     if counts is None:
         assert hits is not None, "an algorithm needs predict or predict_global"
-        return Evaluation(accuracy, ids, share(_count_by_client(hits, task)[ids]), {})
+        return Evaluation(accuracy, ids, share(_count_by_client(hits, index)[ids]), {})
     accuracies = {name: share(values) for name, values in counts.items()}
     return Evaluation(accuracy, ids, accuracies.pop(""), accuracies)
 
 
-def _count_by_client(hits: np.ndarray, task: Task) -> np.ndarray:
+def _count_by_client(hits: np.ndarray, index: ClientIndex) -> np.ndarray:
     """``int64[num_clients]``: how many of each client's test rows are hits."""
-    running = np.concatenate([[0], np.cumsum(hits[task.test.rows])])
-    return running[task.test.offsets + task.test.sizes] - running[task.test.offsets]
+    running = np.concatenate([[0], np.cumsum(hits[index.rows])])
+    return running[index.offsets + index.sizes] - running[index.offsets]
