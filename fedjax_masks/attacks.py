@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks import trees, wire
+from fedjax_masks import returns, trees, wire
 from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Metrics, PyTree, State, Task
 
 Kind = Literal["nan", "scale", "sign"]
@@ -61,6 +61,7 @@ def with_attack(
         raise ValueError(f"with_attack: kind={kind!r}; accepted are {', '.join(get_args(Kind))}")
     if not 0 <= share <= 1:
         raise ValueError(f"with_attack: share={share}; accepted is at least 0 and at most 1")
+    algorithm = returns.checked(algorithm)
     by = {"nan": float("nan"), "scale": factor, "sign": -1.0}[kind]
 
     def init(key: chex.PRNGKey, task: Task) -> State:

@@ -120,7 +120,21 @@ def _conv_flops(equation: core.JaxprEqn) -> float:
     return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) / out_features
 
 
+def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """All equations of a program, those of the programs inside it included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in subjaxprs(equation):
+            yield from equations(inner)
+
+
+def is_call(equation: core.JaxprEqn, function: Callable[..., Any]) -> bool:
+    """Whether an equation calls a function that ``jax.jit`` has wrapped, which its name shows."""
+    return equation.primitive.name == "jit" and equation.params["name"] == function.__name__
+
+
 def subjaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+    """The programs right inside an equation."""
     found = []
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks import payload as payloads
-from fedjax_masks import trees
+from fedjax_masks import returns, trees
 from fedjax_masks.algorithm import (
     ClientData,
     Cohort,
@@ -433,6 +433,7 @@ def with_wire(
     Raises:
       ValueError: From ``init`` and ``send``, if ``down`` is stochastic or keeps a state.
     """
+    algorithm = returns.checked(algorithm)
     up, down = up or identity(), down or identity()
 
     def init(key: chex.PRNGKey, task: Task) -> State:

@@ -15,7 +15,7 @@ from jax.extend import core
 
 from fedjax_masks import trees
 from fedjax_masks.errors import UserError
-from fedjax_masks.flops import subjaxprs
+from fedjax_masks.flops import equations, is_call, subjaxprs
 
 
 class Work(NamedTuple):
@@ -55,10 +55,12 @@ class Counted(NamedTuple):
     """A client's training function, traced, whose metrics hold all of its work.
 
     Attributes:
+      program: What ``train`` does.
       call: ``(*args) -> (client, upload, metrics)``.
       out: The shapes of its result, as ``jax.ShapeDtypeStruct``.
     """
 
+    program: core.Jaxpr
     call: Callable[..., Any]
     out: Any
 
@@ -89,7 +91,7 @@ def count(train: Callable[..., Any], *args: Any) -> Counted:
         leaves, work = _evaluate(program.jaxpr, program.consts, *jax.tree.leaves(args))
         return _reported(structure.unflatten(leaves), work)
 
-    return Counted(call, _reported(out, jax.eval_shape(_nothing)) if marked else out)
+    return Counted(program.jaxpr, call, _reported(out, jax.eval_shape(_nothing)) if marked else out)
 
 
 def _reported(result: Any, work: Work) -> Any:
@@ -97,12 +99,8 @@ def _reported(result: Any, work: Work) -> Any:
     return client, upload, {**metrics, **work._asdict()}
 
 
-def _is_mark(equation: core.JaxprEqn) -> bool:
-    return equation.primitive.name == "jit" and equation.params["name"] == counted_work.__name__
-
-
 def _has_marks(jaxpr: core.Jaxpr) -> bool:
-    return any(_is_mark(equation) or any(map(_has_marks, subjaxprs(equation))) for equation in jaxpr.eqns)
+    return any(is_call(equation, counted_work) for equation in equations(jaxpr))
 
 
 def _marked(loss: Any, *work: Any) -> Work:
@@ -121,7 +119,7 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], *args: Any) -> tuple[lis
 
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        if _is_mark(equation):
+        if is_call(equation, counted_work):
             outs, spent = inputs, _marked(*inputs)
         elif any(map(_has_marks, subjaxprs(equation))):
             outs, spent = _rule(equation)(equation.params, *inputs)

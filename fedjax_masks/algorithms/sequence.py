@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks import trees, work
+from fedjax_masks import returns, trees, work
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, PyTree, State, Task
 from fedjax_masks.payload import Known, When
 
@@ -91,6 +91,8 @@ def then(
         raise ValueError("then: the algorithms differ in tiers or selection; accepted are equal ones")
     if first.serve or second.serve:
         raise ValueError("then: one of the algorithms serves clients; accepted is one that only merges")
+
+    first, second = returns.checked(first), returns.checked(second)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         early_key, late_key = jax.random.split(key)

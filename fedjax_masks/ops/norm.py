@@ -31,10 +31,16 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
     return _forward(x, scale, bias, epsilon)[0]
 
 
-def _forward(x, scale, bias, epsilon):
+@jax.jit  # by its name a program shows how many examples it normalises by
+def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Every channel's mean, and that of its squares: ``[channels]`` each, of ``[..., channels]``."""
     axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    inverse = jax.lax.rsqrt(jnp.maximum(jnp.mean(x**2, axes) - mean**2, 0.0) + epsilon)
+    return jnp.mean(x, axes), jnp.mean(x**2, axes)
+
+
+def _forward(x, scale, bias, epsilon):
+    mean, square = batch_statistics(x)
+    inverse = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + epsilon)
     slope = scale * inverse
     return x * slope + (bias - mean * slope), (x, scale, mean, inverse)
 

@@ -101,7 +101,8 @@ def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, own: Of
         readings = read_clock(setting.clock, fleet, row.ids, key, bits, passed, metrics)
         late, gone, metrics = readings["late"], readings["lost"] | readings["away"], {**metrics, **readings}
     bits += jnp.where(gone, 0, passed)
-    metrics = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)])
+    told = [jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)]
+    metrics = jnp.stack(told) if told else jnp.zeros(0, jnp.float32)
     finite = trees.all_finite((upload, metrics))
     arrives = finite & ~late & ~gone
     # A weight of 0 does not silence a NaN: what is left out must not be there at all.

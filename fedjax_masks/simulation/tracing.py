@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
-from fedjax_masks import work
+from fedjax_masks import flops, returns, work
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.errors import UserError
+from fedjax_masks.ops.norm import batch_statistics
 from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.layout import Block, Rows
 
@@ -48,12 +51,17 @@ def trace_client(
 
     Returns:
       ``make_algorithm``, in whose algorithms training is not traced again; and the shapes.
+
+    Raises:
+      UserError: A function returns too little or too much, or training normalises by one example.
     """
-    state = jax.eval_shape(lambda values, key: make_algorithm(values).init(key, task), values, key)
+
+    def checked(values: Any) -> FederatedAlgorithm:
+        return returns.checked(make_algorithm(values))
+
+    state = jax.eval_shape(lambda values, key: checked(values).init(key, task), values, key)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    message = jax.eval_shape(
-        lambda values, *sent: make_algorithm(values).send(*sent), values, state.server, scalar
-    )
+    message = jax.eval_shape(lambda values, *sent: checked(values).send(*sent), values, state.server, scalar)
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
     data = jax.eval_shape(
         lambda e, s: arrays.client_data(e, Rows(s, s, s, s, s), Block(s, s), arrays.capacity(task)),
@@ -61,10 +69,23 @@ def trace_client(
         scalar,
     )
     arguments = (values, key, state.common, message, client, data)
-    train = work.count(lambda values, *args: make_algorithm(values).train(*args), *arguments)
+    train = work.count(lambda values, *args: checked(values).train(*args), *arguments)
+    _check_batches(train.program)
     _, upload, metrics = train.out
 
     def make(values: Any) -> FederatedAlgorithm:
-        return make_algorithm(values)._replace(train=partial(train.call, values))
+        return checked(values)._replace(train=partial(train.call, values))
 
     return make, Shapes(state, message, upload, sorted(metrics))
+
+
+def _check_batches(program: core.Jaxpr) -> None:
+    """Raises UserError for training that normalises one example by itself, which leaves nothing to learn."""
+    for equation in flops.equations(program):
+        if flops.is_call(equation, batch_statistics):
+            inputs, statistics = equation.invars[0].aval, equation.outvars[0].aval
+            if inputs.shape[0] == 1 and len(statistics.shape) == 1:
+                raise UserError(
+                    "norm='batch': must see two examples or more at a time, and training gives it one; "
+                    "choose a larger batch_size, or norm='group'"
+                )
