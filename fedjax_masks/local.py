@@ -6,8 +6,9 @@ that holds nothing else changes neither parameters nor optimiser state. The orde
 examples is drawn so that the amount of padding does not change it, to the bit.
 """
 
+import logging
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import chex
@@ -17,6 +18,10 @@ import optax
 
 from fedjax_masks import flops, trees, work
 from fedjax_masks.algorithm import ClientData, Params
+
+_LOGGER = logging.getLogger(__name__)
+_SCHEDULES = {"ScaleByScheduleState", "WrappedScheduleState", "WeightDecaySchedule", "ReduceLROnPlateauState"}
+"""States of optax that count steps for a schedule. Adam's count is none: it corrects a bias."""
 
 Augment = Callable[[chex.PRNGKey, jax.Array], jax.Array]
 Order = Callable[[chex.PRNGKey, ClientData, int], jax.Array]
@@ -223,6 +228,9 @@ def train_with_sums(
 ) -> tuple[Params, LocalMetrics, Any]:
     """Trains one client with a fresh optimiser.
 
+    A schedule of the optimiser's own counts the steps of one round, and starts again in the next; a warning
+    says so.
+
     Args:
       key: A PRNG key; decides the order of examples and their augmentation.
       params: Where training starts.
@@ -246,6 +254,8 @@ def train_with_sums(
       The trained parameters, metrics, and the sums.
     """
     start = params
+    if has_schedule(optimizer, params):
+        _warn_of_schedule(optimizer)
     if update_mask is not None:
         optimizer = optax.chain(optimizer, masked_updates())
     optimizer = optax.with_extra_args_support(optimizer)
@@ -287,6 +297,33 @@ def train_with_sums(
     counts = (steps, examples, slots, steps * traced_step.flops, steps * traced_step.traffic)
     metrics = LocalMetrics(mean_loss, *(number.astype(jnp.float32) for number in counts))
     return params, count(metrics if account is None else account(metrics)), sums
+
+
+def has_schedule(optimizer: optax.GradientTransformation, params: Params) -> bool:
+    """Whether an optimiser of optax changes its rate, or its weight decay, from step to step.
+
+    >>> falling = optax.cosine_decay_schedule(0.1, 9)
+    >>> [has_schedule(optax.adam(rate), jnp.zeros(2)) for rate in (0.1, falling)]
+    [False, True]
+    """
+    found = False
+
+    def look(state: Any) -> bool:
+        nonlocal found
+        found |= type(state).__name__ in _SCHEDULES
+        return False
+
+    jax.tree.leaves(jax.eval_shape(optimizer.init, params), is_leaf=look)
+    return found
+
+
+@lru_cache(maxsize=64)  # once for an optimiser, however often training is traced
+def _warn_of_schedule(optimizer: optax.GradientTransformation) -> None:
+    del optimizer
+    _LOGGER.warning(
+        "optimizer: its schedule counts the steps of one round, and starts again in the next with a fresh "
+        "optimizer; choose a constant rate, unless every round is to repeat the schedule"
+    )
 
 
 def supervised(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds
+from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.memory import _group_bytes, _host_bytes, fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
 
@@ -98,7 +98,8 @@ def test_an_algorithm_selects_its_cohorts():
     task, some = cases.task(), np.array([1, 2, 4, 6, 7, 8])
     select = lambda index, draw: draw(index) if index < 3 else draw(index, some)
     algorithm = cases.algorithm("fedavg")._replace(select=select)
-    ids = lay_out_rounds(range(8), 0, 5, task, algorithm, Plan(1)).ids
+    cohorts = select_cohorts(range(8), 0, 5, task.num_clients, algorithm)
+    ids = lay_out_rounds(cohorts, task, algorithm, Plan(1)).ids
     for index in range(3):
         assert set(ids[index]) == set(draw_cohort(0, index, task.num_clients, 5))
     assert all(len(set(row)) == 5 and set(row) <= set(some) for row in ids[3:].tolist())

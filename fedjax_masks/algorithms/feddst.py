@@ -28,7 +28,7 @@ from fedjax_masks import local, trees
 from fedjax_masks.aggregation import WeightedSum, noted, weighted_mean
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.masks import density, prune, top_count, weight_mask
-from fedjax_masks.models import Kernel, Model
+from fedjax_masks.models import Kernel, Model, weighted_kernels
 from fedjax_masks.payload import Known, Masked, When
 from fedjax_masks.values import Count, Natural, Share
 
@@ -111,6 +111,7 @@ def feddst(
       The algorithm. It has a global model, which is sparse, and no personal ones.
 
     Raises:
+      UserError: The model has no weighted layers.
       ValueError: An option is out of range.
 
     Example:
@@ -127,7 +128,7 @@ def feddst(
         raise ValueError(f"adjust_share={adjust_share}: accepted is at least 0 and at most 1")
     if adjust_every < 1:
         raise ValueError(f"adjust_every={adjust_every}: accepted is 1 or more")
-    layers = {kernel.name: kernel.path for kernel in model.kernels}
+    layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
     counts = kept_counts(model.kernels, sparsity, distribution)
     fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
     data_loss = local.cross_entropy(model.apply)

@@ -34,7 +34,7 @@ from fedjax_masks.masks import (
     mask_params,
     top_share,
 )
-from fedjax_masks.models import Model
+from fedjax_masks.models import Model, weighted_kernels
 from fedjax_masks.payload import Encoded, Known, Masked, When
 from fedjax_masks.values import Natural
 
@@ -151,6 +151,7 @@ def fedmask(
       ``personal_accuracy_writeback`` is the model after the server's aggregate was written back.
 
     Raises:
+      UserError: The model has no weighted layers.
       ValueError: ``prune_ratio``, ``prune_layers`` or ``score_scale`` is out of range.
 
     Example:
@@ -163,14 +164,12 @@ def fedmask(
     """
     if not 0 < prune_ratio <= 1:
         raise ValueError(f"prune_ratio={prune_ratio}: accepted is above 0 and at most 1")
-    if not 0 <= prune_layers <= len(model.kernels):
-        raise ValueError(
-            f"prune_layers={prune_layers}: accepted are 0 to {len(model.kernels)} for {model.name}"
-        )
+    layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
+    if not 0 <= prune_layers <= len(layers):
+        raise ValueError(f"prune_layers={prune_layers}: accepted are 0 to {len(layers)} for {model.name}")
     if not score_scale > 0:
         raise ValueError(f"score_scale={score_scale}: accepted is above 0")
 
-    layers = {kernel.name: kernel.path for kernel in model.kernels}
     prunable = list(layers)[len(layers) - prune_layers :] if prune_ratio < 1 else []
     to_mask = {"sigmoid": binarize, "straight_through": binarize_straight_through}[gradient]
     to_mask = jax.nn.sigmoid if forward == "soft" else to_mask

@@ -26,7 +26,7 @@ from fedjax_masks import local, trees
 from fedjax_masks.aggregation import Votes, vote
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.masks import density, mask_params
-from fedjax_masks.models import Model
+from fedjax_masks.models import Model, weighted_kernels
 from fedjax_masks.payload import Encoded, Quantized, When, shape_only
 from fedjax_masks.values import Count
 
@@ -90,6 +90,7 @@ def fedpm(
       The algorithm. It has a global model, of one mask, and no personal ones.
 
     Raises:
+      UserError: The model has no weighted layers.
       ValueError: ``margin`` or ``reset`` is out of range.
 
     Example:
@@ -104,7 +105,8 @@ def fedpm(
         raise ValueError(f"margin={margin}: accepted is above 0 and below 0.5")
     if reset < 1:
         raise ValueError(f"reset={reset}: accepted is 1 or more")
-    layers = {kernel.name: kernel.path for kernel in model.kernels}
+    counting = _counting(optimizer)
+    layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
 
     def apply(common: Params, mask: Any, x: jax.Array) -> jax.Array:
         return model.apply(mask_params(model.kernels, common, mask), x)
@@ -115,8 +117,8 @@ def fedpm(
         params = model.init(params_key)
         for path in layers.values():
             kernel = trees.get(params, path)
-            magnitude = (2.0 * kernel.shape[-1] / kernel.size) ** 0.5
-            params = trees.put(params, path, jnp.where(kernel < 0, -magnitude, jnp.full_like(kernel, magnitude)))
+            magnitude = jnp.full_like(kernel, (2.0 * kernel.shape[-1] / kernel.size) ** 0.5)
+            params = trees.put(params, path, jnp.where(kernel < 0, -magnitude, magnitude))
         ones = {name: jnp.zeros(trees.get(params, path).shape, jnp.int32) for name, path in layers.items()}
         none = jnp.zeros((), jnp.int32)
         mask = draw(mask_key, probability_of(ones, none), straight_through_less)
@@ -153,7 +155,7 @@ def fedpm(
             Learnt(start, jnp.zeros((), jnp.float32)),
             data,
             loss=loss,
-            optimizer=_counting(optimizer),
+            optimizer=counting,
             epochs=epochs,
             batch_size=batch_size,
             augment=augment,

@@ -29,7 +29,7 @@ from fedjax_masks.aggregation import WeightedSum
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms import fedavg
 from fedjax_masks.algorithms.fedskel import ratio_tiers
-from fedjax_masks.models import Layer, Model
+from fedjax_masks.models import Layer, Model, weighted_kernels
 from fedjax_masks.payload import Known, Masked
 from fedjax_masks.values import PositiveShare
 
@@ -119,7 +119,7 @@ def heterofl(
       The algorithm. A client's own model is its slice of the global one, which is the widest.
 
     Raises:
-      UserError: The ratios are those of devices, and there are none.
+      UserError: The model has no weighted layers, or the ratios are those of devices, and there are none.
       ValueError: A ratio is out of range.
 
     Example:
@@ -130,10 +130,10 @@ def heterofl(
       >>> run.records[-1]["bytes_down"]  # of three clients, (64 + 1) * 8 + (8 + 1) * 10 floats each
       7320
     """
+    *_, last = weighted_kernels(model)
     ratios, tiers = ratio_tiers(ratios, capability)
     models = [sliced(model, ratio) for ratio in ratios]
     applies = [scaled(m, ratio) if scaler else m.apply for m, ratio in zip(models, ratios)]
-    *_, last = model.kernels
     everything = np.ones(last.outputs, bool)
     owned = ownership(model, models)
     shapes = jax.eval_shape(model.init, jax.random.key(0))

@@ -24,7 +24,7 @@ from fedjax_masks import flops, local, trees
 from fedjax_masks.aggregation import masked_mean, noted
 from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.masks import density, prune, top_count, weight_mask
-from fedjax_masks.models import Model
+from fedjax_masks.models import Model, weighted_kernels
 from fedjax_masks.payload import Masked, When
 from fedjax_masks.values import Natural, PositiveShare, Share
 
@@ -99,6 +99,7 @@ def lotteryfl(
       under none.
 
     Raises:
+      UserError: The model has no weighted layers.
       ValueError: An option is out of range.
 
     Example:
@@ -114,7 +115,7 @@ def lotteryfl(
             raise ValueError(f"{name}={value}: accepted is at least 0 and at most 1")
     if held_out < 0 or held_out == 1:
         raise ValueError(f"held_out={held_out}: accepted is 0, or 2 or more")
-    layers = {kernel.name: kernel.path for kernel in model.kernels}
+    layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
     fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
 
     def kept_of(params: Params, mask: Mask) -> Params:

@@ -21,6 +21,7 @@ import optax
 from fedjax_masks import local, trees
 from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms.fedavg import Server, averaging
+from fedjax_masks.errors import UserError
 from fedjax_masks.models import Model
 from fedjax_masks.values import Count, Decay
 
@@ -54,6 +55,7 @@ def perfedavg(
       is that of adapted parameters on D'.
 
     Raises:
+      UserError: ``batch_size`` is 1.
       ValueError: ``alpha`` is negative.
 
     Example:
@@ -64,6 +66,10 @@ def perfedavg(
       >>> run.records[-1]["round"]
       2
     """
+    if batch_size < 2:
+        raise UserError(
+            f"batch_size={batch_size}: must be 2 or more for perfedavg, which adapts to half a batch"
+        )
     if not alpha >= 0:
         raise ValueError(f"alpha={alpha}: accepted is at least 0")
     loss = local.cross_entropy(model.apply)

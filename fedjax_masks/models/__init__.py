@@ -7,7 +7,7 @@ from types import MappingProxyType
 from fedjax_masks.errors import UserError, unknown
 from fedjax_masks.models.gated import Gate, gated
 from fedjax_masks.models.layers import Hook, Layer
-from fedjax_masks.models.model import Kernel, Model, Problem, make_model, prunable_kernels
+from fedjax_masks.models.model import Kernel, Model, Problem, make_model, prunable_kernels, weighted_kernels
 from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16
 from fedjax_masks.models.resnet import resnet9, resnet18, resnet20, resnet32, resnet34
 from fedjax_masks.models.split import Halves, cut_model
@@ -79,4 +79,5 @@ __all__ = [
     "resnet34",
     "vgg11",
     "vgg16",
+    "weighted_kernels",
 ]

@@ -136,6 +136,20 @@ def make_model(
     )
 
 
+def weighted_kernels(model: Model) -> tuple[Kernel, ...]:
+    """The model's weighted layers, for algorithms that work on them.
+
+    Raises:
+      UserError: There is none.
+    """
+    if not model.kernels:
+        raise UserError(
+            f"model={model.name!r}: must have weighted layers in its `kernels`, and has none; "
+            "choose a model that lists them"
+        )
+    return model.kernels
+
+
 def prunable_kernels(model: Model, *, dense: bool) -> tuple[Kernel, ...]:
     """The layers whose outputs may be pruned: convolutions, and on request hidden dense layers.
 

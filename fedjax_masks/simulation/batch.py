@@ -19,7 +19,7 @@ from fedjax_masks import trees
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
 from fedjax_masks.simulation import arrays
-from fedjax_masks.simulation.cohorts import lay_out_rounds
+from fedjax_masks.simulation.cohorts import check_selection, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.engine import Simulation, check_cohort
 from fedjax_masks.simulation.evaluate import (
     evaluated_clients,
@@ -180,7 +180,12 @@ def make_batch(
     settings = jax.device_put(
         ({name: _pad(column, total) for name, column in columns.items()}, padded_seeds), place
     )
-    padding = Padding()
+    padding, drawn_before = Padding(), None
+
+    def select(rounds: range) -> np.ndarray:
+        """``int32[rounds, runs, cohort]``."""
+        cohorts = [select_cohorts(rounds, seed, cohort, task.num_clients, like) for seed in seeds]
+        return np.stack(cohorts, axis=1)
 
     @partial(jax.jit, out_shardings=place)
     def initial(settings: Any) -> State:
@@ -192,9 +197,12 @@ def make_batch(
         return _map_runs(one, (), settings, fitted)
 
     def run(state: State, first_round: int, num_rounds: int) -> tuple[State, list[RoundMetrics]]:
-        nonlocal padding
+        nonlocal padding, drawn_before
         rounds = range(first_round, first_round + num_rounds)
-        drawn = [lay_out_rounds(rounds, seed, cohort, task, like, inner) for seed in seeds]
+        selected = select(rounds)
+        check_selection(like, *(drawn_before or (rounds, selected)), select)
+        drawn_before = rounds, selected
+        drawn = [lay_out_rounds(cohorts, task, like, inner) for cohorts in np.moveaxis(selected, 1, 0)]
         cohorts = jax.tree.map(
             lambda *each: _pad(np.pad(each, ((0, 0), (0, chunk - num_rounds), (0, 0))), total), *drawn
         )

@@ -1,12 +1,14 @@
 """Who takes part in a round: drawn on the host, so that the compiled program only trains."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import jax
 import numpy as np
 
-from fedjax_masks.algorithm import FederatedAlgorithm, Task
+from fedjax_masks.algorithm import FederatedAlgorithm, Task, every_round
+from fedjax_masks.errors import UserError
+from fedjax_masks.returns import name_of
 from fedjax_masks.simulation.layout import Rows, lay_out
 from fedjax_masks.simulation.plan import Plan
 
@@ -23,19 +25,61 @@ def draw_cohort(
     return np.random.default_rng([seed, index]).choice(source, cohort, replace=False).astype(np.int32)
 
 
-def lay_out_rounds(
-    rounds: Iterable[int], seed: int, cohort: int, task: Task, algorithm: FederatedAlgorithm, plan: Plan
-) -> Rows:
-    """Draws the cohorts of some rounds and lays them out under the plan: ``int32[rounds, rows]`` each."""
+def select_cohorts(
+    rounds: Iterable[int], seed: int, cohort: int, num_clients: int, algorithm: FederatedAlgorithm
+) -> np.ndarray:
+    """Who takes part in some rounds: ``int32[rounds, cohort]``.
+
+    Raises:
+      UserError: The algorithm selects something else than distinct clients, as many as the cohort has.
+    """
 
     @cache  # an algorithm may ask for all earlier cohorts, in every round
     def of_all(index: int) -> np.ndarray:
-        return draw_cohort(seed, index, task.num_clients, cohort)
+        return draw_cohort(seed, index, num_clients, cohort)
 
     def draw(index: int, among: np.ndarray | None = None) -> np.ndarray:
-        return of_all(index) if among is None else draw_cohort(seed, index, task.num_clients, cohort, among)
+        return of_all(index) if among is None else draw_cohort(seed, index, num_clients, cohort, among)
 
-    cohorts = [algorithm.select(index, draw) for index in rounds]
+    def select(index: int) -> np.ndarray:
+        ids = np.asarray(algorithm.select(index, draw))
+        inside = (ids >= 0) & (ids < num_clients)
+        if ids.shape != (cohort,) or len(np.unique(ids)) < cohort or not inside.all():
+            raise UserError(
+                f"select={name_of(algorithm.select)}: must return {cohort} distinct clients, the cohort, of "
+                f"{num_clients}, and does not in round {index}; `draw(index, among)` does"
+            )
+        return ids.astype(np.int32)
+
+    return np.stack([select(index) for index in rounds])
+
+
+def check_selection(
+    algorithm: FederatedAlgorithm, rounds: range, cohorts: np.ndarray, again: Callable[[range], np.ndarray]
+) -> None:
+    """Raises UserError where an algorithm selects others for the same rounds when it is asked again.
+
+    Cohorts are drawn ahead of their rounds, and again after a resume, so that a selection that goes by
+    what has happened since would silently go by something older.
+
+    Args:
+      algorithm: The algorithm.
+      rounds: Some rounds.
+      cohorts: ``int32[rounds, ...]``: who was selected for them.
+      again: ``(rounds) -> int32[rounds, ...]``: selects once more.
+    """
+    if algorithm.select is every_round:
+        return
+    differs = (again(rounds) != cohorts).reshape(len(rounds), -1).any(axis=1)
+    if differs.any():
+        raise UserError(
+            f"select={name_of(algorithm.select)}: must depend on its arguments alone, as cohorts are drawn ahead; "
+            f"round {rounds[int(np.argmax(differs))]} has got two cohorts"
+        )
+
+
+def lay_out_rounds(cohorts: np.ndarray, task: Task, algorithm: FederatedAlgorithm, plan: Plan) -> Rows:
+    """Lays out the cohorts of some rounds under the plan: ``int32[rounds, rows]`` each."""
     laid_out = [lay_out(ids, task.train, plan, algorithm.tiers)[0] for ids in cohorts]
     return jax.tree.map(lambda *rows: np.stack(rows), *laid_out)
 

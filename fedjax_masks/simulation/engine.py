@@ -17,7 +17,7 @@ from fedjax_masks import trees
 from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
 from fedjax_masks.devices import Population
 from fedjax_masks.simulation import arrays, residence, supply
-from fedjax_masks.simulation.cohorts import clients_of, lay_out_rounds
+from fedjax_masks.simulation.cohorts import check_selection, clients_of, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.evaluate import (
     evaluated_clients,
     global_correct,
@@ -141,9 +141,13 @@ def make_simulation(
     fleet = put(meter.fleet, place)
     rounds_key = jax.jit(lambda number: simulation_keys(number)[1], out_shardings=place)(number)
 
+    def select(rounds: range) -> np.ndarray:
+        return select_cohorts(rounds, seed, cohort, task.num_clients, algorithm)
+
     @lru_cache(maxsize=2)  # what is laid out while a program runs is what the next one asks for
-    def lay_out(rounds: range) -> Rows:
-        return lay_out_rounds(rounds, seed, cohort, task, algorithm, fitted)
+    def lay_out(rounds: range) -> tuple[np.ndarray, Rows]:
+        selected = select(rounds)
+        return selected, lay_out_rounds(selected, task, algorithm, fitted)
 
     @partial(jax.jit, out_shardings=_state_placement(states, fitted))
     def initial(number: Any) -> State:
@@ -151,8 +155,9 @@ def make_simulation(
         return with_clients(state, states.init(of_clients(state)))
 
     def run_at_once(state: State, rounds: range) -> tuple[State, tuple[Rows, RoundReport]]:
-        number = len(rounds)
-        cohorts, before = lay_out(rounds), of_clients(state)
+        number, before = len(rounds), of_clients(state)
+        selected, cohorts = lay_out(rounds)
+        check_selection(algorithm, rounds, selected, select)
         ids = clients_of(cohorts, task)
         rows = data.point(states.point(cohorts, ids), ids)
         padded = jax.tree.map(lambda a: np.pad(a, ((0, states.rounds - number), (0, 0))), rows)
@@ -160,7 +165,7 @@ def make_simulation(
         state = with_clients(state, states.load(before, ids))
         state, report = program(state, data.load(ids), rounds_key, *arguments, fleet)
         # While the program runs, what the next one needs is prepared.
-        following = clients_of(lay_out(range(rounds.stop, rounds.stop + number)), task)
+        following = clients_of(lay_out(range(rounds.stop, rounds.stop + number))[1], task)
         data.prepare(following)
         states.announce(before, np.setdiff1d(following, ids))
         report = jax.tree.map(lambda a: a[:number], jax.device_get(report))
