@@ -80,7 +80,7 @@ def _equation_cost(equation: core.JaxprEqn) -> np.ndarray:
     name = equation.primitive.name
     if name == "jit" and equation.params["name"] in _CONVOLUTIONS:
         output, kernel = _CONVOLUTIONS[equation.params["name"]](equation)
-        return _product(equation, 2.0 * math.prod(_shape(output)) * math.prod(_shape(kernel)[-4:-1]))
+        return _product(equation, 2.0 * math.prod(shape_of(output)) * math.prod(shape_of(kernel)[-4:-1]))
     if name == "dot_general":
         return _product(equation, _dot_flops(equation))
     if name == "conv_general_dilated":
@@ -104,20 +104,21 @@ _CONVOLUTIONS: Mapping[str, Callable[[core.JaxprEqn], tuple[Any, Any]]] = {
 }
 
 
-def _shape(variable: Any) -> tuple[int, ...]:
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """The shape of a variable of a program."""
     return variable.aval.shape
 
 
 def _dot_flops(equation: core.JaxprEqn) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
-    return 2.0 * depth * math.prod(_shape(equation.outvars[0]))
+    depth = math.prod(shape_of(equation.invars[0])[axis] for axis in contracted)
+    return 2.0 * depth * math.prod(shape_of(equation.outvars[0]))
 
 
 def _conv_flops(equation: core.JaxprEqn) -> float:
-    kernel = _shape(equation.invars[1])
+    kernel = shape_of(equation.invars[1])
     out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) / out_features
+    return 2.0 * math.prod(shape_of(equation.outvars[0])) * math.prod(kernel) / out_features
 
 
 def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:

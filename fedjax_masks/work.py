@@ -115,7 +115,8 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], *args: Any) -> tuple[lis
     total = _nothing()
 
     def read(atom: Any) -> Any:
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else values[atom]
+        # With its dtype, so that a loop's carry does not start weakly typed.
+        return values[atom] if isinstance(atom, core.Var) else np.asarray(atom.val, atom.aval.dtype)
 
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
@@ -196,7 +197,9 @@ _RULES: dict[str, Rule] = {
     "cond": _cond,
     "scan": _scan,
     "while": _while,
-    **dict.fromkeys(("jit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call"), _call),
+    **dict.fromkeys(
+        ("jit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call"), _call
+    ),
 }
 
 

@@ -73,8 +73,8 @@ def check_selection(
     differs = (again(rounds) != cohorts).reshape(len(rounds), -1).any(axis=1)
     if differs.any():
         raise UserError(
-            f"select={name_of(algorithm.select)}: must depend on its arguments alone, as cohorts are drawn ahead; "
-            f"round {rounds[int(np.argmax(differs))]} has got two cohorts"
+            f"select={name_of(algorithm.select)}: must depend on its arguments alone, as cohorts are drawn "
+            f"ahead; round {rounds[int(np.argmax(differs))]} has got two cohorts"
         )
 
 

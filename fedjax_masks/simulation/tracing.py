@@ -83,8 +83,8 @@ def _check_batches(program: core.Jaxpr) -> None:
     """Raises UserError for training that normalises one example by itself, which leaves nothing to learn."""
     for equation in flops.equations(program):
         if flops.is_call(equation, batch_statistics):
-            inputs, statistics = equation.invars[0].aval, equation.outvars[0].aval
-            if inputs.shape[0] == 1 and len(statistics.shape) == 1:
+            inputs, statistics = (flops.shape_of(v[0]) for v in (equation.invars, equation.outvars))
+            if inputs[0] == 1 and len(statistics) == 1:  # under a vmap the first axis is another
                 raise UserError(
                     "norm='batch': must see two examples or more at a time, and training gives it one; "
                     "choose a larger batch_size, or norm='group'"
