@@ -1,0 +1,162 @@
+"""Accuracies under batch statistics depend on the examples alone: not on their order, nor on numbers."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_masks as fm
+from fedjax_masks import cli
+from fedjax_masks.algorithm import State
+from fedjax_masks.data import index_of, synthetic_task
+from fedjax_masks.errors import UserError
+from fedjax_masks.simulation import make_batch, make_simulation
+from fedjax_masks.simulation.arrays import with_shuffled_test
+
+RAGGED = [7, 130, 0, 33, 100, 1, 58]
+EVEN = [100, 4, 50, 20, 10, 25, 100]  # each divides a batch of 100
+
+
+def make_task(sizes):
+    """A task with so many test examples of each client, and some that no client has."""
+    task = synthetic_task((6,), 3, [5] * len(sizes), seed=1, noise=1.5, test_per_client=60)
+    rows = np.random.default_rng(0).permutation(len(task.test_labels))
+    return replace(task, test=index_of(np.split(rows, np.cumsum(sizes))[:-1]))
+
+
+def parts(index):
+    return [index.rows[start : start + size] for start, size in zip(index.offsets, index.sizes)]
+
+
+def renumbered(task):
+    return replace(task, train=index_of(parts(task.train)[::-1]), test=index_of(parts(task.test)[::-1]))
+
+
+def by_label(task):
+    """The same test set, sorted, and every client's part of it in another order."""
+    order = np.argsort(task.test_labels, kind="stable")
+    place = np.argsort(order)
+    return replace(
+        task,
+        test_inputs=task.test_inputs[order],
+        test_labels=task.test_labels[order],
+        test=index_of([place[rows][::-1] for rows in parts(task.test)]),
+    )
+
+
+def model_of(task):
+    return fm.models.mlp(task, hidden=(16,), norm="batch")
+
+
+def algorithm(task, params=None):
+    """One model for all, which every client has as its own as well."""
+    model = model_of(task)
+    base = fm.fedavg(model, optax.sgd(0.1), batch_size=4)
+
+    def init(key, task):
+        state = base.init(key, task)
+        return state if params is None else State((), state.server._replace(params=params), ())
+
+    return base._replace(init=init, predict=lambda common, server, client, x: model.apply(server.params, x))
+
+
+def evaluate(task, plan="scan"):
+    simulation = make_simulation(algorithm(task), task, cohort=2, chunk=1, plan=plan)
+    return simulation.evaluate(simulation.init())
+
+
+@pytest.mark.parametrize("plan", ["scan", "blocks:3,mesh:2"])
+def test_numbers_of_clients_and_the_order_of_the_set_do_not_matter(plan):
+    task = make_task(RAGGED)
+    want = evaluate(task, plan)
+    assert np.isnan(want.personal).tolist() == [size == 0 for size in RAGGED]
+    other = evaluate(renumbered(task), plan)
+    np.testing.assert_array_equal(other.personal[::-1], want.personal)
+    ordered = evaluate(by_label(task), plan)
+    np.testing.assert_array_equal(ordered.personal, want.personal)
+    assert ordered.global_accuracy == other.global_accuracy == want.global_accuracy
+
+
+def test_runs_in_step_are_evaluated_alike():
+    task, other = make_task(RAGGED), renumbered(make_task(RAGGED))
+    found = []
+    for each in (task, other):
+        batch = make_batch(
+            lambda _, task=each: algorithm(task), each, values={}, seeds=[0, 1], cohort=2, chunk=1
+        )
+        found.append(batch.evaluate(batch.init()))
+    for one, two in zip(*found):
+        np.testing.assert_array_equal(one.personal, two.personal[::-1])
+        assert one.global_accuracy == two.global_accuracy
+    np.testing.assert_array_equal(found[0][0].personal, evaluate(task).personal)
+
+
+def test_a_batch_is_filled_with_the_clients_own_examples():
+    """As often as any other example of its own, the statistics are those of its examples."""
+    task = make_task(EVEN)
+    model = model_of(task)
+    simulation = make_simulation(algorithm(task), task, cohort=2, chunk=1)
+    params = jax.device_get(simulation.init()).server.params
+    own = [
+        np.mean(np.asarray(model.apply(params, task.test_inputs[rows])).argmax(-1) == task.test_labels[rows])
+        for rows in parts(task.test)
+    ]
+    np.testing.assert_allclose(simulation.evaluate(simulation.init()).personal, own, rtol=1e-12)
+
+
+def test_content_alone_orders_the_test_set():
+    task = make_task(RAGGED)
+    task = replace(task, test_inputs=task.test_inputs.copy(), test_labels=task.test_labels.copy())
+    task.test_inputs[3], task.test_labels[3] = task.test_inputs[8], task.test_labels[8]  # twins
+    one, two = with_shuffled_test(task), with_shuffled_test(by_label(task))
+    np.testing.assert_array_equal(one.test_inputs, two.test_inputs)
+    np.testing.assert_array_equal(one.test_labels, two.test_labels)
+    assert sorted(map(tuple, one.test_inputs)) == sorted(map(tuple, task.test_inputs))
+    for before, after, again in zip(parts(task.test), parts(one.test), parts(two.test)):
+        assert (np.diff(after) > 0).all()
+        np.testing.assert_array_equal(one.test_inputs[after], two.test_inputs[again])
+        assert sorted(map(tuple, one.test_inputs[after])) == sorted(map(tuple, task.test_inputs[before]))
+    # Labels are spread over the whole order: a batch of any part sees all of them.
+    share = [np.mean(one.test_labels[part::2] == 0) for part in (0, 1)]
+    assert np.abs(np.diff(share)) < 0.1
+    assert len(set(one.test_labels[:20].tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "batch_size"),
+    [(fm.fedavg, 1), (fm.fedmask, 1), (fm.ecofed, 1), (fm.perfedavg, 2), (fm.perfedavg, 3)],
+)
+def test_batch_statistics_of_one_example_are_refused(make, batch_size):
+    task = make_task(EVEN)
+    trained = make(model_of(task), optax.sgd(0.1), batch_size=batch_size)
+    with pytest.raises(UserError, match="norm='batch': must see two examples or more at a time"):
+        make_simulation(trained, task, cohort=2, chunk=1)
+    with pytest.raises(UserError, match="norm='batch'"):
+        make_batch(lambda _: trained, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
+
+
+def test_group_normalisation_takes_one_example():
+    task = make_task(EVEN)
+    trained = fm.fedavg(fm.models.mlp(task, hidden=(4,), norm="group"), optax.sgd(0.1), batch_size=1)
+    assert fm.simulate(trained, task, rounds=1, cohort=2).records[-1]["train_loss"] > 0
+
+
+def test_the_command_line_refuses_batches_of_one_and_writes_nothing(tmp_path, capsys):
+    flags = [
+        "--algorithm",
+        "fedavg",
+        "--model",
+        "cnn",
+        "--set",
+        "model.norm=batch",
+        "--batch-size",
+        "1",
+        "--rounds",
+        "1",
+    ]
+    assert cli.main(["run", *flags, "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: norm='batch': must see two examples or more")
+    assert not list(tmp_path.iterdir())
