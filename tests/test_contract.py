@@ -104,6 +104,25 @@ def test_plans_agree_in_float64(name, plan):
     assert_close(simulate(name, plan=plan, x64=True)[0], simulate(name, x64=True)[0], 1e-12, 0.0)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("fedpm", "ecofed", "fedmask-own") else pytest.mark.slow)
+        for name in cases.CASES
+    ],
+)
+def test_x64_changes_neither_types_nor_costs(name):
+    plan = "blocks:3"  # sums over a block are where jax would widen integers
+    state, metrics = simulate(name, plan=plan)
+    with jax.enable_x64(True):
+        wide, costs = run(make(cases.algorithm(name), own_task(name), plan))
+    chex.assert_trees_all_equal_shapes_and_dtypes(wide, state)
+    for field in ("bytes_up", "bytes_down"):
+        np.testing.assert_array_equal(getattr(costs, field), getattr(metrics, field))
+    for field in ("steps", "flops", "examples"):
+        np.testing.assert_array_equal(costs.train.get(field), metrics.train.get(field))
+
+
 @every_case
 def test_same_seed_same_bits(name):
     chex.assert_trees_all_equal(run(make(cases.algorithm(name), own_task(name))), simulate(name))

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+import fedjax_masks as fm
 from fedjax_masks import local
 from fedjax_masks.algorithm import ClientData
+from fedjax_masks.data import synthetic_task
 
 DIM, CLASSES, SIZE, CAPACITY = 4, 3, 7, 9
 
@@ -106,3 +108,40 @@ def test_metrics_count_what_was_seen_and_what_was_padded(params, data):
         *(2 * 3, 2 * SIZE, 2 * 3 * 3, 2 * 3 * (forward + backward)),
         2 * 3 * 2 * written,
     ]
+
+
+FALLING = optax.piecewise_constant_schedule(0.1, {60: 0.0})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduled"),
+    [
+        (optax.sgd(0.1, momentum=0.9), False),
+        (optax.adamw(0.1), False),  # its count corrects a bias
+        (optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), False),
+        (optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), False),
+        (optax.sgd(FALLING), True),
+        (optax.chain(optax.clip(1.0), optax.adam(FALLING)), True),
+        (optax.masked(optax.sgd(FALLING), {"kernel": True, "bias": False}), True),
+        (optax.inject_hyperparams(optax.sgd)(learning_rate=FALLING), True),
+        (optax.adamw(0.1, weight_decay=FALLING), True),
+        (optax.contrib.reduce_on_plateau(), True),
+    ],
+)
+def test_schedules_are_told_from_other_counts(params, optimizer, scheduled):
+    assert local.has_schedule(optimizer, params) == scheduled
+
+
+def test_a_schedule_that_restarts_in_every_round_is_warned_of_once(caplog):
+    """30 steps a round never reach step 60, at which the rate is to fall to 0."""
+    task = synthetic_task((6,), 3, [30] * 4, seed=0)
+    model = fm.models.mlp(task, hidden=(8,))
+    falling, constant = (
+        fm.simulate(
+            fm.fedskel(model, optax.sgd(rate), batch_size=1, prune_dense=True), task, rounds=3, cohort=4
+        )
+        for rate in (FALLING, 0.1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, falling.state, constant.state)
+    (warning,) = [record for record in caplog.records if record.name.startswith("fedjax_masks")]
+    assert "its schedule counts the steps of one round, and starts again in the next" in warning.getMessage()

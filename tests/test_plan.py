@@ -6,6 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+import fedjax_masks as fm
+from fedjax_masks.errors import UserError
+from fedjax_masks.simulation import make_batch, make_simulation
 from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.memory import _group_bytes, _host_bytes, fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
@@ -104,3 +107,42 @@ def test_an_algorithm_selects_its_cohorts():
         assert set(ids[index]) == set(draw_cohort(0, index, task.num_clients, 5))
     assert all(len(set(row)) == 5 and set(row) <= set(some) for row in ids[3:].tolist())
     assert len({frozenset(row) for row in ids[3:].tolist()}) > 1
+
+
+def test_a_selection_that_goes_by_what_has_happened_is_refused():
+    """It is asked for a round before the one before has ended, and would go by older losses."""
+    losses, task = np.zeros(9), cases.task()
+
+    def highest_losses(index, draw):
+        return np.argsort(-losses, kind="stable")[:5]
+
+    def note(chunk):
+        losses[chunk.metrics.ids[-1]] = chunk.metrics.train["loss"][-1]
+
+    algorithm = cases.algorithm("fedavg")._replace(select=highest_losses)
+    with pytest.raises(
+        UserError, match=r"select=.*highest_losses: must depend on its arguments alone.*round 1 "
+    ):
+        fm.simulate(algorithm, task, rounds=4, cohort=5, eval_every=1, on_chunk=[note])
+    batch = make_batch(lambda _: algorithm, task, values={}, seeds=[0, 1], cohort=5, chunk=1, plan="scan")
+    state, _ = batch.run(batch.init(), 0, 1)
+    losses[:] = np.arange(9)
+    with pytest.raises(UserError, match=r"must depend on its arguments alone.*round 0 "):
+        batch.run(state, 1, 1)
+
+
+def test_a_selection_that_throws_dice_is_refused_in_its_first_round():
+    dice = np.random.default_rng(0)
+    algorithm = cases.algorithm("fedavg")._replace(select=lambda index, draw: dice.permutation(9)[:5])
+    simulation = make_simulation(algorithm, cases.task(), cohort=5, chunk=2, plan="scan")
+    with pytest.raises(UserError, match=r"select=.*: must depend on its arguments alone.*round 0 "):
+        simulation.run(simulation.init(), 0, 2)
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2, 3, 4], [1, 2, 3, 4, 4], [0, 1, 2, 3, 9], [-1, 0, 1, 2, 3], [[0, 1, 2, 3, 4]]]
+)
+def test_a_selection_is_a_cohort_of_distinct_clients(ids):
+    algorithm = cases.algorithm("fedavg")._replace(select=lambda index, draw: np.array(ids))
+    with pytest.raises(UserError, match=r"must return 5 distinct clients, the cohort, of 9.*in round 3"):
+        select_cohorts(range(3, 5), 0, 5, 9, algorithm)
