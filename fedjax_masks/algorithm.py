@@ -172,8 +172,9 @@ class FederatedAlgorithm(NamedTuple):
       send: ``(server, client_id) -> message``; server to device. Runs inside the map over
         clients: what it does not vary per client is never copied per client.
       train: ``(key, common, message, client, data) -> (client, upload, metrics)``; on the
-        device, for one client. ``metrics`` is a flat mapping of scalars; ``loss`` is the
-        mean training loss and ``steps`` the number of optimiser steps taken.
+        device, for one client. ``metrics`` is a flat mapping of scalars; ``loss`` is the mean
+        training loss. ``steps``, ``examples``, ``slots``, ``flops`` and ``traffic`` are replaced by
+        the sums over all trainings by :mod:`fedjax_masks.local`, where there is one.
       merge: ``(key, common, server, uploads, cohort) -> server``; on the server. ``uploads``
         is the sum of all partials where ``reduce`` is given, else all uploads stacked on
         axis 0.
@@ -190,7 +191,7 @@ class FederatedAlgorithm(NamedTuple):
         like it and reported under ``extra``.
       tiers: Which clients run the same program; all, by default.
       select: ``(index, draw) -> int32[cohort]``: distinct clients, who take part in round ``index``; on
-        the host, ahead of the rounds.
+        the host, ahead of the rounds, and therefore a function of its arguments alone.
       report: ``(server) -> metrics`` after a round, where the server itself trains: a flat mapping
         of scalars; ``loss`` is the mean training loss, ``flops`` what the round took.
     """
