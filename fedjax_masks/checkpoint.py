@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -26,6 +27,7 @@ from fedjax_masks.errors import UserError
 
 _ARRAYS, _DESCRIPTION, _CHECKSUMS = "arrays.npz", "checkpoint.json", "checksums.json"
 _FORMAT = 2
+_STEP, _LEFTOVER = re.compile(r"[0-9]{8,}"), re.compile(r"[0-9]{8,}\.(partial|deleted)")
 _BLOCK = 2**24  # bytes that are read at once
 _UNDO = "undo the change to resume, or start again in another directory"
 _LOGGER = logging.getLogger("fedjax_masks")
@@ -37,11 +39,13 @@ class Restored(NamedTuple):
     Attributes:
       state: Like the one it was given, on the same devices.
       meta: What was saved beside it.
+      round: Rounds done.
       damaged: Newer checkpoints, which are damaged.
     """
 
     state: State
     meta: dict[str, Any]
+    round: int = 0
     damaged: tuple[Path, ...] = ()
 
 
@@ -75,8 +79,9 @@ def save(directory: Path, round: int, state: State, meta: Mapping[str, Any], *, 
     """
     final, partial = directory / f"{round:08d}", directory / f"{round:08d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        directory.mkdir(exist_ok=True)  # but no run directory that somebody has moved away
+        partial.mkdir()
         _write(partial, state, meta)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -87,8 +92,9 @@ def save(directory: Path, round: int, state: State, meta: Mapping[str, Any], *, 
         _sync(directory)
         for old in steps(directory)[:-keep]:
             _remove(old)
-    for leftover in (*directory.glob("*.partial"), *directory.glob("*.deleted")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in directory.iterdir():
+        if _LEFTOVER.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def describe(state: State) -> list[Leaf]:
@@ -115,7 +121,8 @@ def _write(directory: Path, state: State, meta: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
     description = {"format": _FORMAT, "leaves": leaves, "meta": dict(meta)}
     write_atomically(directory / _DESCRIPTION, json.dumps(description))
-    write_atomically(directory / _CHECKSUMS, json.dumps(_checksums(directory)))
+    sums = {name: _checksum(directory / name) for name in (_ARRAYS, _DESCRIPTION)}
+    write_atomically(directory / _CHECKSUMS, json.dumps(sums))
 
 
 def _is_key(leaf: jax.Array) -> bool:
@@ -128,7 +135,7 @@ def _portable(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
 
 
-def restore_latest(directory: Path, like: State) -> Restored | None:
+def restore_latest(directory: Path, like: State, *, at_most: int | None = None) -> Restored | None:
     """Reads the newest checkpoint that is undamaged; changes nothing on disk.
 
     Only what differs from its checksums is damaged. The caller renames damaged checkpoints, once it is known
@@ -137,6 +144,7 @@ def restore_latest(directory: Path, like: State) -> Restored | None:
     Args:
       directory: Of all checkpoints of a run.
       like: A state of the same structure; gives shapes, types and devices.
+      at_most: Rounds of the newest checkpoint to look at; None for all.
 
     Returns:
       The checkpoint, or None where there is none at all.
@@ -147,6 +155,8 @@ def restore_latest(directory: Path, like: State) -> Restored | None:
     """
     damaged: list[Path] = []
     for step in reversed(steps(directory)):
+        if at_most is not None and int(step.name) > at_most:
+            continue
         try:
             description, arrays = _read(step)
         except _Damaged as error:
@@ -158,7 +168,9 @@ def restore_latest(directory: Path, like: State) -> Restored | None:
         _check_same(step, description["leaves"], describe(like))
         leaves, structure = jax.tree.flatten(like)
         restored = [_place(array, leaf) for array, leaf in zip(arrays, leaves, strict=True)]
-        return Restored(jax.tree.unflatten(structure, restored), description["meta"], tuple(damaged))
+        return Restored(
+            jax.tree.unflatten(structure, restored), description["meta"], int(step.name), tuple(damaged)
+        )
     if damaged:
         raise UserError(
             f"checkpoints={str(directory)!r}: must hold an undamaged one; all {len(damaged)} are damaged, "
@@ -171,7 +183,7 @@ def steps(directory: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
     if not directory.is_dir():
         return []
-    return sorted(path for path in directory.iterdir() if path.name.isdigit())
+    return sorted(path for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
 
 
 def estimate_seconds(state: State) -> float:
@@ -201,13 +213,17 @@ def _read(step: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         wanted = json.loads((step / _CHECKSUMS).read_bytes())
     except FileNotFoundError:
         raise _Damaged(f"{_CHECKSUMS} is missing") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _Damaged(f"{_CHECKSUMS} is no JSON") from None
-    found = _checksums(step)
-    if wanted != found:
-        wanted = wanted if isinstance(wanted, dict) else {}
-        names = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-        raise _Damaged(f"the checksum of {', '.join(names) or _CHECKSUMS} does not match")
+    if not isinstance(wanted, dict) or not {_ARRAYS, _DESCRIPTION} <= wanted.keys():
+        raise _Damaged(f"{_CHECKSUMS} names other files")
+    for name in (_ARRAYS, _DESCRIPTION):  # file systems and people put others beside them
+        try:
+            found = _checksum(step / name)
+        except FileNotFoundError:
+            raise _Damaged(f"{name} is missing") from None
+        if wanted[name] != found:
+            raise _Damaged(f"the checksum of {name} does not match")
     try:
         description = json.loads((step / _DESCRIPTION).read_bytes())
         leaves = [Leaf(name, dtype, tuple(shape)) for name, dtype, shape in description["leaves"]]
@@ -237,10 +253,9 @@ def _check_same(step: Path, found: list[Leaf], wanted: list[Leaf]) -> None:
     for leaf in wanted:
         if by_name.get(leaf.name) != leaf:
             other = by_name.get(leaf.name, f"no {leaf.name}")
-            raise _refused(
-                step,
-                f"of this algorithm's state, with {leaf}; it holds {other}; {_UNDO}",
-            )
+            width = str(other).replace("64[", "32[") == str(leaf).replace("64[", "32[")
+            cure = "set JAX_ENABLE_X64 as it was then" if width else _UNDO
+            raise _refused(step, f"of this algorithm's state, with {leaf}; it holds {other}; {cure}")
     for leaf in found:
         if leaf.name not in {other.name for other in wanted}:
             raise _refused(step, f"of this algorithm's state, which has no {leaf.name}; {_UNDO}")
@@ -261,14 +276,8 @@ def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
-def _checksums(directory: Path) -> dict[str, int]:
-    """The CRC-32 of every file but the list itself."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    named = {path.relative_to(directory).as_posix(): path for path in files}
-    return {name: _checksum(path) for name, path in named.items() if not name.startswith(_CHECKSUMS)}
-
-
 def _checksum(path: Path) -> int:
+    """The CRC-32 of a file."""
     value = 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

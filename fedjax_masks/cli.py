@@ -123,13 +123,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; 'run' and 'sweep' continue with --resume", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # what a path of the command line leads to
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}must be accessible; {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; 'run' and 'sweep' continue with --resume", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -380,7 +384,10 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     from fedjax_masks.benchmarks import bench
+    from fedjax_masks.simulation import parse_plan
 
+    with user_errors():
+        parse_plan(arguments.plan, cohort=1)
     figures = bench(arguments.workload, rounds=arguments.rounds, plan=arguments.plan)
     if arguments.json:
         print(json.dumps(figures))

@@ -79,7 +79,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
     out = Path(out_dir)
     platforms.check()
     quiet = quiet or not hosts.first()
-    with termination.raised(), silence(quiet), contextlib.ExitStack() as stack:
+    with termination.noted() as asked, silence(quiet), contextlib.ExitStack() as stack:
 
         def prepare() -> tuple[Setup, Any, Any]:
             with user_errors():
@@ -91,6 +91,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
                 return make_setup(out, config, stored, task, tracker), algorithm, task
 
         setup, algorithm, task = hosts.attempt(prepare)
+        _end_if(asked)
         hosts.check_same({**as_dict(config), "fingerprint": setup.fingerprints})
         with user_errors():
             simulation = make_simulation(
@@ -109,8 +110,15 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
         if simulation.store is not None:
             each = f"{simulation.store.row_bytes} bytes for each client that has taken part"
             say(f"{name}: store: {out / run_directory.ROWS} on the host, {each}")
-        (run,) = run_in([setup], alone(simulation), quiet=quiet)
-        return run
+        _end_if(asked)
+        (run,) = run_in([setup], alone(simulation), quiet=quiet, asked=asked)
+    return run
+
+
+def _end_if(asked: Callable[[], int]) -> None:
+    """Ends a run that a signal has asked to end before its first round; of several processes, after it."""
+    if asked() and jax.process_count() == 1:
+        termination.end(asked())
 
 
 def make_setup(out: Path, config: Config, stored: Mapping[str, Any], task: Task, tracker: Tracker) -> Setup:
@@ -203,16 +211,17 @@ def _storage(stored: Mapping[str, Any], config: Config, out: Path) -> Storage:
     return Storage(clients, config.storage.data, out / run_directory.ROWS, config.keep_checkpoints)
 
 
-def run_in(setups: Sequence[Setup], batch: Batch, *, quiet: bool) -> list[Run]:
+def run_in(setups: Sequence[Setup], batch: Batch, *, quiet: bool, asked: Callable[[], int]) -> list[Run]:
     """Runs a batch from the runs' last checkpoints on, and writes their directories.
 
     Args:
       setups: The runs, alike in all that a batch shares; their directories are kept by :func:`writing`.
       batch: The compiled runs.
       quiet: No progress on the terminal.
+      asked: ``() -> int``: the signal that asks the runs to end, else 0; see :func:`termination.noted`.
 
     Raises:
-      UserError: The runs' last checkpoints are not of the same round, or one cannot be gone on with.
+      UserError: A run cannot be gone on with.
     """
     config, outs = setups[0].config, [setup.out for setup in setups]
     environment = [_complete(setup, batch) for setup in setups]
@@ -224,7 +233,6 @@ def run_in(setups: Sequence[Setup], batch: Batch, *, quiet: bool) -> list[Run]:
             setup.tracker.describe(content)
     failed = [0] * len(outs)
     with (
-        termination.noted() as asked,
         progress(config.algorithm.name, done=starts[0].round, rounds=config.rounds, quiet=quiet) as show,
     ):
         hooks: list[list[OnChunk]] = [[] for _ in outs]
@@ -273,15 +281,8 @@ def _resume(setups: Sequence[Setup], batch: Batch) -> tuple[State, list[Totals],
     initial, outs = batch.init(), [setup.out for setup in setups]
 
     def read() -> tuple[Any, ...]:
-        found = [
-            checkpoint.restore_latest(out / run_directory.CHECKPOINTS, batch.take(initial, run))
-            for run, out in enumerate(outs)
-        ]
+        found = _restore(outs, [batch.take(initial, run) for run in range(len(outs))])
         starts, lengths = zip(*map(_start_of, outs, found))
-        if len({start.round for start in starts}) > 1:
-            raise UserError(
-                f"out={str(outs[0])!r}: its last checkpoint and those of its like differ in their rounds"
-            )
         records = [
             run_directory.read_records(out, (length or {}).get(run_directory.METRICS, 0))
             for out, length in zip(outs, lengths)
@@ -296,8 +297,35 @@ def _resume(setups: Sequence[Setup], batch: Batch) -> tuple[State, list[Totals],
         for out, each, length in zip(outs, found, lengths):
             for step in () if each is None else each.damaged:
                 run_directory.set_aside(step, "damaged")
+            for step in checkpoint.steps(out / run_directory.CHECKPOINTS):
+                if each is not None and int(step.name) > each.round:
+                    run_directory.set_aside(step, "newer")
             run_directory.cut(out, length)
     return state, list(starts), records
+
+
+def _restore(outs: Sequence[Path], likes: Sequence[State]) -> list[checkpoint.Restored | None]:
+    """The newest checkpoints of runs that are of one round.
+
+    Where one run's newest is damaged, the others go back with it.
+    """
+    at_most: int | None = None
+    damaged: list[tuple[Path, ...]] = [()] * len(outs)
+    while True:
+        found = [
+            checkpoint.restore_latest(out / run_directory.CHECKPOINTS, like, at_most=at_most)
+            for out, like in zip(outs, likes)
+        ]
+        damaged = [(*before, *(each.damaged if each else ())) for before, each in zip(damaged, found)]
+        rounds = {each.round if each else 0 for each in found}
+        if len(rounds) == 1:
+            return [each and each._replace(damaged=steps) for each, steps in zip(found, damaged)]
+        if None in found:
+            out = outs[found.index(None)]
+            raise UserError(
+                f"out={str(out)!r}: must have a checkpoint of a round that others of its program have"
+            )
+        at_most = min(rounds)
 
 
 def _start_of(out: Path, found: checkpoint.Restored | None) -> tuple[Totals, Mapping[str, int] | None]:

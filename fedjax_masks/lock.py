@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from fedjax_masks.errors import UserError
 
 NAME = ".lock"
+_NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 _LOGGER = logging.getLogger("fedjax_masks")
 
@@ -53,10 +55,17 @@ def _acquire(path: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            # A link would let the lock be written to what it points to; a pipe would block.
+            file = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _NO_WAIT, 0o644)
         except FileNotFoundError:  # who had made the directory has just removed it
             continue
+        except OSError as error:
+            if path.is_symlink() or error.errno in (errno.ENXIO, errno.EISDIR):
+                raise _foreign(path) from None
+            raise
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise _foreign(path)
             _lock(file)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), path.stat()):
@@ -71,6 +80,10 @@ def _acquire(path: Path) -> int:
             os.close(file)
             raise
         os.close(file)
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(f"out={str(path.parent)!r}: must have no {NAME} but that of a run; remove it")
 
 
 def _lock(file: int) -> None:

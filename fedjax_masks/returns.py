@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks.algorithm import FederatedAlgorithm, State
@@ -24,6 +25,8 @@ def checked(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
     Traceback (most recent call last):
     fedjax_masks.errors.UserError: init=<lambda>: must return a State, and returns a tuple of 0
     """
+    if not isinstance(algorithm, FederatedAlgorithm):
+        raise UserError(f"algorithm: must be a FederatedAlgorithm, and is {_describe(algorithm)}")
 
     def init(*args: Any) -> State:
         state = algorithm.init(*args)
@@ -83,6 +86,14 @@ def _is_tuple(result: Any, length: int) -> bool:
 def _check_structure(role: str, function: Any, what: str, like: Any, result: Any) -> None:
     if jax.tree.structure(result) != jax.tree.structure(like):
         raise _error(role, function, f"{what}, {_describe(like)}, as it gets it", result)
+    wanted, found = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (like, result))
+    for (path, leaf), (_, other) in zip(wanted, found):
+        kinds = [f"{jnp.result_type(value)}{list(np.shape(value))}" for value in (leaf, other)]
+        if kinds[0] != kinds[1]:
+            name = f"{what}{jax.tree_util.keystr(path)}"
+            raise UserError(
+                f"{role}={name_of(function)}: must return {name} as {kinds[0]}, and returns {kinds[1]}"
+            )
 
 
 def _check_metrics(role: str, function: Any, metrics: Any) -> None:

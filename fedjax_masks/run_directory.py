@@ -6,6 +6,7 @@ neither loses nor doubles a line.
 """
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedjax_masks.trees import flat
 
 CONFIG, SUMMARY, METRICS, LOG = "config.json", "summary.json", trackers.METRICS, "log.txt"
 CHECKPOINTS, FIGURES, ROWS = "checkpoints", "figures", "clients.rows"
+_LOGGER = logging.getLogger("fedjax_masks")
 _NEEDED = ("round", "global_accuracy", "personal_accuracy_mean")  # of the records of a run to resume
 _ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "chosen_storage", "fingerprints", "versions", "platform")
 
@@ -51,6 +53,11 @@ def open_directory(out: Path, config: Config, *, resume: bool) -> dict[str, Any]
     content = {path.name for path in out.iterdir()} - {lock.NAME} if out.exists() else set()
     if content and not resume:
         raise UserError(f"out={str(out)!r}: is not empty; --resume continues the run in it")
+    for name in content & {CONFIG, METRICS, LOG, SUMMARY, ROWS}:
+        if not (out / name).is_file():
+            raise UserError(f"out={str(out / name)!r}: must be a file")
+    if CHECKPOINTS in content and not (out / CHECKPOINTS).is_dir():
+        raise UserError(f"out={str(out / CHECKPOINTS)!r}: must be a directory; mount or restore it to resume")
     if CONFIG in content:
         stored = _stored(out)
         _check_same(stored, config)
@@ -117,17 +124,22 @@ def cut(out: Path, at_checkpoint: Mapping[str, int] | None) -> None:
     """Cuts the appended files back to what they were at a checkpoint; without one, puts them aside."""
     for name, now in lengths(out).items():
         if at_checkpoint is None:
-            set_aside(out / name, "before")
+            aside = set_aside(out / name, "before")
+            _LOGGER.warning("no checkpoint: starting at round 0; %s holds what was there", aside.name)
         elif now > at_checkpoint.get(name, 0):
             os.truncate(out / name, at_checkpoint.get(name, 0))
 
 
-def set_aside(path: Path, suffix: str) -> None:
-    """Renames a file or a directory to a name that nobody has and nothing reads, ``NAME.SUFFIX``."""
+def set_aside(path: Path, suffix: str) -> Path:
+    """Renames a file or a directory to a name that nobody has and nothing reads, ``NAME.SUFFIX``.
+
+    Returns:
+      The new path.
+    """
     number, aside = 1, path.with_name(f"{path.name}.{suffix}")
     while aside.exists():
         number, aside = number + 1, path.with_name(f"{path.name}.{suffix}-{number + 1}")
-    path.rename(aside)
+    return path.rename(aside)
 
 
 def read_records(out: Path, length: int) -> list[Record]:
@@ -150,8 +162,10 @@ def read_records(out: Path, length: int) -> list[Record]:
 def _check_same(stored: Mapping[str, Any], config: Config) -> None:
     before, now = flat(stored), flat(json.loads(json.dumps(as_dict(config))))
     for key, value in now.items():
-        if key not in before or before[key] != value:
-            own = _shown(before.get(key))
+        if key not in before:
+            raise UserError(f"{key}={_shown(value)}: must be a key of the run to resume; it began without")
+        if before[key] != value:
+            own = _shown(before[key])
             raise UserError(f"{key}={_shown(value)}: must be the run's own value to resume it, {own}")
 
 

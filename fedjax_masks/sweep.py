@@ -174,9 +174,10 @@ def run_sweep(
     """
     jobs, out = read_sweep(path), Path(out_dir)
     platforms.check()
-    with termination.raised(), silence(quiet), experiment.writing([out]):
+    with termination.noted() as asked, silence(quiet), experiment.writing([out]):
         if not resume and {file.name for file in out.iterdir()} - {lock.NAME}:
             raise UserError(f"out={str(out)!r}: is not empty; --resume continues the sweep in it")
+        _check_own(out, jobs)
         with user_errors():
             for job in jobs:
                 run_directory.open_directory(out / job.name, job.config, resume=resume)
@@ -187,17 +188,44 @@ def run_sweep(
             say(f"plan: {group}")
         write_table(jobs, out)
         for group in groups:
-            _run_group(group, out, quiet=quiet)
+            if asked():
+                termination.end(asked())
+            _run_group(group, out, quiet=quiet, asked=asked)
             write_table(jobs, out)
     return jobs
 
 
-def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
+def _check_own(out: Path, jobs: Sequence[Job]) -> None:
+    """Raises UserError where a directory holds a single run, or a sweep of other runs than these."""
+    if (out / run_directory.CONFIG).exists():
+        raise UserError(f"out={str(out)!r}: must be the directory of a sweep; it holds a single run")
+    path = out / "sweep.json"
+    others = set(_read_object(path).get("runs", {})) - {job.name for job in jobs} if path.exists() else set()
+    if others:
+        raise UserError(
+            f"out={str(out)!r}: must be the directory of this sweep; it holds {min(others)!r}, "
+            "which the file does not ask for"
+        )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: must be a JSON object; {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a JSON object; it is damaged")
+    return content
+
+
+def _run_group(group: Group, out: Path, *, quiet: bool, asked: Callable[[], int]) -> None:
     """Runs in one program what fits into memory together."""
     configs, outs = [job.config for job in group.jobs], [out / job.name for job in group.jobs]
     batch = _batch(group, configs) if len(configs) > 1 else None
     if batch is None:
         for config, directory in zip(configs, outs):
+            if asked():
+                termination.end(asked())
             experiment.run_experiment(config, directory, resume=True, quiet=quiet)
         return
     say(experiment.plan_line(batch.plan, configs[0], group.task))
@@ -212,7 +240,7 @@ def _run_group(group: Group, out: Path, *, quiet: bool) -> None:
             )
             for directory, config in zip(outs, configs)
         ]
-        experiment.run_in(setups, batch, quiet=quiet)
+        experiment.run_in(setups, batch, quiet=quiet, asked=asked)
 
 
 def _batch(group: Group, configs: Sequence[Config]) -> Batch | None:
@@ -249,11 +277,11 @@ def write_table(jobs: Sequence[Job], out: Path) -> None:
     finished = [job for job in jobs if run_directory.is_finished(out / job.name)]
     rows = []
     for job in finished:
-        summary = json.loads((out / job.name / "summary.json").read_text("utf-8"))
+        summary = _figures(out / job.name / run_directory.SUMMARY)
         flat_config = _flat(job.config)
         own = {"run": job.name, "setting": job.setting, "algorithm.name": job.config.algorithm.name}
         own |= {key: flat_config.get(key) for key in keys} | {"seed": job.config.seed}
-        rows.append(own | {key: summary.get(key) for key in _FIGURES})
+        rows.append(own | summary)
     text = io.StringIO()
     header = ["run", "setting", "algorithm.name", *keys, "seed", *_FIGURES]
     table = csv.DictWriter(text, list(dict.fromkeys(header)), lineterminator="\n")
@@ -265,6 +293,16 @@ def write_table(jobs: Sequence[Job], out: Path) -> None:
         "settings": {setting: over_seeds(some) for setting, some in _by_setting(rows).items()},
     }
     checkpoint.write_atomically(out / "sweep.json", json.dumps(content, indent=2))
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """The figures of a summary."""
+    content = _read_object(path)
+    found = {key: content.get(key) for key in _FIGURES}
+    for key, value in found.items():
+        if not (value is None or isinstance(value, (int, float))):
+            raise UserError(f"{path}: {key}={value!r}: must be a number or null; the file is damaged")
+    return found
 
 
 def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

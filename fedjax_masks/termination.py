@@ -15,7 +15,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def noted() -> Iterator[Callable[[], int]]:
     """Notes the first SIGINT or SIGTERM instead of ending at once; the second one has its usual effect.
 
-    Outside of the main thread, which alone may handle signals, nothing changes.
+    A handler that raises would not do: a callback of another library may swallow what it raises. Where a
+    signal has come and the block has ended without an exception, :func:`end` raises. Outside of the main
+    thread, which alone may handle signals, nothing changes.
 
     Yields:
       ``() -> int``: the signal that has come, else 0.
@@ -23,7 +25,8 @@ def noted() -> Iterator[Callable[[], int]]:
     >>> with noted() as asked:
     ...     signal.raise_signal(signal.SIGTERM)
     ...     asked() == signal.SIGTERM
-    True
+    Traceback (most recent call last):
+    SystemExit: 143
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
@@ -46,22 +49,8 @@ def noted() -> Iterator[Callable[[], int]]:
         yield lambda: came
     finally:
         restore()
-
-
-@contextmanager
-def raised() -> Iterator[None]:
-    """Turns SIGTERM into SystemExit, as SIGINT is KeyboardInterrupt, so that what is open is closed.
-
-    Outside of the main thread, which alone may handle signals, nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: end(number)) or signal.SIG_DFL
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if came:
+        end(came)
 
 
 def name(number: int) -> str:

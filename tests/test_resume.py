@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,12 @@ def without_time(out):
     return [{key: value for key, value in line.items() if key != "wall_seconds"} for line in lines]
 
 
+def seal(step):
+    """Writes the checksums of a checkpoint's files anew."""
+    sums = {name: zlib.crc32((step / name).read_bytes()) for name in ("arrays.npz", "checkpoint.json")}
+    (step / "checksums.json").write_text(json.dumps(sums))
+
+
 def refused(out, match, **values):
     """Resuming is refused in one line that matches, and changes nothing."""
     before = tree(out)
@@ -88,6 +95,10 @@ def refused(out, match, **values):
         (
             {**STATE.server, "count": jnp.asarray(7.0)},
             r"server/count float32\[\]; it holds server/count int32\[\]",
+        ),
+        (
+            {**STATE.server, "mean": np.zeros((3, 2), np.float64)},
+            r"server/mean float64\[3, 2\]; it holds server/mean float32\[3, 2\]; set JAX_ENABLE_X64",
         ),
     ],
 )
@@ -154,12 +165,116 @@ def test_a_damaged_checkpoint_is_renamed_and_all_damaged_ones_are_refused(out, w
     refused(out, "must hold an undamaged one; all 3 are damaged")
 
 
+def test_foreign_files_are_no_damage_and_stay(out, whole):
+    """Network file systems and people put files beside ours."""
+    checkpoints = out / "checkpoints"
+    (checkpoints / "00000004" / ".nfs0001").write_text("")
+    for name in ("mine.partial", "best.deleted", "²"):
+        (checkpoints / name).mkdir()
+    (checkpoints / "00000009").write_text("")
+    before = {path.name for path in checkpoints.iterdir()}
+    run_experiment(config_with(), out, resume=True, quiet=True)
+    assert {path.name for path in checkpoints.iterdir()} == before
+    assert without_time(out) == without_time(whole)
+    checkpoint.save(checkpoints, 10, STATE, {}, keep=9)
+    assert {path.name for path in checkpoints.iterdir()} == {*before, "00000010"}
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "log.txt", "summary.json"])
+@pytest.mark.parametrize("kind", ["another", "dangling"])
+def test_what_is_not_of_its_kind_is_refused_at_once(out, name, kind):
+    """As where a file system is not mounted."""
+    path = out / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if kind == "dangling":
+        path.symlink_to("nowhere")
+    elif name == "checkpoints":
+        path.write_text("")
+    else:
+        path.mkdir()
+    refused(out, rf"out=.*{name}.*: must be a (file|directory)")
+
+
+def test_a_run_that_is_moved_away_is_not_continued_where_it_was(tmp_path, monkeypatch):
+    out, save = tmp_path / "run", checkpoint.save
+
+    def moving(*args, **options):
+        if out.exists():
+            out.rename(tmp_path / "moved")
+        save(*args, **options)
+
+    monkeypatch.setattr(checkpoint, "save", moving)
+    with pytest.raises(UserError, match="out="):
+        run_experiment(config_with(), out, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+@pytest.mark.parametrize("kind", ["dangling", "link", "pipe", "directory"])
+def test_a_foreign_lock_file_is_refused_and_stays(tmp_path, kind):
+    out, target = tmp_path / "run", tmp_path / "mine"
+    out.mkdir()
+    target.write_text("precious")
+    path = out / lock.NAME
+    {
+        "dangling": lambda: path.symlink_to("nowhere"),
+        "link": lambda: path.symlink_to(target),
+        "pipe": lambda: os.mkfifo(path),
+        "directory": path.mkdir,
+    }[kind]()
+    with pytest.raises(UserError, match=r"must have no \.lock but that of a run"):
+        run_experiment(config_with(), out, quiet=True)
+    assert [entry.name for entry in out.iterdir()] == [lock.NAME]
+    assert target.read_text() == "precious"
+
+
+def test_runs_of_one_program_go_back_together(tmp_path):
+    """Where one run's newest checkpoint is damaged, the others must go on from the same round."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in VALUES.items()]
+    file, out = tmp_path / "sweep.toml", tmp_path / "out"
+    file.write_text("\n".join([*lines, "[grid]", "seed = [0, 1]"]))
+    assert cli.main(["sweep", str(file), "--out", str(out), "--quiet"]) == 0
+    names = ["fedavg,seed=0", "fedavg,seed=1"]
+    before = [without_time(out / name) for name in names]
+    for name in names:
+        (out / name / "summary.json").unlink()
+    (out / names[0] / "checkpoints" / "00000004" / "arrays.npz").write_bytes(b"")
+    assert cli.main(["sweep", str(file), "--out", str(out), "--quiet", "--resume"]) == 0
+    assert [without_time(out / name) for name in names] == before
+    kept = [sorted(path.name for path in (out / name / "checkpoints").iterdir()) for name in names]
+    assert kept == [
+        ["00000002", "00000003", "00000004", "00000004.damaged"],
+        ["00000002", "00000003", "00000004", "00000004.newer"],
+    ]
+
+
+def test_a_sweep_is_continued_in_its_own_directory_only(tmp_path, whole, capsys):
+    file, out = tmp_path / "sweep.toml", tmp_path / "out"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in VALUES.items()]
+
+    def sweep(directory, seeds):
+        file.write_text("\n".join([*lines, "[grid]", f"seed = {seeds}"]))
+        code = cli.main(["sweep", str(file), "--out", str(directory), "--quiet", "--resume"])
+        return code, capsys.readouterr().err
+
+    before = tree(whole)
+    code, said = sweep(whole, [0])
+    assert (code, "it holds a single run" in said, tree(whole)) == (2, True, before)
+    assert sweep(out, [0]) == (0, "")
+    assert sweep(out, [1])[0] == 2
+    summary = out / "fedavg,seed=0" / "summary.json"
+    for text in ("{", "[1]", '{"global_accuracy": "x"}'):
+        summary.write_text(text)
+        code, said = sweep(out, [0])
+        assert (code, said.count("\n"), "summary.json" in said) == (2, 1, True)
+
+
 def test_a_checkpoint_of_another_format_is_refused(out):
     for step in checkpoint.steps(out / "checkpoints"):
         description = step / "checkpoint.json"
         description.write_text(json.dumps({**json.loads(description.read_text()), "format": 1}))
-        sums = checkpoint._checksums(step)
-        (step / "checksums.json").write_text(json.dumps(sums))
+        seal(step)
     refused(out, "must be a checkpoint of format 2")
 
 
@@ -168,7 +283,7 @@ def test_a_description_that_says_something_else_is_refused(out, meta):
     step = checkpoint.steps(out / "checkpoints")[-1]
     description = step / "checkpoint.json"
     description.write_text(json.dumps({**json.loads(description.read_text()), "meta": meta}))
-    (step / "checksums.json").write_text(json.dumps(checkpoint._checksums(step)))
+    seal(step)
     refused(out, "must have a checkpoint of this version")
 
 
@@ -235,17 +350,19 @@ def test_every_example_and_its_owner_are_part_of_the_fingerprint(whole):
     assert assembly.fingerprints(config_with(), dataclasses.replace(task, train=swapped)) != wanted
 
 
-def test_a_resume_with_other_precision_is_refused_and_touches_nothing(out):
+def test_a_resume_in_64_bit_mode_goes_on(out, whole):
+    """States are of 32 bits in either mode; an own algorithm's may not be, which is refused by name."""
     command = [sys.executable, "-m", "fedjax_masks.cli", "run", "--resume", "--quiet", "--out", str(out)]
-    before = tree(out)
     done = subprocess.run(
         command, env=os.environ | {"JAX_ENABLE_X64": "1"}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert "float64" in line
-    assert "float32" in line
-    assert tree(out) == before
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in checkpoint.steps(out / "checkpoints")] == [
+        "00000002",
+        "00000003",
+        "00000004",
+    ]
+    assert without_time(out) == without_time(whole)
 
 
 def test_a_directory_belongs_to_one_process(tmp_path):

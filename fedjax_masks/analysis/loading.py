@@ -37,7 +37,7 @@ def load_run(path: str | Path) -> RunRecord:
     config = _read_object(path / _CONFIG)
     metrics, summary = path / "metrics.jsonl", path / "summary.json"
     return RunRecord(
-        name=path.resolve().name,
+        name=os.path.basename(os.path.realpath(path)),
         config=config,
         records=_read_records(metrics) if metrics.is_file() else [],
         summary=_read_object(summary) if summary.is_file() else {},
@@ -60,7 +60,7 @@ def load_runs(paths: Sequence[str | Path], *, setup_bytes: bool = False) -> list
     Raises:
       ValueError: There is no run, or one is damaged.
     """
-    found = dict.fromkeys(run for path in paths for run in _run_directories(Path(path).resolve()))
+    found = dict.fromkeys(run for path in paths for run in _run_directories(Path(os.path.realpath(path))))
     if not found:
         raise UserError("run: none given; accepted are one or more run directories, or directories of runs")
     runs = [load_run(path)._replace(name=name) for path, name in zip(found, _names(list(found)))]
@@ -94,7 +94,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"run file {str(path)!r}: cannot be read as JSON; {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"run file {str(path)!r}: holds a {type(value).__name__}; accepted is a JSON object")
@@ -108,8 +108,12 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     for index, line in enumerate(lines):
         try:
             record = json.loads(line)
-            by_round[int(record["round"])] = record
-        except (ValueError, TypeError, KeyError) as error:
+            if not (isinstance(record["round"], int) and 0 <= record["round"] < 2**53):
+                raise ValueError
+            if not isinstance(record.get("extra") or {}, dict):
+                raise ValueError
+            by_round[record["round"]] = record
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             if index == len(lines) - 1:
                 break
             place = f"run file {str(path)!r}: line {index + 1}"

@@ -59,8 +59,10 @@ def last(run: RunRecord, key: str) -> float | None:
 
 
 def number(value: Any) -> float:
-    """A JSON value as a float; NaN for what is not a number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    """A JSON value as a float; NaN for what is not a number, or one that no float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return float("nan")
+    return float(value) if abs(value) < 1e300 else float("nan")
 
 
 def rounds_done(run: RunRecord) -> int:

@@ -116,7 +116,7 @@ def _reference(
 
 def _by_seed(member: Series, key: str) -> dict[Any, float]:
     """The last accuracy by what the run's seeds are."""
-    found = {tuple(seeds_of(run).items()): last(run, key) for run in member.runs}
+    found = {repr(seeds_of(run)): last(run, key) for run in member.runs}
     return {seeds: value for seeds, value in found.items() if value is not None}
 
 
