@@ -31,13 +31,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +44,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks import assembly, checkpoint, cli
+from fedjax_masks import analysis, assembly, checkpoint, cli, experiment
 from fedjax_masks.algorithms import registry
 from fedjax_masks.config import make_config
 from fedjax_masks.runner import chunk_length
-from fedjax_masks.simulation import Simulation, Storage, make_simulation
+from fedjax_masks.simulation import Storage, make_simulation
 
 KEEP = 2
 _SHARED = {
@@ -73,13 +72,15 @@ SETTINGS = {
         "storage.clients": "host",
     },
 }
+IMPORTED = (analysis, experiment)  # once, before any process is forked
 POLL = 0.0005
-IMPORTING = 0.5  # seconds, in which a process has no handlers of its own yet
+STARTING = 0.1  # seconds, in which a process has no handlers of its own yet
+ENDING = 5.0  # seconds after a signal, within which a process that notes it has ended
 ERROR_SHARE = 0.008  # of all calls that concern files
 WRONG = (
     *("records_lost", "records_doubled", "records_that_differ", "arrays_that_differ", "leftovers"),
     *("without_summary", "checkpoints_deleted", "changed_by_a_refusal", "said_more_than_one_line"),
-    *("unexpected_exits", "both_rivals_ran"),
+    *("unexpected_exits", "both_rivals_ran", "signals_lost"),
 )
 MODES = ("time", "progress", "writing", "deleting")
 NAMES = ("a[q]", "back\\slash", "two words", "*?", "é%20~", "-dash", "a\nline", "#&;$HOME", "'\"", "x" * 200)
@@ -92,16 +93,69 @@ class Runs(NamedTuple):
     rounds: int
 
 
-def start(out: Path, runs: Runs, **child: str) -> subprocess.Popen:
-    """Starts or continues the run in a directory; see :func:`be_child` for what may be done to it."""
+class Process:
+    """A process of its own that calls a function.
+
+    It is forked from this one, which has imported everything and has not started jax: so it is there at once.
+
+    Args:
+      function: ``() -> int``: the exit code.
+    """
+
+    def __init__(self, function: Callable[[], int]) -> None:
+        self._said, write = os.pipe()
+        self.returncode: int | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._said)
+            os.dup2(write, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os._exit(self._call(function))
+        os.close(write)
+
+    @staticmethod
+    def _call(function: Callable[[], int]) -> int:
+        try:
+            return function()
+        except SystemExit as error:
+            return error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.stderr.flush()
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the signal's number; None while the process runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send(self, number: int) -> None:
+        """Sends a signal, if the process still runs."""
+        if self.poll() is None:
+            os.kill(self._pid, number)
+
+    def end(self) -> str:
+        """Waits for the end; what the process has said."""
+        with open(self._said, encoding="utf-8", errors="replace", closefd=False) as pipe:
+            said = pipe.read()
+        os.close(self._said)
+        while self.poll() is None:
+            time.sleep(POLL)
+        return said
+
+
+def start(out: Path, runs: Runs, **child: str) -> Process:
+    """Starts or continues the run in a directory; see :func:`run_in_child` for what may be done to it."""
     command = ["run", "--resume", "--quiet", "--out", str(out)]
     for key, value in {**runs.setting, "rounds": runs.rounds}.items():
         command += ["--set", f"{key}={value}"]
-    program = [__file__, "--child", json.dumps(child)] if child else ["-m", "fedjax_masks_launcher"]
-    return subprocess.Popen([sys.executable, *program, *command], stderr=subprocess.PIPE, text=True)
+    return Process(lambda: run_in_child(child, command))
 
 
-def be_child(what: dict[str, str], argv: list[str]) -> int:
+def run_in_child(what: dict[str, str], argv: list[str]) -> int:
     """Runs the command line in this process with an edited algorithm, or with failing files."""
     if "edit" in what:
         build = registry.build
@@ -172,7 +226,7 @@ def _inside(folder: Path) -> list[Path]:
 def trigger(mode: str, out: Path, rng: np.random.Generator, seconds: float) -> Callable[[], bool]:
     """What says, when asked over and over, that the moment has come."""
     if mode == "time":
-        end = time.monotonic() + IMPORTING + rng.uniform(0, 1.5 * seconds)
+        end = time.monotonic() + STARTING + rng.uniform(0, 1.5 * seconds)
         return lambda: time.monotonic() >= end
     if mode == "progress":
         left, seen = int(rng.integers(1, 20)), traces(out)
@@ -201,13 +255,13 @@ def trigger(mode: str, out: Path, rng: np.random.Generator, seconds: float) -> C
     return caught
 
 
-def wait(process: subprocess.Popen, due: Callable[[], bool], sent: int | None) -> str:
+def wait(process: Process, due: Callable[[], bool], sent: int | None) -> str:
     """Waits for the end of a process, to which a signal is sent once it is due; what it said."""
     while sent is not None and process.poll() is None and not due():
         time.sleep(POLL)
     if sent is not None:
-        process.send_signal(sent)
-    return process.communicate(timeout=600)[1]
+        process.send(sent)
+    return process.end()
 
 
 class Outcome(NamedTuple):
@@ -224,7 +278,7 @@ class Outcome(NamedTuple):
     found: Counter
 
 
-def judge(process: subprocess.Popen, said: str, expected: tuple[int, ...]) -> Counter:
+def judge(process: Process, said: str, expected: tuple[int, ...]) -> Counter:
     """What is wrong with how a process ended."""
     lines = [line for line in said.splitlines() if "the run goes on" not in line and "is damaged" not in line]
     refused = process.returncode == 2
@@ -259,12 +313,18 @@ def kill_once(out: Path, runs: Runs, rng: np.random.Generator, seconds: float) -
 def signal_once(out: Path, runs: Runs, rng: np.random.Generator, seconds: float) -> Outcome:
     """Continues the run and asks it to end."""
     sent = (signal.SIGINT, signal.SIGTERM)[rng.integers(2)]
-    process = start(out, runs)
-    said = wait(process, trigger(MODES[rng.integers(2)], out, rng, seconds), sent)
+    process, due, sent_at = start(out, runs), trigger(MODES[rng.integers(2)], out, rng, seconds), [0.0]
+
+    def moment() -> bool:
+        sent_at[0] = time.monotonic()
+        return due()
+
+    said = wait(process, moment, sent)
     expected = (0, 128 + sent, -signal.SIGTERM)  # SIGTERM's usual effect, while it prepares
     found = judge(process, said, expected)
     found[f"{sent.name} while it prepared"] += process.returncode != 0 and "stopped after round" not in said
     found[f"{sent.name} while rounds ran"] += "stopped after round" in said
+    found["signals_lost"] += time.monotonic() - sent_at[0] > ENDING
     return Outcome(process.returncode != 0, process.returncode == 0, found)
 
 
@@ -302,7 +362,7 @@ def rival_once(out: Path, runs: Runs, rng: np.random.Generator, seconds: float) 
     while all(process.poll() is None for process in processes):
         time.sleep(POLL)
     refused, other = sorted(processes, key=lambda process: process.poll() is None)
-    found = judge(refused, refused.communicate()[1], (0, 2))
+    found = judge(refused, refused.end(), (0, 2))
     said = wait(other, due, signal.SIGKILL) if refused.returncode == 2 else wait(other, bool, None)
     found += judge(other, said, (0, 2, -signal.SIGKILL))
     ran = [process.returncode in (0, -signal.SIGKILL) for process in processes]
@@ -337,24 +397,16 @@ def records(out: Path) -> list[dict]:
     return [{key: value for key, value in record.items() if key != "wall_seconds"} for record in found]
 
 
-@lru_cache(maxsize=1)
-def _simulation(setting: str, rows: Path | None) -> Simulation:
-    """A compiled simulation, for the shapes of checkpoints and for reading clients' states."""
-    config = make_config(json.loads(setting))
-    return make_simulation(
+def final_state(out: Path, runs: Runs) -> list[bytes]:
+    """Every array of the last checkpoint, and of the clients' states that it refers to."""
+    config = make_config({**runs.setting, "rounds": runs.rounds})
+    simulation = make_simulation(
         *assembly.build(config),
         cohort=config.cohort,
         chunk=chunk_length(config.eval_every),
         plan="scan",
-        storage=Storage(config.storage.clients, path=rows),
+        storage=Storage(config.storage.clients, path=out / "clients.rows"),
     )
-
-
-def final_state(out: Path, runs: Runs) -> list[bytes]:
-    """Every array of the last checkpoint, and of the clients' states that it refers to."""
-    config = make_config({**runs.setting, "rounds": runs.rounds})
-    on_host = config.storage.clients == "host"
-    simulation = _simulation(json.dumps(runs.setting), out / "clients.rows" if on_host else None)
     restored = checkpoint.restore_latest(out / "checkpoints", simulation.init())
     assert restored is not None, "the run has no checkpoint"
     assert restored.meta["totals"]["round"] == runs.rounds, "the last checkpoint is not of the last round"
@@ -379,6 +431,15 @@ def difference(out: Path, whole: Path, runs: Runs) -> Counter:
         leftovers=len(leftover),
         without_summary=int(not (out / "summary.json").exists()),
     )
+
+
+def difference_in_child(out: Path, whole: Path, runs: Runs) -> Counter:
+    """The same, by a process that may start jax."""
+    path = whole.with_name("difference.json")
+    process = Process(lambda: path.write_text(json.dumps(difference(out, whole, runs))) and 0)
+    said = process.end()
+    assert process.returncode == 0, said
+    return Counter(json.loads(path.read_text()))
 
 
 def deleted(before: list[Path], out: Path) -> int:
@@ -409,7 +470,7 @@ def campaign(
         found["checkpoints_deleted"] += deleted(before, out)
         happened += outcome.happened
         if outcome.ended:
-            found += difference(out, whole, runs)
+            found += difference_in_child(out, whole, runs)
             number += 1
             name = NAMES[number % len(NAMES)] if kind == "names" else ""
             out = folder / kind / f"{name}{number + 1}"
@@ -431,11 +492,12 @@ def main() -> int:
     runs = Runs(SETTINGS[args.states], args.rounds)
     with tempfile.TemporaryDirectory(prefix="kill-campaign-") as folder:
         # Filled by the uninterrupted run; no process to which things happen compiles anything again.
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(folder, "programs")))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder, "programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         whole = Path(folder, "whole")
         process = start(whole, runs)
-        assert process.wait() == 0, process.communicate()[1]
+        said = process.end()
+        assert process.returncode == 0, said
         figures = {
             kind: campaign(kind, args.events, runs, args.seed, args.minutes, Path(folder), whole)
             for kind in args.kinds
@@ -445,6 +507,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        sys.exit(be_child(json.loads(sys.argv[2]), sys.argv[3:]))
     sys.exit(main())
