@@ -422,11 +422,11 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
 @pytest.mark.parametrize("ended", [1, 3, 5])
 def test_a_signal_ends_a_run_between_any_two_rounds(tmp_path, monkeypatch, uninterrupted, ended):
     """Rounds that take longer than the patience are run one by one, and each of them may be the last."""
-    out, asked = tmp_path / "run", []
+    out, asked, preparing = tmp_path / "run", [], 2  # times that it is asked before the first round
 
     @contextlib.contextmanager
     def noted():
-        yield lambda: asked.append(1) or (signal.SIGTERM if len(asked) == ended else 0)
+        yield lambda: asked.append(1) or (signal.SIGTERM if len(asked) == ended + preparing else 0)
 
     with monkeypatch.context() as patch:
         patch.setattr(termination, "noted", noted)
@@ -447,7 +447,8 @@ def test_a_second_signal_is_not_noted(first, second):
     numbers = dict.fromkeys(getattr(signal, name) for name in (first, second))
     before = {number: signal.signal(number, lambda *_: came.append(1)) for number in numbers}
     try:
-        with termination.noted() as asked:
+        # Whoever has not ended by itself is ended where the block ends.
+        with pytest.raises((SystemExit, KeyboardInterrupt)), termination.noted() as asked:  # noqa: PT012
             assert not asked()
             signal.raise_signal(getattr(signal, first))
             assert (asked(), came) == (getattr(signal, first), [])
@@ -476,15 +477,40 @@ def test_a_second_signal_ends_a_process_that_is_busy_at_once():
     assert process.returncode == 128 + signal.SIGINT
 
 
-def test_sigterm_before_the_first_round_leaves_nothing(tmp_path, monkeypatch):
-    """What is open is closed: trackers say that the run has ended."""
+@pytest.mark.parametrize("step", ["build", "make_simulation"])
+def test_sigterm_before_the_first_round_leaves_nothing(tmp_path, monkeypatch, step):
+    """What is open is closed, though a library swallows what a handler raises."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(experiment, "make_simulation", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    module = assembly if step == "build" else experiment
+    prepare = getattr(module, step)
+
+    def swallowing(*args, **options):
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        return prepare(*args, **options)
+
+    monkeypatch.setattr(module, step, swallowing)
     with pytest.raises(SystemExit) as end:
         run_experiment(config_with(log="tensorboard"), tmp_path / "run", quiet=True)
     assert end.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_in_the_last_round_ends_the_process_and_not_the_run(tmp_path, monkeypatch, uninterrupted):
+    """Else a sweep would go on with all its other runs."""
+    out, save = tmp_path / "run", experiment.save_figure
+
+    def late(*args):
+        signal.raise_signal(signal.SIGTERM)
+        save(*args)
+
+    monkeypatch.setattr(experiment, "save_figure", late)
+    with pytest.raises(SystemExit) as end:
+        run_experiment(config_with(), out, quiet=True)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert without_time(read_lines(out)) == without_time(read_lines(uninterrupted.directory))
+    assert (out / "summary.json").exists()
 
 
 def test_a_run_of_another_thread_leaves_signals_alone():
