@@ -13,7 +13,8 @@ from fedjax_masks.algorithm import State
 from fedjax_masks.data import index_of, synthetic_task
 from fedjax_masks.errors import UserError
 from fedjax_masks.simulation import make_batch, make_simulation
-from fedjax_masks.simulation.arrays import with_shuffled_test
+from fedjax_masks.simulation.arrays import train_examples, with_shuffled_test
+from fedjax_masks.simulation.tracing import trace_client
 
 RAGGED = [7, 130, 0, 33, 100, 1, 58]
 EVEN = [100, 4, 50, 20, 10, 25, 100]  # each divides a batch of 100
@@ -104,6 +105,32 @@ def test_a_batch_is_filled_with_the_clients_own_examples():
         for rows in parts(task.test)
     ]
     np.testing.assert_allclose(simulation.evaluate(simulation.init()).personal, own, rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_the_global_model_is_evaluated_like_models_of_clients_own(norm):
+    """Under batch statistics in batches of one client's examples; of other models they are only counted."""
+    task = make_task(RAGGED)
+    shared = fm.fedavg(fm.models.mlp(task, hidden=(16,), norm=norm), optax.sgd(0.1), batch_size=4)
+    owned = shared._replace(predict=lambda common, server, client, x: shared.predict_global(common, server, x))
+    found = []
+    for each in (shared, owned):
+        alone = make_simulation(each, task, cohort=2, chunk=1)
+        batch = make_batch(lambda _, each=each: each, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
+        found.append([alone.evaluate(alone.init()), *batch.evaluate(batch.init())])
+    for one, two in zip(*found):
+        np.testing.assert_array_equal(one.personal, two.personal)
+        assert one.global_accuracy == two.global_accuracy
+    key, examples = jax.random.key(0), train_examples(task)
+    make, _ = trace_client(lambda _: shared, (), task, key, examples)
+    assert (make(()).predict is not None) == (norm == "batch")
+
+
+def test_a_normalised_residual_network_shared_by_all_is_evaluated_by_client():
+    task = synthetic_task((8, 8, 1), 3, [5, 5, 5], seed=1, noise=1.5, test_per_client=7)
+    shared = fm.fedavg(fm.models.resnet20(task, norm="batch", channels=(1, 1, 1)), optax.sgd(0.1))
+    make, _ = trace_client(lambda _: shared, (), task, jax.random.key(0), train_examples(task))
+    assert make(()).predict is not None
 
 
 def test_content_alone_orders_the_test_set():

@@ -50,7 +50,8 @@ def trace_client(
       examples: The training data.
 
     Returns:
-      ``make_algorithm``, in whose algorithms training is not traced again; and the shapes.
+      ``make_algorithm``, in whose algorithms training is not traced again, and which have ``predict``
+      where the global model normalises by the batch at hand; and the shapes.
 
     Raises:
       UserError: A function returns too little or too much, or training normalises by one example.
@@ -72,11 +73,41 @@ def trace_client(
     train = work.count(lambda values, *args: checked(values).train(*args), *arguments)
     _check_batches(train.program)
     _, upload, metrics = train.out
+    by_client = _normalises_by_batch(checked, values, state, data.inputs)
 
     def make(values: Any) -> FederatedAlgorithm:
-        return checked(values)._replace(train=partial(train.call, values))
+        algorithm = checked(values)._replace(train=partial(train.call, values))
+        return _with_global_predict(algorithm) if by_client else algorithm
 
     return make, Shapes(state, message, upload, sorted(metrics))
+
+
+def _normalises_by_batch(
+    make_algorithm: Callable[[Any], FederatedAlgorithm], values: Any, state: State, inputs: Any
+) -> bool:
+    """Whether all clients use the global model, and its logits for one example depend on the others."""
+
+    def predict(values: Any, common: Any, server: Any, inputs: jax.Array) -> Any:
+        algorithm = make_algorithm(values)
+        if algorithm.predict is not None or algorithm.predict_global is None:
+            return ()
+        return algorithm.predict_global(common, server, inputs)
+
+    inputs = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype)
+    program = jax.make_jaxpr(predict)(values, state.common, state.server, inputs).jaxpr
+    return any(flops.is_call(equation, batch_statistics) for equation in flops.equations(program))
+
+
+def _with_global_predict(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
+    """The algorithm, whose global model is every client's own: a batch then holds examples of one client."""
+    predict = algorithm.predict_global
+    assert predict is not None
+
+    def of_client(common: Any, server: Any, client: Any, x: jax.Array) -> jax.Array:
+        del client
+        return predict(common, server, x)
+
+    return algorithm._replace(predict=of_client, probes={})  # without ``predict``, probes are not evaluated
 
 
 def _check_batches(program: core.Jaxpr) -> None:
