@@ -140,9 +140,34 @@ def test_a_selection_that_throws_dice_is_refused_in_its_first_round():
 
 
 @pytest.mark.parametrize(
-    "ids", [[1, 2, 3, 4], [1, 2, 3, 4, 4], [0, 1, 2, 3, 9], [-1, 0, 1, 2, 3], [[0, 1, 2, 3, 4]]]
+    "ids",
+    [
+        [1, 2, 3, 4],
+        [1, 2, 3, 4, 4],
+        [0, 1, 2, 3, 9],
+        [-1, 0, 1, 2, 3],
+        [[0, 1, 2, 3, 4]],
+        [0.5, 1, 2, 3, 4],
+        [[0], [1, 2], 3, 4, 5],
+        "01234",
+        None,
+    ],
 )
 def test_a_selection_is_a_cohort_of_distinct_clients(ids):
-    algorithm = cases.algorithm("fedavg")._replace(select=lambda index, draw: np.array(ids))
-    with pytest.raises(UserError, match=r"must return 5 distinct clients, the cohort, of 9.*in round 3"):
+    algorithm = cases.algorithm("fedavg")._replace(select=lambda index, draw: ids)
+    with pytest.raises(
+        UserError, match=r"^select=.*lambda.*: must return 5 distinct clients, the cohort, of 9.*in round 3"
+    ):
+        select_cohorts(range(3, 5), 0, 5, 9, algorithm)
+
+
+@pytest.mark.parametrize(
+    "draws",
+    [(3, [1, 2]), (3, [1, 2, 3, 4, 4]), (3, [0.5, 1, 2, 3, 4]), (3, 9), (3, np.ones(9, bool)), (-1,), (1.5,)],
+)
+def test_a_draw_is_for_a_round_among_enough_clients(draws):
+    algorithm = cases.algorithm("fedavg")._replace(select=lambda index, draw: draw(*draws))
+    with pytest.raises(
+        UserError, match=r"^select=.*lambda.*: must draw (for a round|among 5 distinct clients)"
+    ):
         select_cohorts(range(3, 5), 0, 5, 9, algorithm)

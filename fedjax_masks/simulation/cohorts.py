@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,27 +32,54 @@ def select_cohorts(
     """Who takes part in some rounds: ``int32[rounds, cohort]``.
 
     Raises:
-      UserError: The algorithm selects something else than distinct clients, as many as the cohort has.
+      UserError: The algorithm selects something else than distinct clients, as many as the cohort has, or
+        asks for a draw that there cannot be.
     """
+    name = f"select={name_of(algorithm.select)}"
 
     @cache  # an algorithm may ask for all earlier cohorts, in every round
     def of_all(index: int) -> np.ndarray:
         return draw_cohort(seed, index, num_clients, cohort)
 
     def draw(index: int, among: np.ndarray | None = None) -> np.ndarray:
-        return of_all(index) if among is None else draw_cohort(seed, index, num_clients, cohort, among)
+        if not isinstance(index, (int, np.integer)) or index < 0:
+            raise UserError(f"{name}: must draw for a round, an integer of 0 or more, and not for {index!r}")
+        if among is None:
+            return of_all(int(index))
+        some = _distinct(among, num_clients)
+        if len(some) < cohort:
+            raise UserError(
+                f"{name}: must draw among {cohort} distinct clients, the cohort, or more of {num_clients}, "
+                f"and does not for round {index}; a client is an integer from 0"
+            )
+        return draw_cohort(seed, int(index), num_clients, cohort, some)
 
     def select(index: int) -> np.ndarray:
-        ids = np.asarray(algorithm.select(index, draw))
-        inside = (ids >= 0) & (ids < num_clients)
-        if ids.shape != (cohort,) or len(np.unique(ids)) < cohort or not inside.all():
+        ids = _distinct(algorithm.select(index, draw), num_clients)
+        if len(ids) != cohort:
             raise UserError(
-                f"select={name_of(algorithm.select)}: must return {cohort} distinct clients, the cohort, of "
-                f"{num_clients}, and does not in round {index}; `draw(index, among)` does"
+                f"{name}: must return {cohort} distinct clients, the cohort, of {num_clients}, each an "
+                f"integer from 0, and does not in round {index}; `draw(index, among)` does"
             )
-        return ids.astype(np.int32)
+        return ids
 
     return np.stack([select(index) for index in rounds])
+
+
+def _distinct(ids: Any, num_clients: int) -> np.ndarray:
+    """Ids of distinct clients as ``int32[n]``; empty for anything else.
+
+    >>> _distinct([2, 0], 3).tolist(), _distinct([0.5, 1], 3).tolist(), _distinct(None, 3).tolist()
+    ([2, 0], [], [])
+    """
+    try:
+        found = np.asarray(ids)
+    except ValueError:  # lists of several lengths
+        found = np.zeros(0)
+    is_list = found.ndim == 1 and found.dtype.kind in "iu"
+    if is_list and len(np.unique(found)) == len(found) and ((found >= 0) & (found < num_clients)).all():
+        return found.astype(np.int32)
+    return np.zeros(0, np.int32)
 
 
 def check_selection(
