@@ -107,12 +107,14 @@ def test_a_batch_is_filled_with_the_clients_own_examples():
     np.testing.assert_allclose(simulation.evaluate(simulation.init()).personal, own, rtol=1e-12)
 
 
-@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("norm", ["batch", None])
 def test_the_global_model_is_evaluated_like_models_of_clients_own(norm):
     """Under batch statistics in batches of one client's examples; of other models they are only counted."""
     task = make_task(RAGGED)
     shared = fm.fedavg(fm.models.mlp(task, hidden=(16,), norm=norm), optax.sgd(0.1), batch_size=4)
-    owned = shared._replace(predict=lambda common, server, client, x: shared.predict_global(common, server, x))
+    owned = shared._replace(
+        predict=lambda common, server, client, x: shared.predict_global(common, server, x)
+    )
     found = []
     for each in (shared, owned):
         alone = make_simulation(each, task, cohort=2, chunk=1)
