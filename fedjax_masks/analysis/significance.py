@@ -140,7 +140,8 @@ def _note(reference: Series, rows: Sequence[Row], baseline: str | None) -> str:
     fewest = min(row["seeds"] for row in rows)
     shown = sum(row["p_holm"] < _LEVEL for row in rows)
     parts = [
-        f"Last accuracy (personal: of the clients that trained) minus that of {reference.label}, paired by "
+        f"Last accuracy (personal: of the clients that trained in each run, which can be others for another "
+        f"algorithm) minus that of {reference.label}, paired by "
         f"seed; ± is the 95 % confidence interval. "
         f"Paired t-test; p is corrected by Holm's method for {len(rows)} "
         f"comparison{'s' * (len(rows) > 1)}. At p below {_LEVEL:g}, {shown} of {len(rows)} differ."
