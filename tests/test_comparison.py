@@ -464,3 +464,29 @@ def test_both_seeds_are_named_and_the_picture_says_whose_it_is(tmp_path):
     rows = [re.sub(r"<[^>]+>", " ", row) for row in re.findall(r'<th scope="row">.*?</th>', text)]
     named = [[row for row in rows if re.search(rf"data\.seed {seed}\b(?!,)", row)] for seed in range(3)]
     assert [len(some) for some in named] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("key", ["data_seed", "seed"])
+def test_runs_that_differ_in_seeds_and_what_follows_from_them_are_one_series(tmp_path, key):
+    for seed in range(3):
+        prints = {"devices" if key == "seed" else "data.name": f"{seed}" * 64}
+        chosen = {"chosen_plan": f"vmap:{seed}", "chosen_plan_reason": f"{seed}", "chosen_storage": f"{seed}"}
+        config = {"fingerprints": prints, **chosen}
+        make_run(tmp_path / str(seed), config=config, **{key: seed})
+    make_run(tmp_path / "other", config={"fingerprints": {"data.name": "f" * 64}, "cohort": 3})
+    members = group(load_runs([tmp_path]))
+    assert [(member.label, len(member.runs)) for member in members] == [
+        ("fedavg, cohort=4", 3),
+        ("fedavg, cohort=3", 1),
+    ]
+    assert len(group(load_runs([tmp_path / str(seed) for seed in range(3)]))) == 1
+
+
+def test_labels_are_short_and_differ_however_long_settings_and_names_are(tmp_path):
+    for end in ("a", "b"):
+        layers = {"model": {"name": "mlp", "hidden": [*range(40), end]}}
+        make_run(tmp_path / f"{end}{'x' * 200}", config=layers)
+        make_run(tmp_path / f"{'y' * 100}{end}{'y' * 100}", config={**layers, "rounds": 7})
+    labels = [member.label for member in group(load_runs([tmp_path]))]
+    assert len(set(labels)) == 4
+    assert max(map(len, labels)) <= 63

@@ -15,7 +15,11 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vPX*"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)), (0, (3, 1)))
 # What may differ between runs that are repetitions of one another.
-_INCIDENTAL = ("versions", "platform", "plan", "out", "name")
+_INCIDENTAL = (
+    *("versions", "platform", "plan", "out", "name"),
+    *("chosen_plan", "chosen_plan_reason", "chosen_storage", "fingerprints"),
+)
+_LONGEST = 60  # characters of a label
 
 _RC: dict[Any, Any] = {
     "font.size": 9.5,
@@ -134,7 +138,12 @@ def drawing() -> Iterator[None]:
 def _settings(run: RunRecord) -> dict[str, Any]:
     """The flat configuration without what may differ between repetitions."""
     flat = flatten(run.config)
-    kept = (key for key in flat if key.split(".")[0] not in _INCIDENTAL and key.split(".")[-1] != "seed")
+    apart = ("data.dir", "data.cache_dir")
+    kept = (
+        key
+        for key in flat
+        if key.split(".")[0] not in _INCIDENTAL and key.split(".")[-1] != "seed" and key not in apart
+    )
     return {key: flat[key] for key in kept}
 
 
@@ -149,4 +158,13 @@ def _labels(members: Sequence[Sequence[RunRecord]]) -> list[str]:
         told = ", ".join(f"{key.split('.')[-1]}={own[key]}" for key in differing)
         labels.append(name if len(rivals) == 1 else f"{name}, {told}" if len(differing) in (1, 2) else "")
     names = [f"{algorithm_name(alike[0])} ({alike[0].name})" for alike in members]
-    return [label if label and labels.count(label) == 1 else name for label, name in zip(labels, names)]
+    fits = [0 < len(label) <= _LONGEST and labels.count(label) == 1 for label in labels]
+    short = [label if fit else _cut(name) for label, name, fit in zip(labels, names, fits)]
+    again = [short[:place].count(label) for place, label in enumerate(short)]
+    return [f"{label} #{n + 1}" if n else label for label, n in zip(short, again)]
+
+
+def _cut(text: str) -> str:
+    """A text without its middle where it is too long for a label."""
+    half = (_LONGEST - 1) // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]}…{text[-half:]}"
