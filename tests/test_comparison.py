@@ -16,9 +16,11 @@ from fedjax_masks.analysis.accuracy import accuracy_figures
 from fedjax_masks.analysis.curves import BYTES, GLOBAL, PERSONAL, ROUNDS, front_of, mean_curve, pareto_front
 from fedjax_masks.analysis.export import escape, write_tables
 from fedjax_masks.analysis.partition import divisions_of, partition_figure
+from fedjax_masks.analysis.records import is_diverged
 from fedjax_masks.analysis.seeds import series_table
 from fedjax_masks.analysis.significance import holm, paired, significance_tables
-from fedjax_masks.analysis.targets import cost_of_target, target_tables
+from fedjax_masks.analysis.table import comparison_table, is_best
+from fedjax_masks.analysis.targets import common_target, cost_of_target, target_tables
 from fedjax_masks.data import label_histogram, load_task
 from fedjax_masks.errors import UserError
 
@@ -490,3 +492,70 @@ def test_labels_are_short_and_differ_however_long_settings_and_names_are(tmp_pat
     labels = [member.label for member in group(load_runs([tmp_path]))]
     assert len(set(labels)) == 4
     assert max(map(len, labels)) <= 63
+
+
+def test_a_budget_that_is_null_differs_from_a_number_and_an_absent_one_from_nothing(tmp_path):
+    data = {"name": "digits", "partition": "shards:2", "clients": 10}
+    for name, limit in (("fedavg", {"examples_per_client": 20}), ("adp", {"examples_per_client": None})):
+        make_run(tmp_path / name, algorithm=name, config={"data": data | limit})
+    make_run(tmp_path / "local", algorithm="local", config={"data": data})
+    (remark,) = series_table(group(load_runs([tmp_path / "fedavg", tmp_path / "adp"]))).remarks
+    assert remark == "Unequal budgets: examples per client 20 (fedavg), not set (adp)."
+    assert series_table(group(load_runs([tmp_path / "fedavg", tmp_path / "local"]))).remarks == []
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory):
+    """Series of two seeds; FedAvg's is the best and the cheapest, and diverged once."""
+    root = tmp_path_factory.mktemp("wild")
+    kinds = {"fedavg": (0.9, 1_000), "adp": (0.6, 2_000), "fedmask": (0.7, 3_000), "local": (0.5, 4_000)}
+    for name, (accuracy, sent) in kinds.items():
+        for seed in range(2):
+            make_run(
+                root / f"{name}-{seed}",
+                algorithm=name,
+                personal=accuracy + 0.01 * seed * (1 + (name == "adp")),
+                global_=None,
+                up=sent,
+                down=sent,
+                seed=seed,
+                diverged=name == "fedavg" and seed == 1,
+            )
+    return group(load_runs([root]))
+
+
+def test_what_diverged_is_neither_on_the_front_nor_best_nor_shown_as_accurate(wild):
+    assert front_of(wild, PERSONAL).labels == ("adp", "fedmask")
+    table = series_table(wild)
+    rows = {row["label"]: row for row in table.rows}
+    assert rows["fedavg"]["front"] is None
+    best = {
+        row["label"] for column in table.columns for row in table.rows if is_best(column, row, table.rows)
+    }
+    assert best == {"adp", "fedmask"}
+    texts = {column.title: column.text(rows["fedavg"]) for column in table.columns}
+    assert texts["diverged"] == "1 of 2 seeds"
+    assert texts["personal accuracy"] == texts["clients' p10 / p50 / p90"] == "diverged"
+    assert rows["adp"]["ratio"] == pytest.approx(2)  # over the baseline's sound run
+
+
+def test_where_every_baseline_diverged_nothing_is_divided_by_it(tmp_path):
+    make_run(tmp_path / "a", diverged=True)
+    make_run(tmp_path / "b", algorithm="adp")
+    assert [row["ratio"] for row in comparison_table(load_runs([tmp_path]))] == [None, None]
+
+
+def test_what_diverged_neither_sets_nor_reaches_a_target_nor_is_tested(wild):
+    assert common_target(wild, PERSONAL) == 0.57  # 95 % of adp's 0.61, not of fedmask's
+    (table,) = target_tables(wild)
+    rows = {row["label"]: row for row in table.rows}
+    assert [column.text(rows["fedavg"]) for column in table.columns] == ["diverged"] * len(table.columns)
+    assert (rows["fedavg"]["reached"], rows["fedavg"]["bytes"], rows["adp"]["reached"]) == (0, None, 2)
+    (tested,) = significance_tables(wild)
+    assert [row["label"] for row in tested.rows] == ["adp", "local"]
+    assert "fedmask" in tested.title
+
+
+def test_a_summary_alone_tells_that_a_run_diverged(tmp_path):
+    make_run(tmp_path / "a", summary={"diverged": True})
+    assert is_diverged(load_runs([tmp_path])[0])

@@ -26,15 +26,17 @@ def remarks_on(series: Sequence[Series]) -> list[str]:
 def _unequal(series: Sequence[Series]) -> str:
     """The budgets in which series differ, and whose they are; empty where all have the same.
 
-    A key that a configuration does not have is no difference.
+    A key that a configuration does not have, as those of older versions, is no difference; one that is
+    null differs from one with a number.
     """
     parts = []
     for key, words in _BUDGET.items():
         owners: dict[str, list[str]] = {}
         for member in series:
-            value = flatten(member.runs[0].config).get(key)
-            if value is not None:
-                owners.setdefault(json.dumps(value), []).append(member.label)
+            flat = flatten(member.runs[0].config)
+            if key in flat:
+                told = "not set" if flat[key] is None else json.dumps(flat[key])
+                owners.setdefault(told, []).append(member.label)
         if len(owners) > 1:
             values = (f"{value} ({_few(labels)})" for value, labels in owners.items())
             parts.append(f"{words} {', '.join(values)}")

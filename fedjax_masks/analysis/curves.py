@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import RunRecord, column, total_bytes
-from fedjax_masks.analysis.style import Series
+from fedjax_masks.analysis.style import Series, sound
 
 # Others' own models have never been trained, so they say nothing about a method.
 PERSONAL, GLOBAL = "personal_accuracy_mean_seen", "global_accuracy"
@@ -139,8 +139,11 @@ class Front(NamedTuple):
 
 
 def front_of(series: Sequence[Series], key: str, cost: Cost = BYTES) -> Front:
-    """The Pareto front of all that the series spent and what they reached by it, means over seeds."""
-    curves = {member.label: mean_curve(member, key, cost) for member in series}
+    """The Pareto front of all that the series spent and what they reached by it, means over seeds.
+
+    A series of which a run diverged is not on it.
+    """
+    curves = {member.label: mean_curve(member, key, cost) for member in sound(series)}
     ends = {label: (c.cost[-1], c.accuracy[-1]) for label, c in curves.items() if c.cost.size}
     costs, accuracies = np.array(list(ends.values()), np.float64).reshape(-1, 2).T
     front = pareto_front(costs.tolist(), accuracies.tolist())

@@ -108,7 +108,7 @@ def clients_trained(run: RunRecord) -> tuple[int, int] | None:
 
 def is_diverged(run: RunRecord) -> bool:
     """Whether a run had diverged at its last evaluation."""
-    return bool(run.records) and run.records[-1].get("diverged") is True
+    return any(found.get("diverged") is True for found in (*run.records[-1:], run.summary))
 
 
 def seeds_of(run: RunRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from scipy.stats import t as student
 from fedjax_masks.analysis.curves import ACCURACIES
 from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import last, seeds_of
-from fedjax_masks.analysis.style import Series, by_data
+from fedjax_masks.analysis.style import Series, by_data, sound
 from fedjax_masks.analysis.table import Column, Row, Table
 from fedjax_masks.analysis.wording import slug
 from fedjax_masks.errors import unknown
@@ -37,6 +37,8 @@ class Comparison(NamedTuple):
 
 def significance_tables(series: Sequence[Series], baseline: str | None = None) -> list[Table]:
     """One table for each data set and kind of accuracy of which several series have several common seeds.
+
+    A series of which a run diverged is not tested.
 
     Args:
       series: The series.
@@ -81,7 +83,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def _table(series: Sequence[Series], key: str, baseline: str | None, name: str) -> Table | None:
     scores = {member.label: _by_seed(member, key) for member in series}
-    able = [member for member in series if len(scores[member.label]) > 1]
+    able = [member for member in sound(series) if len(scores[member.label]) > 1]
     reference = _reference(able, scores, baseline)
     if reference is None:
         return None

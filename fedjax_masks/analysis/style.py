@@ -5,7 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from fedjax_masks.analysis.records import RunRecord, algorithm_name, data_settings, data_title, flatten
+from fedjax_masks.analysis.records import (
+    RunRecord,
+    algorithm_name,
+    data_settings,
+    data_title,
+    flatten,
+    is_diverged,
+)
 
 INK, MUTED, GRID = "#1c2530", "#66717d", "#e1e5ea"
 BASELINE = "#5a6570"
@@ -105,6 +112,11 @@ def group(runs: Sequence[RunRecord]) -> list[Series]:
             )
         )
     return series
+
+
+def sound(series: Sequence[Series]) -> list[Series]:
+    """The series none of whose runs diverged: without its bad seeds a mean over seeds would flatter."""
+    return [member for member in series if not any(map(is_diverged, member.runs))]
 
 
 def by_data(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:

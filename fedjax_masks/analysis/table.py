@@ -20,7 +20,7 @@ from fedjax_masks.analysis.records import (
     setting,
     total_bytes,
 )
-from fedjax_masks.analysis.wording import NOT_APPLICABLE, as_text, percent, quantity
+from fedjax_masks.analysis.wording import DIVERGED, NOT_APPLICABLE, as_text, percent, quantity
 
 Row = dict[str, Any]
 
@@ -99,11 +99,12 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def is_best(column: Column, row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a run leads in a column; never where the runs are on different data."""
-    present = [other[column.needs] for other in rows if other[column.needs] is not None]
+    """Whether a run leads in a column; never a diverged one, or where the runs are on different data."""
+    sound = [other for other in rows if not other.get("diverged")]
+    present = [other[column.needs] for other in sound if other[column.needs] is not None]
     if column.best is None or len(set(present)) < 2 or len({other.get("data") for other in rows}) > 1:
         return False
-    return row[column.needs] == column.best(present)
+    return not row.get("diverged") and row[column.needs] == column.best(present)
 
 
 def _row(run: RunRecord) -> Row:
@@ -142,7 +143,8 @@ def _row(run: RunRecord) -> Row:
 
 def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
     """Bytes per client and round over the mean of the FedAvg runs that can be compared."""
-    baselines = [other for other in rows if other["algorithm"] == "fedavg" and other["data"] == row["data"]]
+    sound = [other for other in rows if other["algorithm"] == "fedavg" and not other["diverged"]]
+    baselines = [other for other in sound if other["data"] == row["data"]]
     same_model = [other for other in baselines if other["model"] == row["model"]]
     costs = [cost for other in same_model or baselines if (cost := _traffic(other))]
     own = _traffic(row)
@@ -168,7 +170,8 @@ def _text(value: Any) -> str | None:
 
 def _accuracy(key: str) -> Callable[[Row], str]:
     """Of a column of accuracies: the mean, over seeds with its confidence interval."""
-    return lambda row: percent(row[key], row.get(f"{key}_ci95"))
+    void = lambda row: row["diverged"] and row[key] is not None
+    return lambda row: DIVERGED if void(row) else percent(row[key], row.get(f"{key}_ci95"))
 
 
 def _quantity(key: str) -> Callable[[Row], str]:
@@ -184,6 +187,8 @@ def _clients(row: Row) -> str:
     values = [row[f"personal_p{rank}"] for rank in (10, 50, 90)]
     if all(value is None for value in values):
         return NOT_APPLICABLE
+    if row["diverged"]:
+        return DIVERGED
     return " / ".join("?" if value is None else f"{100 * value:.0f}" for value in values) + " %"
 
 
@@ -203,7 +208,7 @@ def _is_diverged(row: Row) -> str:
     if not row["diverged"]:
         return "no"
     seeds = row.get("seeds", 1)
-    return "diverged" if seeds == 1 else f"{row['diverged']} of {seeds} seeds"
+    return "yes" if seeds == 1 else f"{row['diverged']} of {seeds} seeds"
 
 
 def _rounds(row: Row) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 from fedjax_masks.analysis.curves import ACCURACIES, COSTS, ROUNDS, Cost, have, mean_curve
 from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import RunRecord, column
-from fedjax_masks.analysis.style import Series, by_data
+from fedjax_masks.analysis.style import Series, by_data, sound
 from fedjax_masks.analysis.table import Column, Row, Table
-from fedjax_masks.analysis.wording import NOT_APPLICABLE, si, slug
+from fedjax_masks.analysis.wording import DIVERGED, NOT_APPLICABLE, si, slug
 from fedjax_masks.errors import UserError
 
 _SHARE = 0.95
@@ -39,18 +39,20 @@ def target_tables(series: Sequence[Series], target: float | None = None) -> list
         _table(members, key, target, name)
         for name, members in by_data(series)
         for key in ACCURACIES
-        if have(members, key)
+        if have(sound(members), key)
     ]
 
 
 def common_target(series: Sequence[Series], key: str) -> float:
     """95 % of the mean accuracy that at least half of the series reach, cut to whole percents.
 
+    Series of which a run diverged do not count.
+
     Args:
       series: The series, of which some have the accuracy.
       key: Which accuracy.
     """
-    curves = [mean_curve(member, key, ROUNDS) for member in series]
+    curves = [mean_curve(member, key, ROUNDS) for member in sound(series)]
     best = sorted(float(curve.accuracy.max()) for curve in curves if curve.accuracy.size)
     common = best[len(best) // 2] if best else 0.0
     return max(math.floor(100 * _SHARE * common + 1e-9), 1) / 100
@@ -88,6 +90,14 @@ def _row(member: Series, accuracy: str, target: float) -> Row:
         cost.slug: [cost_of_target(run, accuracy, target, cost) for run in member.runs] for cost in COSTS
     }
     row |= {"seeds": len(member.runs), "reached": sum(value is not None for value in spent["rounds"])}
+    if not sound([member]):
+        return (
+            row
+            | {"reached": 0, "diverged": 1}
+            | dict.fromkeys(spent)
+            | {f"{key}_ci95": None for key in spent}
+        )
+    row["diverged"] = 0
     for key, values in spent.items():
         known = [value for value in values if value is not None]
         complete = len(known) == len(values)
@@ -100,6 +110,8 @@ def _row(member: Series, accuracy: str, target: float) -> Row:
 def _text(cost: Cost) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         mean, width = row[cost.slug], row[f"{cost.slug}_ci95"]
+        if row["diverged"]:
+            return DIVERGED
         if mean is None:
             return _short_of_it(row) if row["reached"] < row["seeds"] else NOT_APPLICABLE
         if not cost.unit:

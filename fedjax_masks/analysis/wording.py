@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 NOT_APPLICABLE = "n/a"
+DIVERGED = "diverged"
 
 
 def listed(values: Iterable[Any]) -> str:
