@@ -9,6 +9,7 @@ import numpy as np
 from fedjax_masks import participation
 from fedjax_masks.notes import count_broken, is_diverged
 from fedjax_masks.simulation import Batch, Evaluation, RoundMetrics
+from fedjax_masks.simulation.clock import READINGS
 
 Record = dict[str, Any]
 
@@ -99,7 +100,8 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals, n
     """
     last = jax.tree.map(lambda a: a[-1:], metrics)
     own = {name: _number(values[0]) for name, values in last.server.items()}
-    means = {name: None if last.dropped.all() else _number(last.mean(name)[0]) for name in last.train}
+    kept = [name for name in last.train if name in READINGS or not last.dropped.all()]
+    means = dict.fromkeys(last.train) | {name: _number(last.mean(name)[0]) for name in kept}
     loss, clients_seen = means.get("loss", own.get("loss")), participation.count(totals.seen)
     extra = {name: value for name, value in (means | own).items() if name not in _NOT_EXTRA}
     trained = participation.members(totals.seen, evaluation.ids)

@@ -304,3 +304,23 @@ def test_servers_that_train_take_time():
     np.testing.assert_allclose(metrics.server["seconds"][1], metrics.server["flops"][1] / 100, rtol=1e-6)
     assert metrics.server["seconds"][0] > metrics.server["flops"][0] / 100
     assert jnp.isfinite(metrics.server["joules"]).all()
+
+
+@pytest.mark.parametrize("available", [0.5, 1e-9])
+def test_records_tell_which_share_of_the_cohort_was_away_late_or_lost(algorithm, available):
+    seen = []
+    rates = fleet(up=1e6, down=1e6, flops=1e9, memory=1e9)
+    run = fm.simulate(
+        algorithm,
+        cases.task(),
+        rounds=1,
+        cohort=9,
+        population=Population(rates, available=available, dropout=0.3, deadline=1e-3),
+        on_chunk=[lambda chunk: seen.append(chunk.metrics)],
+    )
+    (metrics,) = seen
+    extra = run.records[-1]["extra"]
+    for name in ("away", "late", "lost", "client_seconds", "client_joules"):
+        assert extra[name] == pytest.approx(metrics.train[name][0].sum() / 9)
+    assert extra["away"] == 1 if available < 0.1 else 0 < extra["away"] < 1
+    assert extra["away"] + extra["late"] + extra["lost"] == pytest.approx(metrics.dropped.sum() / 9)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_masks.simulation.clock import READINGS
+
 
 class RoundMetrics(NamedTuple):
     """What happened to each client of each round, by id; arrays lead with ``[rounds, cohort]``.
@@ -33,8 +35,12 @@ class RoundMetrics(NamedTuple):
     server: dict[str, np.ndarray]
 
     def mean(self, name: str) -> np.ndarray:
-        """A metric's mean over each round's cohort without the dropped: ``float64[rounds]``."""
-        kept = ~self.dropped
+        """A metric's mean over each round's cohort without the dropped: ``float64[rounds]``.
+
+        A reading of :mod:`fedjax_masks.simulation.clock` is of the dropped, too: it is that over the whole
+        cohort.
+        """
+        kept = ~self.dropped | (name in READINGS)
         total = np.where(kept, self.train[name], 0).sum(1, dtype=np.float64)
         return total / np.maximum(kept.sum(1), 1)
 
