@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
     Attributes:
       name: Of its directory.
-      setting: What it is a seed of: its name without the seed.
+      setting: What it is a seed of: its name without seeds, of the run or of the partition.
       config: Its configuration.
       varied: The values of the grid's keys.
     """
@@ -122,8 +122,9 @@ def _expand(base: Mapping[str, Any], plan: _Plan) -> Iterator[Job]:
     for point in itertools.product(*plan.axes.values()):
         varied = dict(zip(plan.axes, point))
         config = make_config({**base, **plan.fixed, **varied})
-        setting = _text(plan.label or config.algorithm.name, varied, leave=("algorithm.name", "seed"))
-        name = _text(setting, {"seed": config.seed} if "seed" in varied else {})
+        seeds = {key: value for key, value in varied.items() if key.rpartition(".")[2] == "seed"}
+        setting = _text(plan.label or config.algorithm.name, varied, leave=("algorithm.name", *seeds))
+        name = ",".join([setting, *(f"{key}={_shown(value)}" for key, value in seeds.items())])
         _check_name(name)
         yield Job(name, setting, config, varied)
 
@@ -140,10 +141,18 @@ def _check_name(name: str) -> None:
 
 
 def _text(label: str, values: Mapping[str, Any], leave: Sequence[str] = ()) -> str:
-    """A directory's name.
+    """A setting's name; keys are told by their last parts where these differ.
 
     >>> _text("fedavg", {"algorithm.lr": 0.1, "data.partition": "shards:2"})
     'fedavg,lr=0.1,partition=shards-2'
+    >>> _text("fedavg", {"algorithm.lr": 0.1, "server_optimizer.lr": 1.0})
+    'fedavg,algorithm.lr=0.1,server_optimizer.lr=1.0'
     """
-    shown = {key.rpartition(".")[2]: value for key, value in values.items() if key not in leave}
-    return ",".join([label, *(f"{key}={_UNSAFE.sub('-', str(value))}" for key, value in shown.items())])
+    shown = {key: value for key, value in values.items() if key not in leave}
+    ends = Counter(key.rpartition(".")[2] for key in shown)
+    words = {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in shown}
+    return ",".join([label, *(f"{words[key]}={_shown(value)}" for key, value in shown.items())])
+
+
+def _shown(value: Any) -> str:
+    return _UNSAFE.sub("-", str(value))

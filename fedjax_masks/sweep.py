@@ -37,7 +37,13 @@ from fedjax_masks.trees import flat
 
 _FIGURES = (
     *("round", "global_accuracy", "personal_accuracy_mean", "best_global_accuracy"),
-    *("best_personal_accuracy_mean", "bytes_up_total", "bytes_down_total", "setup_bytes"),
+    *(
+        "best_personal_accuracy_mean",
+        "best_personal_accuracy_mean_seen",
+        "bytes_up_total",
+        "bytes_down_total",
+        "setup_bytes",
+    ),
     *("client_flops", "sim_seconds", "energy_joules", "wall_seconds"),
     *("personal_accuracy_mean_seen", "clients_seen", "num_clients", "diverged"),
 )
@@ -75,7 +81,10 @@ class Group(NamedTuple):
         differ = [
             key for key in ("seed", *self.traced) if len({_flat(job.config)[key] for job in self.jobs}) > 1
         ]
-        return f"{self.jobs[0].setting}: {number} runs in one program, over {' and '.join(differ)}{reason}"
+        first = self.jobs[0]
+        own_seeds = [f"{key}={v}" for key, v in first.varied.items() if key.endswith(".seed")]
+        name = ",".join([first.setting, *own_seeds])
+        return f"{name}: {number} runs in one program, over {' and '.join(differ)}{reason}"
 
 
 def _flat(config: Config) -> dict[str, Any]:

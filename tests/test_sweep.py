@@ -134,6 +134,42 @@ def test_a_grid_is_multiplied_out_and_tables_are_merged_over_it(file):
 
 
 @pytest.mark.parametrize(
+    ("grid", "names", "setting"),
+    [
+        ("data.seed = [0, 1]", ["fedavg,data.seed=0", "fedavg,data.seed=1"], "fedavg"),
+        (
+            "seed = [0]\nalgorithm.lr = [0.1]\ndata.seed = [0, 1]",
+            ["fedavg,lr=0.1,seed=0,data.seed=0", "fedavg,lr=0.1,seed=0,data.seed=1"],
+            "fedavg,lr=0.1",
+        ),
+        (
+            "algorithm.lr = [0.1]\nserver_optimizer.lr = [1.0]\nattack.seed = [3]",
+            ["fedavg,algorithm.lr=0.1,server_optimizer.lr=1.0,attack.seed=3"],
+            "fedavg,algorithm.lr=0.1,server_optimizer.lr=1.0",
+        ),
+    ],
+)
+def test_runs_over_any_seed_are_one_setting(file, grid, names, setting):
+    jobs = read_sweep(file(f'{BASE}algorithm.name = "fedavg"\n[grid]\n{grid}\n'))
+    assert [job.name for job in jobs] == names
+    assert {job.setting for job in jobs} == {setting}
+
+
+def test_means_are_over_partition_seeds_too(file, tmp_path):
+    jobs = read_sweep(file(f'{BASE}algorithm.name = "fedavg"\n[grid]\nseed = [0, 1]\ndata.seed = [0, 1]\n'))
+    for number, job in enumerate(jobs):
+        best = {"best_personal_accuracy_mean_seen": number / 10}
+        make_run(tmp_path / "out" / job.name, summary=best)
+    write_table(jobs, tmp_path / "out")
+    found = read(tmp_path / "out", "sweep.json")["settings"]
+    assert found["fedavg"]["seeds"] == 4
+    assert found["fedavg"]["best_personal_accuracy_mean_seen"]["mean"] == pytest.approx(0.15)
+    rows = list(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
+    assert [(row["seed"], row["data.seed"]) for row in rows] == [(a, b) for a in "01" for b in "01"]
+    assert rows[3]["best_personal_accuracy_mean_seen"] == "0.3"
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("[grid]\nalgorithm.lrr = [1.0]", ["algorithm.lrr", "algorithm.lr"]),
