@@ -19,8 +19,8 @@ def append(path: Path, line: dict) -> None:
 
 
 def by_setting(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Runs by what they are seeds of: ``fedavg`` for ``fedavg-0`` and ``fedavg,seed=0``."""
+    """Runs by what they are seeds of: ``fedavg`` for ``fedavg-0`` and ``fedavg,seed=0,data.seed=1``."""
     settings: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        settings.setdefault(re.sub(r"(,seed=|(?<!\de)-)\d+$", "", run["run"]), []).append(run)
+        settings.setdefault(re.sub(r"((,(\w+\.)?seed=\d+)+|(?<!\de)-\d+)$", "", run["run"]), []).append(run)
     return settings

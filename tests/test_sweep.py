@@ -150,7 +150,8 @@ def test_a_grid_is_multiplied_out_and_tables_are_merged_over_it(file):
     ],
 )
 def test_runs_over_any_seed_are_one_setting(file, grid, names, setting):
-    jobs = read_sweep(file(f'{BASE}algorithm.name = "fedavg"\n[grid]\n{grid}\n'))
+    server = 'server_optimizer.name = "sgd"'
+    jobs = read_sweep(file(f'{BASE}algorithm.name = "fedavg"\n{server}\n[grid]\n{grid}\n'))
     assert [job.name for job in jobs] == names
     assert {job.setting for job in jobs} == {setting}
 

@@ -170,8 +170,12 @@ def _text(value: Any) -> str | None:
 
 def _accuracy(key: str) -> Callable[[Row], str]:
     """Of a column of accuracies: the mean, over seeds with its confidence interval."""
-    void = lambda row: row["diverged"] and row[key] is not None
-    return lambda row: DIVERGED if void(row) else percent(row[key], row.get(f"{key}_ci95"))
+
+    def text(row: Row) -> str:
+        void = row["diverged"] and row[key] is not None
+        return DIVERGED if void else percent(row[key], row.get(f"{key}_ci95"))
+
+    return text
 
 
 def _quantity(key: str) -> Callable[[Row], str]:
