@@ -111,7 +111,7 @@ class Process:
             os.dup2(write, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             # The streams of this process believe that they have the terminal or the file that it has.
-            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
             os._exit(self._call(function))
         os.close(write)
 
