@@ -50,6 +50,11 @@ def labels_of(train, test, **options):
         np.float32(standardized(RNG.standard_normal((40, 7)) ** 3)),
         np.eye(40, dtype=np.float32),
         np.float32(RNG.random((40, 9)) * np.linspace(0.02, 1, 9)),
+        # A flag that is rarely set; a border that is hardly ever dark, and never more than a little.
+        np.float32(np.stack([RNG.standard_normal(400), np.arange(400) == 3, np.arange(400) != 5], 1)),
+        np.float32(np.stack([RNG.random(400), (np.arange(400) == 3) / 255], 1)),
+        # Images with few bright pixels.
+        np.float32(np.arange(40 * 30) % 150 == 0).reshape(40, 6, 5, 1),
     ],
 )
 def test_inputs_that_train_as_they_are_stay_to_the_bit(x, caplog):
@@ -65,6 +70,8 @@ IMAGES = {
     "floats of bytes": np.float32(BYTES),
     "offset": 1000 + RNG.random((40, 4, 4, 1)),
     "twice divided": np.float32(BYTES / 255 / 255),
+    "faint": np.float32(BYTES / 255 * 0.06),
+    "bright": np.float32(1 + BYTES / 255 * 0.06),
 }
 
 
@@ -109,6 +116,58 @@ def test_integers_of_a_table_are_numbers_and_flags_stay_what_they_are():
     np.testing.assert_array_equal(inputs_of(flags)[0], np.float32(flags[:-8]))
     ages = np.concatenate([flags, RNG.integers(18, 90, (40, 1))], 1)
     np.testing.assert_allclose(inputs_of(ages)[0].std(0), 1, rtol=1e-5)
+
+
+UNLIKE = RNG.standard_normal((400, 3))
+TABLES = {
+    "census": np.stack([RNG.integers(*ends, 400) for ends in [(17, 91), (1, 100), (1, 17), (0, 2)]], 1),
+    "census bytes": np.stack([RNG.integers(*ends, 400) for ends in [(17, 91), (200, 256), (0, 2)]], 1).astype(
+        np.uint8
+    ),
+    "one of 3 is tiny": UNLIKE * [1, 1, 0.001],
+    "one is offset": UNLIKE * [1, 1, 0.01] + np.array([0, 0, 2]),
+    "all are tiny": UNLIKE * 0.01,
+    "timestamps": RNG.uniform(0, 60, (400, 3)) + np.array([0, 0, 1.7e9]),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_every_column_of_a_table_gets_its_share(kind, caplog):
+    x = np.float64(TABLES[kind])
+    found, test = inputs_of(TABLES[kind])
+    mean, deviation = x[:-8].mean(0), x[:-8].std(0)
+    np.testing.assert_allclose(found, (x[:-8] - mean) / deviation, atol=1e-4)
+    np.testing.assert_allclose(test, (x[-8:] - mean) / deviation, atol=1e-4)
+    assert found.dtype == np.float32
+    assert "data.scale=standardize; none keeps them" in caplog.text
+
+
+def test_bool_inputs_are_flags_and_masked_ones_are_refused():
+    flags = RNG.integers(2, size=(40, 6)).astype(bool)
+    for x in (flags, flags.reshape(40, 3, 2, 1)):
+        found, _ = inputs_of(x)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, x[:-8])
+    plain = RNG.standard_normal((40, 2))
+    masked = np.ma.masked_array(plain, plain > 1)
+    with pytest.raises(ValueError, match="x_train: masked values; accepted: plain arrays"):
+        inputs_of(masked)
+    found, _ = inputs_of(np.ma.masked_array(plain))
+    assert type(found) is np.ndarray
+    np.testing.assert_array_equal(found, np.float32(plain[:-8]))
+
+
+@pytest.mark.parametrize("scale", ["auto", "none"])
+def test_large_memory_mapped_floats_are_scaled_before_they_are_rounded(tmp_path, scale):
+    x = 1.7e9 + RNG.uniform(0, 60, (40, 2))
+    for key, array in {"x": x, "y": np.arange(40) % 2}.items():
+        np.save(tmp_path / f"{key}.npy", array)
+    task = load_task(f"npy:{tmp_path}", clients=2, scale=scale)
+    assert task.inputs.dtype == np.float32
+    if scale == "auto":
+        np.testing.assert_allclose(task.inputs.std(0), 1, rtol=1e-5)
+    else:
+        assert np.isin(task.inputs, np.float32(x)).all()
 
 
 @pytest.mark.parametrize("scale", ["none", "standardize", "minmax"])
@@ -156,6 +215,15 @@ def test_channels_in_front_are_refused_or_moved():
         inputs_of(FIRST[..., 0], channels="first")
 
 
+@pytest.mark.parametrize("number", [2, 5])
+def test_squares_behind_any_number_of_channels_are_refused(number):
+    x = RNG.random((40, number, 8, 8), np.float32)
+    with pytest.raises(ValueError, match=r"looks channel-first; .*channels=first moves .*=last does not"):
+        inputs_of(x)
+    assert inputs_of(x, channels="first")[0].shape == (32, 8, 8, number)
+    assert inputs_of(x, channels="last")[0].shape == (32, number, 8, 8)
+
+
 # --- labels ---
 
 
@@ -184,6 +252,27 @@ def test_labels_are_numbered_anew_on_request(caplog):
         labels_of([900, 0], [7], relabel=True)
     with pytest.raises(ValueError, match=r"3 different labels; accepted: data.classes=2 at most"):
         labels_of([0, 5, 7], [7], relabel=True, classes=2)
+
+
+def test_labels_of_every_type_are_numbered():
+    strings = ["dog", "cat", "dog"]
+    for train, test in [
+        (strings, ["cat"]),
+        (np.array(strings, object), ["cat"]),
+        (np.array(strings, "S"), np.array(["cat"], "S")),
+    ]:
+        assert labels_of(train, test, relabel=True) == ([1, 0, 1], [0], 2)
+        with pytest.raises(ValueError, match=r"y_train: .*data.relabel=true numbers strings"):
+            labels_of(train, test)
+    for relabel in (False, True):
+        assert labels_of([True, False, True], [False], relabel=relabel) == ([1, 0, 1], [0], 2)
+        assert labels_of([1.0, 0.0, 1.0], [0.0], relabel=relabel) == ([1, 0, 1], [0], 2)
+        assert labels_of(np.array([1, 0, 1], object), [0], relabel=relabel) == ([1, 0, 1], [0], 2)
+        for bad in ([0.5, 1.0], [np.nan, 1.0], np.array([1, "a"], object)):
+            with pytest.raises(ValueError, match=r"y_train: (float64|object) \[2\]; accepted: integers"):
+                labels_of(bad, [0], relabel=relabel)
+    with pytest.raises(ValueError, match="y_test: int64; accepted: like y_train: <U3"):
+        labels_of(strings, [0], relabel=True)
 
 
 def test_classes_without_examples_are_accepted_by_their_number(caplog):
@@ -251,6 +340,25 @@ def test_arrays_that_are_not_read_are_named(tmp_path, kind, caplog):
         ValueError, match=r"x_train, y_train, x_test, y_test missing; .* there are images, target"
     ):
         load_task(save(tmp_path, images=BYTES, target=np.arange(40)))
+
+
+def test_client_ids_under_other_keys_get_a_hint(tmp_path, caplog):
+    x, y = RNG.random((40, 3)), np.arange(40) % 2
+    name = save(tmp_path, x=x, y=y, client_train=y)
+    load_task(name, clients=2)
+    assert "not read: client_train; did you mean 'client' by 'client_train'?" in caplog.text
+    caplog.clear()
+    load_task(save(tmp_path, x=x, y=y, client_train=y, client=y), partition="natural")
+    assert caplog.messages == [f"data set '{name}': not read: client_train"]
+    with pytest.raises(ValueError, match=r"no client ids; .* client, client_train .*user_id"):
+        load_task(save(tmp_path, x=x, y=y, writer=y), partition="natural")
+    with pytest.raises(
+        ValueError, match="y: one example per client; accepted: two or more examples of a client"
+    ):
+        load_task(save(tmp_path, x=x, y=y, client=np.arange(40)), partition="natural")
+    owners = np.array([f"owner {number % 4}" for number in range(40)], object)
+    task = task_from_arrays(x, y, x, y, client_train=owners, client_test=owners, partition="natural")
+    assert task.train.sizes.tolist() == [10] * 4
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")

@@ -63,10 +63,13 @@ def checked(name: str, arrays: Mapping[str, np.ndarray], options: ArrayOptions =
         train = _examples(name, arrays, "x_train", "y_train", owners, options)
         test = _examples(name, arrays, "x_test", "y_test", "client_test", options)
         _check_alike(name, train, test)
+        if (train.labels.dtype.kind in "US") != (test.labels.dtype.kind in "US"):
+            raise refused(name, "y_test", str(test.labels.dtype), f"like y_train: {train.labels.dtype}")
         labels, held, classes = _numbered(name, train.labels, test.labels, options, ("y_train", "y_test"))
         train, test = train._replace(labels=labels), test._replace(labels=held)
     if not len(test.labels):
-        raise refused(name, "y", "one example per class", "two or more examples of a class")
+        group = "class" if train.clients is None else "client"
+        raise refused(name, "y", f"one example per {group}", f"two or more examples of a {group}")
     return Source(name, train, test, classes)
 
 
@@ -126,8 +129,9 @@ def refused(name: str, key: str, found: str, accepted: str) -> ValueError:
 def _examples(
     name: str, arrays: Mapping[str, np.ndarray], x: str, y: str, ids: str, options: ArrayOptions
 ) -> Examples:
-    inputs, labels = _inputs(name, x, arrays[x], options.channels), _labels(name, y, arrays[y])
-    clients = np.asarray(arrays[ids]) if ids in arrays else None
+    inputs = _inputs(name, x, arrays[x], options.channels)
+    labels = _labels(name, y, arrays[y], relabel=options.relabel)
+    clients = _named(_plain(name, ids, arrays[ids])) if ids in arrays else None
     if len(inputs) != len(labels):
         raise refused(name, y, f"{len(labels)} labels for {len(inputs)} examples in {x}", "one per example")
     if clients is not None and (clients.shape != labels.shape or clients.dtype.kind not in "iuUS"):
@@ -137,21 +141,24 @@ def _examples(
 
 
 def _inputs(name: str, key: str, array: np.ndarray, channels: Channels) -> np.ndarray:
-    array = np.asanyarray(array)
+    array = _plain(name, key, array)
     found = f"{array.dtype} {list(array.shape)}"
     if not 2 <= array.ndim <= 4 or 0 in array.shape:
         raise refused(
             name, key, found, "[num, features], [num, height, width] or [num, height, width, channels]"
         )
-    if array.dtype.kind not in "iuf":
-        raise refused(name, key, found, "uint8, integers from 0 to 255, or floats")
+    if array.dtype.kind not in "iufb":
+        raise refused(name, key, found, "uint8, integers from 0 to 255, floats, or bool")
     array = _channels_last(name, key, array, channels)
     if array.dtype.kind == "f":
-        array = _finite(name, key, array)
+        _check_finite(name, key, array)
+    elif array.dtype.kind == "b":
+        array = array.astype(np.float32)
     elif array.dtype != np.uint8:
         if array.min() < 0 or array.max() > 255:
             raise refused(name, key, f"integers from {array.min()} to {array.max()}", "0 to 255, or floats")
-        array = array.astype(np.uint8)
+        # Integers of a table are numbers: only its uint8 may be bytes of flattened images.
+        array = array.astype(np.float32 if array.ndim == 2 else np.uint8)
     return array[..., None] if array.ndim == 3 else array
 
 
@@ -161,27 +168,58 @@ def _channels_last(name: str, key: str, array: np.ndarray, channels: Channels) -
         if array.ndim != 4:
             raise refused(name, key, f"{found} with data.channels=first", "[num, channels, height, width]")
         return np.moveaxis(array, 1, -1)
-    looks_first = array.ndim == 4 and array.shape[1] in _CHANNELS and array.shape[3] not in _CHANNELS
-    if channels == "auto" and looks_first:
+    if channels == "auto" and array.ndim == 4 and _looks_first(array.shape):
         accepted = "[num, height, width, channels]; data.channels=first moves channels to the end"
         raise refused(name, key, f"{found} looks channel-first", f"{accepted}, data.channels=last does not")
     return array
 
 
-def _finite(name: str, key: str, array: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what float32 cannot hold shows up as infinite below
-        array = array.astype(np.float32, copy=False)
-    # In chunks, so that a memory-mapped array is never held as a whole.
+def _looks_first(shape: tuple[int, ...]) -> bool:
+    """Whether images have a usual number of channels in front only, or any behind which a square follows."""
+    _, front, middle, back = shape
+    return (front in _CHANNELS and back not in _CHANNELS) or front < middle == back
+
+
+def _check_finite(name: str, key: str, array: np.ndarray) -> None:
+    # In chunks, so that a memory-mapped array is never held as a whole. The cast to float32 is for later:
+    # a large mean would swallow small deviations, such as those of timestamps, before they are scaled.
     for start in range(0, len(array), _CHUNK):
-        if not np.isfinite(array[start : start + _CHUNK]).all():
+        with np.errstate(over="ignore"):
+            single = array[start : start + _CHUNK].astype(np.float32, copy=False)
+        if not np.isfinite(single).all():
             raise refused(name, key, "values that are NaN or infinite in float32", "finite numbers")
+
+
+def _plain(name: str, key: str, array: np.ndarray) -> np.ndarray:
+    """An ordinary or memory-mapped array, which hides no values."""
+    if np.ma.is_masked(array):
+        raise refused(name, key, "masked values", "plain arrays; fill or leave out what is masked")
+    return array if isinstance(array, np.memmap) else np.asarray(array)
+
+
+def _named(array: np.ndarray) -> np.ndarray:
+    """Strings, or integers, that come as objects, in an array of their own type."""
+    if array.dtype.kind not in "OT":
+        return array
+    for kind in (str, bool | np.bool_, int | np.integer):
+        if array.size and all(isinstance(value, kind) for value in array.flat):
+            return np.array(array.tolist())
     return array
 
 
-def _labels(name: str, key: str, array: np.ndarray) -> np.ndarray:
-    array = np.asarray(array)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise refused(name, key, f"{array.dtype} {list(array.shape)}", "integers [num]")
+def _labels(name: str, key: str, array: np.ndarray, *, relabel: bool) -> np.ndarray:
+    array = _named(_plain(name, key, array))
+    found = f"{array.dtype} {list(array.shape)}"
+    if array.ndim == 1 and array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.ndim == 1 and array.dtype.kind == "f" and (np.abs(array) < 2**53).all():
+        whole = array.astype(np.int64)
+        if (whole == array).all():
+            return whole
+    if array.ndim != 1 or array.dtype.kind not in ("iuUS" if relabel else "iu"):
+        strings = array.ndim == 1 and array.dtype.kind in "US"
+        accepted = "integers [num]; data.relabel=true numbers strings" if strings else "integers [num]"
+        raise refused(name, key, found, accepted)
     return array
 
 
@@ -243,7 +281,8 @@ def _relabelled(
 
 
 def _check_alike(name: str, train: Examples, test: Examples) -> None:
-    if train.inputs.shape[1:] != test.inputs.shape[1:] or train.inputs.dtype != test.inputs.dtype:
+    kinds = {some.inputs.dtype.kind for some in (train, test)}
+    if train.inputs.shape[1:] != test.inputs.shape[1:] or len(kinds) > 1:
         found = f"{test.inputs.dtype} examples of {list(test.inputs.shape[1:])}"
         raise refused(
             name, "x_test", found, f"like x_train: {train.inputs.dtype} {list(train.inputs.shape[1:])}"

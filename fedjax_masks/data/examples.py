@@ -9,7 +9,8 @@ class Examples(NamedTuple):
     """Labelled examples.
 
     Attributes:
-      inputs: ``[num, *input_shape]``, uint8 (0 to 255) or float32; may be memory-mapped.
+      inputs: ``[num, *input_shape]``, uint8 (0 to 255) or floats, float32 once they are scaled; may be
+        memory-mapped.
       labels: ``int32[num]``.
       clients: ``[num]``: the natural client of each example, integers or strings, or None.
     """

@@ -112,10 +112,17 @@ def _read(name: str, stored: Mapping[str, _Stored], options: ArrayOptions) -> So
     source = checked(name, arrays, options)
     spare = sorted(set(stored) - {names[key] for key in keys})
     if spare:
-        near = get_close_matches(spare[0], set(OWNERS) - keys, n=1)
-        meant = f"; did you mean {near[0]!r} by {spare[0]!r}?" if near else ""
-        _LOGGER.warning("data set '%s': not read: %s%s", name, few(spare), meant)
+        _LOGGER.warning("data set '%s': not read: %s%s", name, few(spare), _meant(spare[0], keys))
     return source
+
+
+def _meant(spare: str, keys: set[str]) -> str:
+    """A hint at the owners that an array which is not read may hold."""
+    wanted = {"client"} if set(WHOLE) <= keys else {"client_train", "client_test"}
+    if keys & set(OWNERS) and spare in _by_key("", [spare]).values():
+        return ""  # of the same owners, under another key
+    near = get_close_matches(spare, wanted - keys - {spare}, n=1)
+    return f"; did you mean {near[0]!r} by {spare!r}?" if near else ""
 
 
 def _by_key(name: str, stored: Iterable[str]) -> dict[str, str]:

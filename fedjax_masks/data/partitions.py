@@ -83,7 +83,8 @@ def dirichlet(
     Class by class, the shares of the clients are drawn from ``Dirichlet(beta)``; a client that
     already holds its fair share of all examples gets nothing more. The whole draw is repeated, at most
     500 times, until every client has ``smallest`` examples: by default 10, or a tenth of the mean where
-    that is less, and where no draw reaches that, the draw whose smallest client has most is taken.
+    that is less. Where no draw reaches that, the draw whose smallest client has most is taken, as long as
+    every client has at least one example; without such a draw the partition is refused.
     """
 
     def draw() -> Rows | None:
@@ -133,7 +134,8 @@ def natural(rng: np.random.RandomState, train: Examples, clients: int) -> Rows:
     """By the data set's own client ids, in sorted order; a random choice of them where fewer are wanted."""
     if train.clients is None:
         raise ValueError(
-            "partition 'natural': this data set has no client ids; accepted: npz: or npy: data with them"
+            "partition 'natural': this data set has no client ids; accepted: npz: or npy: data that name "
+            "them client, client_train or client_test (or client_id, user, user_id)"
         )
     ids, owner = np.unique(train.clients, return_inverse=True)
     if clients > len(ids):
@@ -252,7 +254,7 @@ PARTITIONS: dict[str, Partition] = {
     ),
     "dirichlet": Partition(
         "dirichlet:BETA[:MIN]",
-        "label skew (NIID-Bench), drawn again until every client has MIN (10) examples",
+        "label skew (NIID-Bench), drawn again until every client has MIN (10, else at least 1) examples",
         dirichlet,
         allotment.in_proportion,
         (positive, positive_int),
@@ -268,7 +270,7 @@ PARTITIONS: dict[str, Partition] = {
     ),
     "quantity": Partition(
         "quantity:BETA[:MIN]",
-        "iid, of very different sizes (NIID-Bench), every client with MIN (10) examples",
+        "iid, of very different sizes (NIID-Bench), every client with MIN (10, else at least 1) examples",
         quantity,
         allotment.in_proportion,
         (positive, positive_int),

@@ -7,7 +7,7 @@ scaled by the same numbers.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +17,9 @@ from fedjax_masks.data.examples import Source
 Scale = Literal["auto", "none", "minmax", "standardize"]
 
 _BRIGHT = 64  # a quarter of a byte's range
-_LARGE, _SMALL, _UNEVEN = 3.0, 0.05, 100.0
+_WIDE = 128  # half of it
+_LARGE, _UNEVEN, _OFFSET, _RARE = 3.0, 60.0, 2.0, 12.0
+_NARROW, _FLAT = 0.5, 0.1
 _CHUNK = 1 << 22  # values that are held at once of a memory-mapped array
 _LOGGER = logging.getLogger("fedjax_masks")
 
@@ -49,7 +51,8 @@ def scaled(source: Source, scale: Scale = "auto") -> Source:
         as :func:`chosen_scale` says, and logs that in one line.
 
     Returns:
-      The data set. Scaled inputs are float32, and so are integers that are no bytes of images.
+      The data set. Inputs are float32, or uint8 where they are bytes of images or ``scale`` is ``none``.
+      Scaling takes place in float64.
 
     Example:
       >>> from fedjax_masks.data.examples import Examples
@@ -59,43 +62,48 @@ def scaled(source: Source, scale: Scale = "auto") -> Source:
     """
     inputs = source.train.inputs
     if scale == "none" or (scale == "auto" and inputs.dtype == np.uint8 and are_bytes(inputs)):
-        return source
+        return _mapped(source, lambda array: array if array.dtype == np.uint8 else _single(array))
     found = statistics(inputs)
     if scale == "auto":
         scale = chosen_scale(found, table=inputs.ndim == 2)
         if scale != "none":
             text = "data set '%s': inputs from %.4g to %.4g: scaled by data.scale=%s; none keeps them"
             _LOGGER.warning(text, source.name, found.low.min(), found.high.max(), scale)
-        elif inputs.dtype != np.uint8:
-            return source
+        else:
+            return _mapped(source, _single)
     center, width = _affine(found, scale)
-    train, test = (_apply(some.inputs, center, width) for some in (source.train, source.test))
-    return source._replace(train=source.train._replace(inputs=train), test=source.test._replace(inputs=test))
+    return _mapped(source, lambda array: _apply(array, center, width))
 
 
 def chosen_scale(found: Statistics, *, table: bool) -> Scale:
     """The scaling that inputs need, of those that ``auto`` knows.
 
-    Inputs train as they are (``none``) if every column or channel has a root mean square of at most 3, some
-    value exceeds 0.05 in magnitude, and the column of the largest values has at most 100 times those of the
-    median column. Else tables are standardized, as are images with channels that differ so much; other
-    images are scaled by ``minmax``. Constant columns say nothing about the others.
+    Inputs train as they are (``none``) if every column or channel has a root mean square of at most 3, its
+    range is at least a 60th of the largest range and half of its own mean, and some column has a range of
+    0.5 or a standard deviation of 0.1. Else tables are standardized, as are images with channels of unlike
+    ranges; other images are scaled by ``minmax``. Constant columns say nothing about the others, nor do
+    columns that hardly ever vary, such as the border of flattened images.
 
     >>> def by_range(*ends):
     ...     low, high = np.array(ends, float).T
     ...     return Statistics(low, high, (low + high) / 2, (high - low) / 4)
     >>> chosen_scale(by_range([0, 255]), table=False), chosen_scale(by_range([-3, 3]), table=False)
     ('minmax', 'none')
-    >>> chosen_scale(by_range([0, 1], [0, 1], [0, 2000]), table=True)
-    'standardize'
+    >>> chosen_scale(by_range([0, 1], [0, 0.001]), table=True), chosen_scale(by_range([1.9, 2]), table=True)
+    ('standardize', 'standardize')
     """
-    magnitude = np.maximum(-found.low, found.high)
-    largest = magnitude[found.high > found.low]
-    if not largest.size:
+    spread = found.high - found.low
+    varying = spread > 0
+    if not varying.any():
         return "none"
-    uneven = largest.max() > _UNEVEN * np.median(largest)
+    # The deviation of a flag that is rarely set is small, its range is not.
+    common = varying & (_RARE * found.deviation >= spread)
+    tiny = varying & (_UNEVEN * spread < spread.max())
+    uneven = bool((tiny & common).any()) or float(tiny[varying].mean()) > 0.5
+    offset = bool((common & (_OFFSET * spread < np.abs(found.mean))).any())
     large = np.hypot(found.mean, found.deviation).max() > _LARGE
-    if not (uneven or large or magnitude.max() < _SMALL):
+    flat = spread.max() < _NARROW and found.deviation.max() < _FLAT
+    if not (uneven or offset or large or flat):
         return "none"
     return "standardize" if table or uneven else "minmax"
 
@@ -103,15 +111,15 @@ def chosen_scale(found: Statistics, *, table: bool) -> Scale:
 def are_bytes(inputs: np.ndarray) -> bool:
     """Whether integers from 0 to 255 are bytes of images, and not numbers.
 
-    Bytes reach a quarter of their range, in flattened images in a quarter of all columns that vary. What is
-    constant may pass for bytes.
+    Bytes of images reach a quarter of their range. In a table, which may hold flattened images, most columns
+    that vary do so over half of the range. What is constant may pass for bytes.
     """
     if inputs.ndim > 2:
         constant = all((chunk == inputs.flat[0]).all() for chunk in _chunks(inputs))
         return constant or any(chunk.max() >= _BRIGHT for chunk in _chunks(inputs))
     high = np.max([chunk.max(0) for chunk in _chunks(inputs)], axis=0)
-    varying = high > np.min([chunk.min(0) for chunk in _chunks(inputs)], axis=0)
-    return not varying.any() or float(np.mean(high[varying] >= _BRIGHT)) >= 0.25
+    spread = high - np.min([chunk.min(0) for chunk in _chunks(inputs)], axis=0)
+    return not spread.any() or float(np.mean(spread[spread > 0] >= _WIDE)) > 0.5
 
 
 def statistics(inputs: np.ndarray) -> Statistics:
@@ -134,14 +142,22 @@ def statistics(inputs: np.ndarray) -> Statistics:
 
 def _affine(found: Statistics, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
     """The number that becomes 0, and the distance from it that becomes 1."""
-    if scale == "none":
-        return np.zeros(()), np.ones(())
     if scale == "minmax":
         low, high = found.low.min(), found.high.max()
         center, width = np.asarray((low + high) / 2), np.asarray((high - low) / 2)
     else:
         center, width = found.mean, found.deviation
     return center, np.where(width > 0, width, 1)
+
+
+def _mapped(source: Source, change: Callable[[np.ndarray], np.ndarray]) -> Source:
+    train, test = (some._replace(inputs=change(some.inputs)) for some in (source.train, source.test))
+    return source._replace(train=train, test=test)
+
+
+def _single(inputs: np.ndarray) -> np.ndarray:
+    """Inputs as float32, which memory-mapped ones may be already."""
+    return inputs if inputs.dtype == np.float32 else _apply(inputs, np.zeros(()), np.ones(()))
 
 
 def _apply(inputs: np.ndarray, center: np.ndarray, width: np.ndarray) -> np.ndarray:

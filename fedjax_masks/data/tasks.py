@@ -86,8 +86,8 @@ def task_from_arrays(
 
     Args:
       inputs: ``[num, height, width, channels]``, ``[num, height, width]`` or
-        ``[num, features]``; uint8 (or integers from 0 to 255) or floats.
-      labels: ``[num]`` integers from 0, or from 1.
+        ``[num, features]``; uint8 (or integers from 0 to 255), floats, or bool.
+      labels: ``[num]`` integers from 0, or from 1; bool; whole floats; strings with ``relabel``.
       test_inputs: Like ``inputs``.
       test_labels: Like ``labels``.
       clients: Number of clients; by default 100, or all there are with ``natural``.
@@ -179,8 +179,9 @@ def _divide(
 
 
 def _default_clients(source: Source, spec: specs.Spec) -> int:
-    if spec.name == "natural" and source.train.clients is not None:
-        return len(np.unique(source.train.clients))
+    if spec.name == "natural":
+        # Without ids any number will do: the partition itself says that they are missing.
+        return 1 if source.train.clients is None else len(np.unique(source.train.clients))
     return 100
 
 
@@ -206,7 +207,10 @@ def _check_tested(name: str, text: str, test: list[np.ndarray]) -> None:
     """Says how many clients have no test examples; refuses a division in which none has any."""
     empty = [client for client, mine in enumerate(test) if not len(mine)]
     if len(empty) == len(test):
-        raise ValueError(f"partition '{text}': no client would have test examples; accepted: others")
+        raise ValueError(
+            f"partition '{text}': no client would have test examples; accepted: client_test with ids of "
+            "client_train, test examples of the classes that are trained, or another partition, such as iid"
+        )
     if empty:
         said = "no test examples for %d of %d clients (the first is %d), so no personal accuracy of theirs"
         _LOGGER.warning(f"data set '%s', partition '%s': {said}", name, text, len(empty), len(test), empty[0])
