@@ -53,6 +53,8 @@ def labels_of(train, test, **options):
         # A flag that is rarely set; a border that is hardly ever dark, and never more than a little.
         np.float32(np.stack([RNG.standard_normal(400), np.arange(400) == 3, np.arange(400) != 5], 1)),
         np.float32(np.stack([RNG.random(400), (np.arange(400) == 3) / 255], 1)),
+        # Flattened images, of few examples.
+        np.float32(np.concatenate([RNG.integers(256, size=(40, 60)) / 255, np.eye(40, 4) / 255], 1)),
         # Images with few bright pixels.
         np.float32(np.arange(40 * 30) % 150 == 0).reshape(40, 6, 5, 1),
     ],

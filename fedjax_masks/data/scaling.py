@@ -19,7 +19,7 @@ Scale = Literal["auto", "none", "minmax", "standardize"]
 _BRIGHT = 64  # a quarter of a byte's range
 _WIDE = 128  # half of it
 _LARGE, _UNEVEN, _OFFSET, _RARE = 3.0, 60.0, 2.0, 12.0
-_NARROW, _FLAT = 0.5, 0.1
+_NARROW, _FLAT, _FEW = 0.5, 0.1, 0.1
 _CHUNK = 1 << 22  # values that are held at once of a memory-mapped array
 _LOGGER = logging.getLogger("fedjax_masks")
 
@@ -82,7 +82,7 @@ def chosen_scale(found: Statistics, *, table: bool) -> Scale:
     range is at least a 60th of the largest range and half of its own mean, and some column has a range of
     0.5 or a standard deviation of 0.1. Else tables are standardized, as are images with channels of unlike
     ranges; other images are scaled by ``minmax``. Constant columns say nothing about the others, nor do
-    columns that hardly ever vary, such as the border of flattened images.
+    columns that hardly ever vary; a tenth of all columns may be dark like the border of flattened images.
 
     >>> def by_range(*ends):
     ...     low, high = np.array(ends, float).T
@@ -99,7 +99,9 @@ def chosen_scale(found: Statistics, *, table: bool) -> Scale:
     # The deviation of a flag that is rarely set is small, its range is not.
     common = varying & (_RARE * found.deviation >= spread)
     tiny = varying & (_UNEVEN * spread < spread.max())
-    uneven = bool((tiny & common).any()) or float(tiny[varying].mean()) > 0.5
+    # A border pixel of flattened images is tiny too: it begins where all begin, and there are few of them.
+    border = found.low == found.low.min()
+    uneven = bool((tiny & common & ~border).any()) or float(tiny[varying].mean()) > _FEW
     offset = bool((common & (_OFFSET * spread < np.abs(found.mean))).any())
     large = np.hypot(found.mean, found.deviation).max() > _LARGE
     flat = spread.max() < _NARROW and found.deviation.max() < _FLAT
