@@ -17,7 +17,7 @@ those of an uninterrupted run:
         > experiments/results/kill_campaign.json
     python experiments/kill_campaign.py --rounds 60 --kinds errors names rivals \
         > experiments/results/kill_campaign_faults.json
-    python experiments/kill_campaign.py --states clients --events 50 --rounds 60 --kinds kills errors \
+    python experiments/kill_campaign.py --states clients --events 50 --rounds 60 --kinds kills \
         > experiments/results/kill_campaign_clients.json
 
 Prints one JSON object; exits with 1 where anything was lost, or something other than one line was said.
@@ -82,6 +82,8 @@ WRONG = (
     *("without_summary", "checkpoints_deleted", "changed_by_a_refusal", "said_more_than_one_line"),
     *("unexpected_exits", "both_rivals_ran", "signals_lost"),
 )
+# Lines that a run says before it may be refused: of what it has survived.
+NOTES = ("the run goes on", "is damaged", "no checkpoint: starting at round 0")
 MODES = ("time", "progress", "writing", "deleting")
 NAMES = ("a[q]", "back\\slash", "two words", "*?", "é%20~", "-dash", "a\nline", "#&;$HOME", "'\"", "x" * 200)
 
@@ -282,13 +284,13 @@ class Outcome(NamedTuple):
 
 def judge(process: Process, said: str, expected: tuple[int, ...]) -> Counter:
     """What is wrong with how a process ended."""
-    lines = [line for line in said.splitlines() if "the run goes on" not in line and "is damaged" not in line]
+    lines = [line for line in said.splitlines() if not any(note in line for note in NOTES)]
     refused = process.returncode == 2
     wrong = "Traceback" in said or (refused and sum(line.startswith("error: ") for line in lines) != 1)
     found = Counter(refusals=refused)
     found["said_more_than_one_line"] += wrong or (refused and len(lines) != 1)
     found["unexpected_exits"] += process.returncode not in expected
-    if wrong or process.returncode not in expected:
+    if wrong or (refused and len(lines) != 1) or process.returncode not in expected:
         print(f"exit {process.returncode}: {said[-2000:]}", file=sys.stderr)
     return found
 
