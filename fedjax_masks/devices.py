@@ -70,7 +70,7 @@ LINKS: Mapping[str, Link] = MappingProxyType(
 """5, 20 and 60 Mbit/s, 50 ms."""
 
 
-_HIGHEST = {"dropout": 1.0, "available": 1.0}
+_HIGHEST = {"spread": 10.0, "dropout": 1.0, "available": 1.0}
 
 
 class Fleet(NamedTuple):

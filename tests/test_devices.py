@@ -324,3 +324,8 @@ def test_records_tell_which_share_of_the_cohort_was_away_late_or_lost(algorithm,
         assert extra[name] == pytest.approx(metrics.train[name][0].sum() / 9)
     assert extra["away"] == 1 if available < 0.1 else 0 < extra["away"] < 1
     assert extra["away"] + extra["late"] + extra["lost"] == pytest.approx(metrics.dropped.sum() / 9)
+
+
+def test_a_spread_beyond_all_floats_is_refused():
+    with pytest.raises(UserError, match=r"spread=1000"):
+        make_population("rpi4@wifi,spread=1000", 4)

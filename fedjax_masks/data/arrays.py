@@ -111,8 +111,11 @@ def few(names: Sequence[Any]) -> str:
 
     >>> few(["a", "b"]), few([0, 100, 200, 300, 400, 500, 900])
     ('a, b', '0, 100, 200, 300, ..., 900')
+    >>> few(["a\\nb"]) == r"a\\nb"
+    True
     """
-    shown = [str(name) for name in names]
+    # Names of a file may hold anything, line breaks as well.
+    shown = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name)) for name in names]
     return ", ".join(shown if len(shown) <= 5 else [*shown[:4], "...", shown[-1]])
 
 
