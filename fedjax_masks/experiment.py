@@ -232,9 +232,7 @@ def run_in(setups: Sequence[Setup], batch: Batch, *, quiet: bool, asked: Callabl
                 checkpoint.write_atomically(setup.out / run_directory.CONFIG, json.dumps(content, indent=2))
             setup.tracker.describe(content)
     failed = [0] * len(outs)
-    with (
-        progress(config.algorithm.name, done=starts[0].round, rounds=config.rounds, quiet=quiet) as show,
-    ):
+    with progress(config.algorithm.name, done=starts[0].round, rounds=config.rounds, quiet=quiet) as show:
         hooks: list[list[OnChunk]] = [[] for _ in outs]
         if hosts.first():
             hooks = writers(outs, config, [setup.tracker.log for setup in setups], failed, batch.store)

@@ -27,6 +27,7 @@ from fedjax_masks import (
 )
 from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.analysis.intervals import half_width, interval
+from fedjax_masks.analysis.loading import read_object
 from fedjax_masks.config import Config, as_dict
 from fedjax_masks.errors import UserError, user_errors
 from fedjax_masks.grid import Job, read_sweep
@@ -209,22 +210,12 @@ def _check_own(out: Path, jobs: Sequence[Job]) -> None:
     if (out / run_directory.CONFIG).exists():
         raise UserError(f"out={str(out)!r}: must be the directory of a sweep; it holds a single run")
     path = out / "sweep.json"
-    others = set(_read_object(path).get("runs", {})) - {job.name for job in jobs} if path.exists() else set()
+    others = set(read_object(path).get("runs", {})) - {job.name for job in jobs} if path.exists() else set()
     if others:
         raise UserError(
             f"out={str(out)!r}: must be the directory of this sweep; it holds {min(others)!r}, "
             "which the file does not ask for"
         )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: must be a JSON object; {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a JSON object; it is damaged")
-    return content
 
 
 def _run_group(group: Group, out: Path, *, quiet: bool, asked: Callable[[], int]) -> None:
@@ -306,7 +297,7 @@ def write_table(jobs: Sequence[Job], out: Path) -> None:
 
 def _figures(path: Path) -> dict[str, Any]:
     """The figures of a summary."""
-    content = _read_object(path)
+    content = read_object(path)
     found = {key: content.get(key) for key in _FIGURES}
     for key, value in found.items():
         if not (value is None or isinstance(value, (int, float))):

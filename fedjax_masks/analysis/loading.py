@@ -34,13 +34,13 @@ def load_run(path: str | Path) -> RunRecord:
     if not (path / _CONFIG).is_file():
         what = f"no {_CONFIG} in it" if path.is_dir() else "no such directory"
         raise UserError(f"run={str(path)!r}: {what}; accepted is the directory of a run, as named by --out")
-    config = _read_object(path / _CONFIG)
+    config = read_object(path / _CONFIG)
     metrics, summary = path / "metrics.jsonl", path / "summary.json"
     return RunRecord(
         name=os.path.basename(os.path.realpath(path)),
         config=config,
         records=_read_records(metrics) if metrics.is_file() else [],
-        summary=_read_object(summary) if summary.is_file() else {},
+        summary=read_object(summary) if summary.is_file() else {},
     )
 
 
@@ -90,8 +90,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
         depth = [n + (names.count(name) > 1) for name, n in zip(names, depth)]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      UserError: The file cannot be read, or holds something else.
+    """
     try:
         value = json.loads(path.read_text("utf-8"))
     except (ValueError, OSError, RecursionError) as error:
