@@ -24,11 +24,11 @@ import optax
 from common import append, lines
 
 import fedjax_masks as fm
-from fedjax_masks.algorithm import ClientIndex
-from fedjax_masks.analysis.intervals import interval
-from fedjax_masks.compaction import keep_outputs, parameter_count
-from fedjax_masks.gates import channel_activity, channels_in_use, inference_macs
+from fedjax_masks.core.algorithm import ClientIndex
+from fedjax_masks.core.intervals import interval
 from fedjax_masks.models import gated
+from fedjax_masks.models.compaction import keep_outputs, parameter_count
+from fedjax_masks.models.gates import channel_activity, channels_in_use, inference_macs
 
 FEDERATIONS = {"FedAvg": fm.fedavg, "FedProx": fm.fedprox, "FedNova": fm.fednova, "SCAFFOLD": fm.scaffold}
 WIDTHS = (8, 16, 32, 10)  # of the `cnn`

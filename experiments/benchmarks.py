@@ -32,7 +32,7 @@ def main() -> None:
             command = ["bench", "--workload", workload, "--rounds", str(ROUNDS.get(workload, 10))]
             command += [] if plan == "auto" else ["--plan", plan]
             done = subprocess.run(
-                [sys.executable, "-m", "fedjax_masks_launcher", *command, "--json"],
+                [sys.executable, "-m", "fedjax_masks.cli", *command, "--json"],
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,

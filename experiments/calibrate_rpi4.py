@@ -11,7 +11,7 @@ makes 16,384 activations each; only the size of the whole net is taken from the 
 import numpy as np
 
 from fedjax_masks.claims.rpi4 import BATCH, DEVICES, IMAGES, LOGGED, MIB, ROUNDS, bytes_per_round
-from fedjax_masks.devices import DEVICES as PROFILES
+from fedjax_masks.costs.devices import DEVICES as PROFILES
 
 LATENCY = 0.05
 FORWARD_FLOPS = 2 * 32 * 32 * 27 * 64  # of the device's convolution, per image

@@ -21,8 +21,8 @@ from typing import Any
 
 from common import by_setting, lines
 
-from fedjax_masks.analysis.intervals import interval
 from fedjax_masks.claims.claim import gaps
+from fedjax_masks.core.intervals import interval
 
 _RESULTS = (
     *("round", "last_global_accuracy", "last_personal_accuracy_mean", "personal_accuracy_p10"),

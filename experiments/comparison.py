@@ -17,9 +17,9 @@ from statistics import fmean
 import numpy as np
 from common import by_setting, lines
 
-from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.analysis.plotting import Axes, Figure
 from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
+from fedjax_masks.core.intervals import half_width, interval
 
 SYSTEMS = ("fedmask", "fedskel", "mpfl", "adp", "ecofed")
 COLUMNS = (

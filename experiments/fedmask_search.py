@@ -22,10 +22,10 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min
 import jax
 from common import append, lines
 
-from fedjax_masks.analysis.intervals import interval
-from fedjax_masks.config import make_config
+from fedjax_masks.core.intervals import interval
 from fedjax_masks.experiment import build
-from fedjax_masks.runner import simulate
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.loop import simulate
 
 # At 0.1 LeNet's loss overflows on some clients with two classes.
 BASELINES = [

@@ -33,15 +33,18 @@ from unittest import mock
 import jax
 import numpy as np
 
-from fedjax_masks import assembly, cli, config, devices, experiment, payload, weights
 from fedjax_masks.algorithms.registry import REGISTRY
+from fedjax_masks.cli import main as cli
+from fedjax_masks.communication import payload
+from fedjax_masks.core.errors import UserError, user_errors
+from fedjax_masks.costs import devices
 from fedjax_masks.data import load_task, prepared, sources
 from fedjax_masks.data.arrays import Channels
 from fedjax_masks.data.files import count_clients, input_shape
 from fedjax_masks.data.scaling import Scale
-from fedjax_masks.errors import UserError, user_errors
-from fedjax_masks.models import MODELS
-from fedjax_masks.run_directory import open_directory, read_records
+from fedjax_masks.experiment import build, config, experiment
+from fedjax_masks.experiment.run_directory import open_directory, read_records
+from fedjax_masks.models import MODELS, parameters
 
 SECONDS = 60  # that a case may take
 BYTES = 3 << 30  # that a case may allocate
@@ -229,7 +232,7 @@ def run_config(rng: Rng, folder: Path) -> bool:
 def _only_build(chosen: config.Config, out: str, **options: Any) -> None:
     with user_errors():
         open_directory(Path(out), chosen, resume=options["resume"])
-        assembly.build(chosen)
+        build.build(chosen)
 
 
 def _command(argv: list[str]) -> bool:
@@ -358,7 +361,7 @@ def run_weights(rng: Rng, folder: Path) -> bool:
         data = length.to_bytes(8, "little") + header + bytes(8)
     path = folder / f"params.{kind}"
     path.write_bytes(data)
-    weights.read(f"{kind}:{path}")
+    parameters.read(f"{kind}:{path}")
     return True
 
 

@@ -44,10 +44,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks import analysis, assembly, checkpoint, cli, experiment
+from fedjax_masks import analysis
 from fedjax_masks.algorithms import registry
-from fedjax_masks.config import make_config
-from fedjax_masks.runner import chunk_length
+from fedjax_masks.cli import main as cli
+from fedjax_masks.experiment import build, checkpoint, experiment
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.loop import chunk_length
 from fedjax_masks.simulation import Storage, make_simulation
 
 KEEP = 2
@@ -406,7 +408,7 @@ def final_state(out: Path, runs: Runs) -> list[bytes]:
     """Every array of the last checkpoint, and of the clients' states that it refers to."""
     config = make_config({**runs.setting, "rounds": runs.rounds})
     simulation = make_simulation(
-        *assembly.build(config),
+        *build.build(config),
         cohort=config.cohort,
         chunk=chunk_length(config.eval_every),
         plan="scan",

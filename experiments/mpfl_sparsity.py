@@ -44,12 +44,12 @@ from common import append, lines
 import fedjax_masks as fm
 from fedjax_masks.algorithms.masked_fedavg import survivors
 from fedjax_masks.algorithms.mpfl import filter_norms, keep_largest
-from fedjax_masks.analysis.intervals import half_width, interval
 from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
-from fedjax_masks.compaction import compact
+from fedjax_masks.core.intervals import half_width, interval
+from fedjax_masks.core.masks import prune
 from fedjax_masks.data.tasks import index_of
-from fedjax_masks.masks import prune
 from fedjax_masks.models import Model
+from fedjax_masks.models.compaction import compact
 
 ITERATIONS = (3, 5, 7, 9)  # of which the masks are scored: 30 to 90 % of the filters are pruned
 SHARE = 0.1

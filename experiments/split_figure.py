@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from common import by_setting, lines
 
-from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.plotting import Figure
 from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
+from fedjax_masks.core.intervals import half_width
 
 LABELS = {
     "fedavg": "FedAvg",

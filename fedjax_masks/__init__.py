@@ -1,41 +1,50 @@
-"""fedjax_masks: a vectorised JAX simulator for communication-efficient federated learning."""
+"""A vectorised JAX simulator for communication- and compute-efficient federated learning.
 
-from fedjax_masks import models
-from fedjax_masks.algorithm import (
-    ClientData,
-    ClientIndex,
-    Cohort,
-    FederatedAlgorithm,
-    State,
-    Task,
-    Tiers,
-)
-from fedjax_masks.algorithms.adp import adp
-from fedjax_masks.algorithms.ecofed import ecofed
-from fedjax_masks.algorithms.fedavg import fedavg
-from fedjax_masks.algorithms.feddst import feddst
-from fedjax_masks.algorithms.fedgkt import fedgkt
-from fedjax_masks.algorithms.fedmask import fedmask
-from fedjax_masks.algorithms.fednova import fednova
-from fedjax_masks.algorithms.fedpm import fedpm
-from fedjax_masks.algorithms.fedprox import fedprox
-from fedjax_masks.algorithms.fedsgd import fedsgd
-from fedjax_masks.algorithms.fedskel import fedskel
-from fedjax_masks.algorithms.heterofl import heterofl
-from fedjax_masks.algorithms.lgfedavg import lgfedavg
-from fedjax_masks.algorithms.lgl import lgl
-from fedjax_masks.algorithms.lotteryfl import lotteryfl
-from fedjax_masks.algorithms.masked_fedavg import masked_fedavg
-from fedjax_masks.algorithms.mpfl import mpfl, mpfl_search
-from fedjax_masks.algorithms.perfedavg import perfedavg
-from fedjax_masks.algorithms.scaffold import scaffold
-from fedjax_masks.algorithms.sign import sign
-from fedjax_masks.algorithms.splitfed import splitfed
-from fedjax_masks.algorithms.standalone import standalone
-from fedjax_masks.algorithms.topk import topk
-from fedjax_masks.data import load_task
-from fedjax_masks.runner import Run, simulate
-from fedjax_masks.simulation import Plan, Storage, make_simulation
+Public names are loaded at their first use (PEP 562), so that what needs no arrays starts at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedjax_masks import models
+    from fedjax_masks.algorithms.adp import adp
+    from fedjax_masks.algorithms.ecofed import ecofed
+    from fedjax_masks.algorithms.fedavg import fedavg
+    from fedjax_masks.algorithms.feddst import feddst
+    from fedjax_masks.algorithms.fedgkt import fedgkt
+    from fedjax_masks.algorithms.fedmask import fedmask
+    from fedjax_masks.algorithms.fednova import fednova
+    from fedjax_masks.algorithms.fedpm import fedpm
+    from fedjax_masks.algorithms.fedprox import fedprox
+    from fedjax_masks.algorithms.fedsgd import fedsgd
+    from fedjax_masks.algorithms.fedskel import fedskel
+    from fedjax_masks.algorithms.heterofl import heterofl
+    from fedjax_masks.algorithms.lgfedavg import lgfedavg
+    from fedjax_masks.algorithms.lgl import lgl
+    from fedjax_masks.algorithms.local import local
+    from fedjax_masks.algorithms.lotteryfl import lotteryfl
+    from fedjax_masks.algorithms.masked_fedavg import masked_fedavg
+    from fedjax_masks.algorithms.mpfl import mpfl, mpfl_search
+    from fedjax_masks.algorithms.perfedavg import perfedavg
+    from fedjax_masks.algorithms.scaffold import scaffold
+    from fedjax_masks.algorithms.sign import sign
+    from fedjax_masks.algorithms.splitfed import splitfed
+    from fedjax_masks.algorithms.topk import topk
+    from fedjax_masks.core.algorithm import (
+        ClientData,
+        ClientIndex,
+        Cohort,
+        FederatedAlgorithm,
+        State,
+        Task,
+        Tiers,
+    )
+    from fedjax_masks.data import load_task
+    from fedjax_masks.experiment.loop import Run, simulate
+    from fedjax_masks.simulation import Plan, Storage, make_simulation
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ClientData",
@@ -63,6 +72,7 @@ __all__ = [
     "lgfedavg",
     "lgl",
     "load_task",
+    "local",
     "lotteryfl",
     "make_simulation",
     "masked_fedavg",
@@ -74,8 +84,27 @@ __all__ = [
     "sign",
     "simulate",
     "splitfed",
-    "standalone",
     "topk",
 ]
 
-__version__ = "0.1.0"
+_OTHER_HOMES = {
+    "core.algorithm": ("ClientData", "ClientIndex", "Cohort", "FederatedAlgorithm", "State", "Task", "Tiers"),
+    "data": ("load_task",),
+    "experiment.loop": ("Run", "simulate"),
+    "algorithms.mpfl": ("mpfl_search",),
+    "simulation": ("Plan", "Storage", "make_simulation"),
+}
+_HOMES = {name: home for home, names in _OTHER_HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("fedjax_masks.models")
+    if name not in __all__:
+        raise AttributeError(f"module 'fedjax_masks' has no attribute {name!r}")
+    home = _HOMES.get(name, f"algorithms.{name}")  # an algorithm has the name of its file
+    return getattr(import_module(f"fedjax_masks.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 
 import fedjax_masks as fm
-from fedjax_masks import privacy, robust, wire
-from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Task
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Task
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model
 from fedjax_masks.simulation import arrays
-from fedjax_masks.simulation.layout import Block, Rows
+from fedjax_masks.simulation.mapping import Block, Rows
+from fedjax_masks.transforms import compression, privacy, robust
 
 _fedmask = partial(fm.fedmask, optimizer=optax.adam(0.1), score_scale=0.3, batch_size=4)
 
@@ -25,17 +25,17 @@ def every_other(model: Model) -> dict[str, np.ndarray]:
 
 CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "fedavg": lambda model: fm.fedavg(model, optax.sgd(0.1), batch_size=4),
-    "fedavg-wired": lambda model: wire.with_wire(
+    "fedavg-wired": lambda model: compression.with_wire(
         fm.fedavg(model, optax.sgd(0.1), batch_size=4, server_optimizer=optax.sgd(1.0, momentum=0.5)),
-        up=wire.chain(wire.top_k(0.2), wire.quantize(8)),
-        down=wire.quantize(8),
+        up=compression.chain(compression.top_k(0.2), compression.quantize(8)),
+        down=compression.quantize(8),
     ),
     "fedavg-robust": lambda model: robust.with_robust_merge(
         fm.fedavg(model, optax.sgd(0.1), batch_size=4), robust.clip_to_median(1.5), robust.trimmed_mean(0.2)
     ),
-    "fedavg-private": lambda model: wire.with_wire(
+    "fedavg-private": lambda model: compression.with_wire(
         privacy.with_equal_weights(fm.fedavg(model, optax.sgd(0.1), batch_size=4)),
-        up=wire.clip_and_noise(1.0, 0.01, cohort=COHORT),
+        up=compression.clip_and_noise(1.0, 0.01, cohort=COHORT),
     ),
     "fedprox": lambda model: fm.fedprox(model, optax.sgd(0.1), batch_size=4, mu=0.1),
     "fedsgd": lambda model: fm.fedsgd(model, optax.sgd(0.5, momentum=0.5), batch_size=4),
@@ -68,7 +68,7 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "splitfed": lambda model: fm.splitfed(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
     "lgl": lambda model: fm.lgl(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
     "fedgkt": lambda model: fm.fedgkt(model, optax.sgd(0.1), batch_size=4, split=model.splits[0]),
-    "standalone": lambda model: fm.standalone(model, optax.sgd(0.1), batch_size=4),
+    "local": lambda model: fm.local(model, optax.sgd(0.1), batch_size=4),
     "adp": lambda model: fm.adp(model, optax.sgd(0.02), batch_size=4, federation="scaffold", l1=1e-3),
     "adp-salient": lambda model: fm.adp(
         model, optax.sgd(0.02), batch_size=4, upload_share=0.5, threshold=1e-3

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload, trees
+from fedjax_masks.communication import payload
+from fedjax_masks.core import trees
 from fedjax_masks.models import gated
 from fedjax_masks.simulation import make_simulation
 

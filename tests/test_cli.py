@@ -8,21 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-import fedjax_masks_launcher as launcher
-from fedjax_masks import cli, config, experiment
 from fedjax_masks.algorithms.registry import REGISTRY, Entry
+from fedjax_masks.cli import launcher, main
+from fedjax_masks.cli.listing import keys_of
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.options import Count, coerce, describe
 from fedjax_masks.data import DATASETS, label_histogram, load_task
-from fedjax_masks.errors import UserError
-from fedjax_masks.listing import keys_of
+from fedjax_masks.experiment import config, experiment
 from fedjax_masks.models import MODELS
-from fedjax_masks.values import Count, coerce, describe
 
 SMALL = ["--model", "mlp", "--clients", "10", "--cohort", "3", "--rounds", "2"]
 
 
 def fails(capsys, *argv):
     """Runs a command that must be refused; returns the one line it says."""
-    assert cli.main(list(argv)) == 2
+    assert main.main(list(argv)) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith("error: ")
@@ -190,7 +190,7 @@ def test_set_beats_flags_and_flags_the_file(tmp_path, monkeypatch):
     path = tmp_path / "run.toml"
     path.write_text('rounds = 1\ncohort = 1\nseed = 1\n[algorithm]\nname = "fedmask"\nscore_lr = 0.5\n')
     flags = ["--rounds", "2", "--cohort", "2", "--set", "cohort=3", "--set", "algorithm.score_lr=0.25"]
-    assert cli.main(["run", "--config", str(path), *flags, "--out", str(tmp_path / "o"), "--quiet"]) == 0
+    assert main.main(["run", "--config", str(path), *flags, "--out", str(tmp_path / "o"), "--quiet"]) == 0
     ((config, options),) = seen
     assert (config.seed, config.rounds, config.cohort) == (1, 2, 3)
     assert config.algorithm.options["score_lr"] == 0.25
@@ -201,14 +201,14 @@ def test_set_beats_flags_and_flags_the_file(tmp_path, monkeypatch):
     ("kind", "names"), [("algorithms", REGISTRY), ("models", MODELS), ("datasets", DATASETS)]
 )
 def test_list_says_what_there_is(capsys, kind, names):
-    assert cli.main(["list", kind, "--json"]) == 0
+    assert main.main(["list", kind, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert list(listed[kind]) == list(names)
     assert all(listed[kind].values())
 
 
 def test_every_key_is_listed_with_its_meaning_and_its_default(capsys):
-    assert cli.main(["list", "keys", "--json"]) == 0
+    assert main.main(["list", "keys", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["keys"]
     for algorithm in REGISTRY:
         for key, option in config.keys(algorithm, "vgg11").items():
@@ -222,36 +222,36 @@ def test_every_key_is_listed_with_its_meaning_and_its_default(capsys):
 
 
 def test_lists_keep_names_and_texts_apart(capsys):
-    assert cli.main(["list"]) == 0
+    assert main.main(["list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert all("  " in line.strip() for line in lines)
 
 
 def test_partitions_are_listed_as_they_are_written(capsys):
-    assert cli.main(["list", "partitions"]) == 0
+    assert main.main(["list", "partitions"]) == 0
     assert "lotteryfl:N:BALANCE" in capsys.readouterr().out
 
 
 def test_help_ends_well(capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["run", "--help"])
+        main.main(["run", "--help"])
     assert end.value.code == 0
     assert "--partition SPEC" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
-        cli.main(["--version"])
+        main.main(["--version"])
     assert end.value.code == 0
     assert "0." in capsys.readouterr().out
 
 
 def test_a_partition_is_shown_without_training(tmp_path, capsys):
     asked = ["partition", "--partition", "dirichlet:0.5", "--clients", "25", "--seed", "3"]
-    assert cli.main([*asked, "--json"]) == 0
+    assert main.main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     task = load_task("digits", partition="dirichlet:0.5", clients=25, seed=3)
     assert (found["seed"], found["train_sizes"]) == (3, task.train.sizes.tolist())
     assert found["test_sizes"] == task.test.sizes.tolist()
     assert found["train_classes"] == label_histogram(task).tolist()
-    assert cli.main([*asked, "--out", str(tmp_path / "partition.png")]) == 0
+    assert main.main([*asked, "--out", str(tmp_path / "partition.png")]) == 0
     text = capsys.readouterr().out
     assert "dirichlet:0.5, seed 3: 25 clients" in text
     assert "The first 20 of 25 clients" in text
@@ -265,7 +265,7 @@ def test_a_partition_is_shown_without_training(tmp_path, capsys):
 
 def test_a_diverged_run_ends_well_and_its_table_says_so(tmp_path, capsys):
     wild = ["--set", "model.hidden=8", "--set", "algorithm.lr=1e30", "--out", str(tmp_path / "run")]
-    assert cli.main(["run", "--algorithm", "fedavg", *SMALL, *wild]) == 0
+    assert main.main(["run", "--algorithm", "fedavg", *SMALL, *wild]) == 0
     text = capsys.readouterr().out
     (row,) = [line for line in text.splitlines() if line.strip().startswith("diverged")]
     assert row.split() == ["diverged", "yes"]
@@ -298,7 +298,7 @@ def test_a_run_from_the_shell_resumes_and_is_reported(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_compares_three_algorithms(tmp_path, capsys):
-    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    assert main.main(["demo", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in ("fedavg", "local", "fedmask"))
     assert (tmp_path / "report.html").stat().st_size > 10_000
@@ -326,7 +326,7 @@ def test_the_launcher_starts_the_command_line_with_its_arguments(tmp_path):
     """In a process of its own, which replaces itself where huge pages are to be had."""
     tunables = {"GLIBC_TUNABLES": "glibc.malloc.check=0"}
     done = subprocess.run(
-        [sys.executable, "-m", "fedjax_masks_launcher", "run", "--out", "a b", "--algorithm", "c d"],
+        [sys.executable, "-m", "fedjax_masks.cli", "run", "--out", "a b", "--algorithm", "c d"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -340,7 +340,7 @@ def test_the_launcher_starts_the_command_line_with_its_arguments(tmp_path):
 def test_the_launcher_replaces_its_process_by_one_that_asks(monkeypatch):
     monkeypatch.setattr(launcher, "on_request", lambda modes: True)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "fedjax_masks_launcher", "list", "models"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "fedjax_masks.cli", "list", "models"])
     asked = []
 
     class Replaced(Exception):
@@ -353,7 +353,7 @@ def test_the_launcher_replaces_its_process_by_one_that_asks(monkeypatch):
     monkeypatch.setattr(os, "execv", execv)
     with pytest.raises(Replaced):
         launcher.main()
-    command = [sys.executable, "-m", "fedjax_masks_launcher", "list", "models"]
+    command = [sys.executable, "-m", "fedjax_masks.cli", "list", "models"]
     assert asked == [(sys.executable, command, "glibc.malloc.check=0:glibc.malloc.hugetlb=1")]
     monkeypatch.setattr(sys, "argv", ["fedjax-masks", "list", "models"])
     assert launcher.main() == 0  # asked for already
@@ -364,12 +364,12 @@ def test_a_rate_is_a_flag(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "run_experiment", lambda config, out, **options: seen.append(config))
     for flags in (["--lr", "0.5"], ["--lr", "0.5", "--set", "algorithm.lr=0.25"]):
         argv = ["run", "--algorithm", "fedavg", *flags, "--out", str(tmp_path / "o"), "--quiet"]
-        assert cli.main(argv) == 0
+        assert main.main(argv) == 0
     assert [config.algorithm.options["lr"] for config in seen] == [0.5, 0.25]
 
 
 def test_keys_of_one_algorithm_are_listed_alone(capsys):
-    assert cli.main(["list", "keys", "--algorithm", "fedprox", "--model", "mlp", "--json"]) == 0
+    assert main.main(["list", "keys", "--algorithm", "fedprox", "--model", "mlp", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["keys"]
     options = config.keys("fedprox", "mlp")
     named = {key for key in options if key.startswith(("algorithm.", "model.")) and not key.endswith(".name")}
@@ -378,7 +378,7 @@ def test_keys_of_one_algorithm_are_listed_alone(capsys):
         assert describe(options[key].annotation) in text
     assert listed["algorithm.mu"].endswith("; default 0.01")
     assert listed["model.hidden"].endswith("; default 200,200")
-    assert cli.main(["list", "keys", "--model", "lenet"]) == 0
+    assert main.main(["list", "keys", "--model", "lenet"]) == 0
     assert capsys.readouterr().out == "keys: none\n"
     assert "fedmask" in fails(capsys, "list", "keys", "--algorithm", "fedmsk")
     assert "list keys" in fails(capsys, "list", "models", "--algorithm", "fedavg")
@@ -429,7 +429,7 @@ def test_text_that_a_stream_cannot_hold_is_written_plainly(monkeypatch):
     out, error = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", error)
-    assert cli.main(["run", "--algorithm", "é", "--out", "x"]) == 2
+    assert main.main(["run", "--algorithm", "é", "--out", "x"]) == 2
     print("41.6 ± 0.3 MB/client·round, é", end="")
     for stream in (out, error):
         stream.flush()

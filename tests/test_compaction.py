@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_masks.compaction import compact, parameter_count
 from fedjax_masks.models import build_model, cnn, femnist_cnn, mlp, resnet20
+from fedjax_masks.models.compaction import compact, parameter_count
 
 DIGITS = SimpleNamespace(input_shape=(8, 8, 1), num_classes=10)
 SMALL = SimpleNamespace(input_shape=(16, 16, 3), num_classes=10)

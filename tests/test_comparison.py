@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedjax_masks import cli
 from fedjax_masks.analysis import compare, group, load_runs, write_report
 from fedjax_masks.analysis.accuracy import accuracy_figures
 from fedjax_masks.analysis.curves import BYTES, GLOBAL, PERSONAL, ROUNDS, front_of, mean_curve, pareto_front
@@ -21,8 +20,9 @@ from fedjax_masks.analysis.seeds import series_table
 from fedjax_masks.analysis.significance import holm, paired, significance_tables
 from fedjax_masks.analysis.table import comparison_table, is_best
 from fedjax_masks.analysis.targets import common_target, cost_of_target, target_tables
+from fedjax_masks.cli import main
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import label_histogram, load_task
-from fedjax_masks.errors import UserError
 
 PERSONALS = {"fedavg": (0.70, 0.74, 0.69), "fedmask": (0.81, 0.86, 0.80), "local": (0.75, 0.70, 0.72)}
 TRAFFIC = {"fedavg": 1_000_000, "fedmask": 30_000, "local": 0}
@@ -293,13 +293,15 @@ def test_many_series_have_whiskers_and_a_panel_each(tmp_path):
 
 def test_from_the_command_line(sweep, tmp_path, capsys):
     page, tables = tmp_path / "cmp.html", tmp_path / "tables"
-    assert cli.main(["report", str(sweep), "--out", str(page), "--target", "0.6", "--baseline", "local"]) == 0
+    assert (
+        main.main(["report", str(sweep), "--out", str(page), "--target", "0.6", "--baseline", "local"]) == 0
+    )
     assert "82.3 ± 8.0 %" in capsys.readouterr().out
     words = " ".join(read(page)[1].words)
     assert "To 60 % personal accuracy" in words
     assert "Difference from local in personal accuracy" in words
     assert not tables.exists()
-    assert cli.main(["compare", str(sweep), "--tables", str(tables)]) == 0
+    assert main.main(["compare", str(sweep), "--tables", str(tables)]) == 0
     out = capsys.readouterr().out
     assert "To 68 % personal accuracy" in out
     assert "Difference from fedavg in personal accuracy" in out
@@ -316,7 +318,7 @@ def test_from_the_command_line(sweep, tmp_path, capsys):
 )
 def test_what_cannot_be_compared_is_refused_and_leaves_nothing(sweep, tmp_path, capsys, argv, message):
     out = tmp_path / "out" / "cmp.html"
-    assert cli.main(["report", str(sweep), "--out", str(out), *argv]) == 2
+    assert main.main(["report", str(sweep), "--out", str(out), *argv]) == 2
     _, error = capsys.readouterr()
     assert error.startswith("error: ")
     assert message in error
@@ -362,7 +364,7 @@ def test_methods_are_compared_on_the_clients_that_trained(partly, tmp_path, caps
     words = " ".join(read(page)[1].words)
     for expected in ("4.5 of 10", "55.0", "over the clients that have trained", "Where it is not told"):
         assert expected in words
-    assert cli.main(["compare", str(partly), "--tables", str(tmp_path / "tables")]) == 0
+    assert main.main(["compare", str(partly), "--tables", str(tmp_path / "tables")]) == 0
     assert "4.5 of 10" in capsys.readouterr().out
     clients = list(csv.DictReader((tmp_path / "tables" / "clients.csv").read_text("utf-8").splitlines()))
     told = [row["trained"] for row in clients if row["run"].startswith("fedskel/0")]
@@ -410,7 +412,7 @@ def test_setup_bytes_are_marked_and_counted_on_request(tmp_path, capsys):
     )
     assert "Among them is what every device gets" in plain.caption
     assert plain.figure.axes[-1].get_xlabel().endswith("setup included")
-    assert cli.main(["compare", str(runs), "--setup-bytes"]) == 0
+    assert main.main(["compare", str(runs), "--setup-bytes"]) == 0
     assert "once for every client" in " ".join(capsys.readouterr().out.split())
 
 
@@ -421,7 +423,7 @@ def test_unequal_budgets_are_one_line_on_the_page_and_in_the_terminal(tmp_path, 
     line = "Unequal budgets: local epochs 5 (adp, fedmask), 1 (fedavg)."
     page = tmp_path / "cmp.html"
     for command in (["report", "--out", str(page)], ["compare"]):
-        assert cli.main([command[0], str(tmp_path / "runs"), *command[1:]]) == 0
+        assert main.main([command[0], str(tmp_path / "runs"), *command[1:]]) == 0
         assert line in capsys.readouterr().out
     assert line in " ".join(read(page)[1].words)
     two = group(load_runs([tmp_path / "runs" / name for name in ("fedmask", "adp")]))
@@ -444,7 +446,7 @@ def test_diverged_runs_are_named_wherever_their_numbers_are(tmp_path, capsys):
     for seed in range(3):
         make_run(tmp_path / "runs" / "a" / str(seed), seed=seed, diverged=seed > 0)
     make_run(tmp_path / "runs" / "b", algorithm="adp", diverged=False)
-    assert cli.main(["compare", str(tmp_path / "runs")]) == 0
+    assert main.main(["compare", str(tmp_path / "runs")]) == 0
     text = capsys.readouterr().out
     assert "Diverged: fedavg (2 of 3 seeds)" in text
     page = write_report([tmp_path / "runs"], tmp_path / "cmp.html")

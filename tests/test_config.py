@@ -11,14 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_masks import cli, weights
 from fedjax_masks.algorithms import registry
-from fedjax_masks.config import as_dict, keys, make_config, read_file
-from fedjax_masks.devices import read_trace
-from fedjax_masks.errors import UserError
-from fedjax_masks.models import MODELS
-from fedjax_masks.trees import flat
-from fedjax_masks.values import Bounds, Count, Rate, coerce, is_plain
+from fedjax_masks.cli import main
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.options import Bounds, Count, Rate, coerce, is_plain
+from fedjax_masks.core.trees import flat
+from fedjax_masks.costs.devices import read_trace
+from fedjax_masks.experiment.config import as_dict, keys, make_config, read_file
+from fedjax_masks.models import MODELS, parameters
 
 ALGORITHMS = sorted(registry.REGISTRY)
 
@@ -43,7 +43,7 @@ def test_every_plain_parameter_of_the_factories_is_a_key(algorithm, model):
 
 
 def test_every_flag_is_a_key():
-    assert {key for key, _, _ in cli._FLAGS.values()} <= set(keys("fedavg", "mlp"))
+    assert {key for key, _, _ in main._FLAGS.values()} <= set(keys("fedavg", "mlp"))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -170,8 +170,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, text):
 READERS = {
     "config": read_file,
     "trace": lambda path: read_trace(str(path), 2),
-    "npz": lambda path: weights.read(f"npz:{path}"),
-    "safetensors": lambda path: weights.read(f"safetensors:{path}"),
+    "npz": lambda path: parameters.read(f"npz:{path}"),
+    "safetensors": lambda path: parameters.read(f"safetensors:{path}"),
 }
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload
 from fedjax_masks.algorithms.registry import REGISTRY
+from fedjax_masks.communication import payload
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import Storage, arrays, make_simulation
-from fedjax_masks.simulation.layout import lay_out, of_clients, with_clients
+from fedjax_masks.simulation.mapping import lay_out, of_clients, with_clients
 from fedjax_masks.simulation.memory import peak_bytes
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.round import Setting, round_step

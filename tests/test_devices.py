@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.devices import (
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.costs.devices import (
     DEVICES,
     LINKS,
     Fleet,
@@ -20,8 +21,7 @@ from fedjax_masks.devices import (
     round_seconds,
     spent,
 )
-from fedjax_masks.errors import UserError
-from fedjax_masks.runner import notes
+from fedjax_masks.experiment.loop import notes
 from fedjax_masks.simulation import make_simulation
 
 SGD = optax.sgd(0.1)
@@ -127,7 +127,7 @@ def test_a_straggler_is_left_out_of_the_merge_and_its_bytes_are_counted(algorith
 
 def who_learned(population):
     """Which of nine clients that train for themselves have after a round; and its metrics."""
-    local = fm.standalone(fm.models.mlp(cases.task(), hidden=(8,)), SGD, batch_size=4)
+    local = fm.local(fm.models.mlp(cases.task(), hidden=(8,)), SGD, batch_size=4)
     start = jax.device_get(make_simulation(local, cases.task(), cohort=9).init())
     state, metrics = simulate(local, population, rounds=1)
     pairs = zip(*map(jax.tree.leaves, (state.clients, start.clients)))

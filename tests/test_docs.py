@@ -10,9 +10,10 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import cli, config
 from fedjax_masks.algorithms.registry import REGISTRY
-from fedjax_masks.grid import read_sweep
+from fedjax_masks.cli import main
+from fedjax_masks.experiment import config
+from fedjax_masks.experiment.grid import read_sweep
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -48,9 +49,9 @@ def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [p for p in COMMANDS if commands(p)], ids=lambda p: p.stem)
 def test_commands_are_accepted(page):
     for words in commands(page):
-        arguments = cli._parser().parse_args(words)
-        if arguments.command is cli._run:
-            config.make_config(cli._values(arguments, cli._FLAGS))
+        arguments = main._parser().parse_args(words)
+        if arguments.command is main._run:
+            config.make_config(main._values(arguments, main._FLAGS))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "toml")], ids=lambda p: p.stem)

@@ -9,15 +9,16 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import local, trees, wire
 from fedjax_masks.algorithms.ecofed import quantize
 from fedjax_masks.algorithms.fedavg import averaging
 from fedjax_masks.algorithms.splitfed import Sides
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.devices import make_population
-from fedjax_masks.errors import UserError
 from fedjax_masks.simulation import make_simulation
 from fedjax_masks.simulation.cohorts import draw_cohort
+from fedjax_masks.transforms import compression
 
 SGD = optax.sgd(0.1)
 COHORT = 3
@@ -87,7 +88,7 @@ def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(task
         lambda a: jnp.ones((1,) * a.ndim, bool), jax.eval_shape(model.init, jax.random.key(0))
     )
     moves = {name: trees.zeros_like(m) if name in ("conv1", "conv2") else m for name, m in moves.items()}
-    fit = local.supervised(model.apply, SGD, epochs=1, batch_size=5, augment=None)
+    fit = training.supervised(model.apply, SGD, epochs=1, batch_size=5, augment=None)
     frozen = averaging(model, partial(fit, update_mask=moves))
     split, whole = (simulate(algorithm, task, 3)[0][-1] for algorithm in (ours, frozen))
     both = {**split.common, **split.server.params}
@@ -152,7 +153,7 @@ def test_replays_are_drawn_evenly_from_all_earlier_cohorts():
 def test_what_the_wire_leaves_is_what_the_server_keeps(task, model):
     """With two bits a value, an example has at most three, whatever its device computed."""
     plain = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
-    states, metrics = simulate(wire.with_wire(plain, up=wire.quantize(2)), task, 2)
+    states, metrics = simulate(compression.with_wire(plain, up=compression.quantize(2)), task, 2)
     for client in metrics[0].ids[0]:
         assert len(np.unique(states[1].kept.activations.values[client])) <= 3
     exact, _ = simulate(plain, task, 2)

@@ -8,10 +8,10 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import cli
-from fedjax_masks.algorithm import State
+from fedjax_masks.cli import main
+from fedjax_masks.core.algorithm import State
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import index_of, synthetic_task
-from fedjax_masks.errors import UserError
 from fedjax_masks.simulation import make_batch, make_simulation
 from fedjax_masks.simulation.arrays import train_examples, with_shuffled_test
 from fedjax_masks.simulation.tracing import trace_client
@@ -185,7 +185,7 @@ def test_the_command_line_refuses_batches_of_one_and_writes_nothing(tmp_path, ca
         "--rounds",
         "1",
     ]
-    assert cli.main(["run", *flags, "--out", str(tmp_path / "run")]) == 2
+    assert main.main(["run", *flags, "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: norm='batch': must see two examples or more")
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithm import ClientIndex
+from fedjax_masks.core.algorithm import ClientIndex
 from fedjax_masks.simulation import make_simulation
 
 # Those that differ most in what they send; the others take as long and say the same.

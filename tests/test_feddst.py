@@ -13,9 +13,9 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks import payload
-from fedjax_masks.algorithm import Cohort
 from fedjax_masks.algorithms.feddst import Upload, kept_counts, readjust, strongest
+from fedjax_masks.communication import payload
+from fedjax_masks.core.algorithm import Cohort
 from fedjax_masks.data.tasks import rows_of
 from fedjax_masks.simulation import make_simulation
 

@@ -9,10 +9,10 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload
-from fedjax_masks.aggregation import majority, vote
+from fedjax_masks.communication import payload
+from fedjax_masks.core.aggregation import majority, vote
+from fedjax_masks.core.masks import binarize, binarize_straight_through, group_norms, top_share
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.masks import binarize, binarize_straight_through, group_norms, top_share
 from fedjax_masks.simulation import make_simulation
 
 

@@ -10,7 +10,8 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks import local, payload, trees
+from fedjax_masks.communication import payload
+from fedjax_masks.core import training, trees
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import make_simulation
 
@@ -32,7 +33,7 @@ def weight_of_gradients(steps, momentum):
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 def test_path_of_sgd_is_the_published_formula(momentum, steps):
     optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.01, momentum=momentum))
-    path = jax.jit(lambda n: local.unit_path(optimizer, n))(jnp.float32(steps))
+    path = jax.jit(lambda n: training.unit_path(optimizer, n))(jnp.float32(steps))
     np.testing.assert_allclose(path, 0.01 * weight_of_gradients(steps, momentum), rtol=1e-5)
 
 
@@ -53,7 +54,7 @@ def test_path_turns_an_update_into_a_mean_of_gradients():
     for grads in gradients:
         updates, state = optimizer.update(jnp.asarray(grads, jnp.float32), state)
         params = optax.apply_updates(params, updates)
-    mean = -params / local.unit_path(optimizer, jnp.int32(6))
+    mean = -params / training.unit_path(optimizer, jnp.int32(6))
     np.testing.assert_allclose(mean, weights @ gradients / weights.sum(), rtol=1e-5, atol=1e-6)
 
 

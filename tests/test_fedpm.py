@@ -10,9 +10,9 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks import payload
-from fedjax_masks.algorithm import Cohort
 from fedjax_masks.algorithms.fedpm import draw, straight_through_less
+from fedjax_masks.communication import payload
+from fedjax_masks.core.algorithm import Cohort
 from fedjax_masks.simulation import make_simulation
 
 LAYERS = ("dense1", "dense2")

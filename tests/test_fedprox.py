@@ -9,7 +9,8 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks import payload, trees
+from fedjax_masks.communication import payload
+from fedjax_masks.core import trees
 from fedjax_masks.simulation import make_simulation
 
 SGD = optax.sgd(0.1, momentum=0.5)

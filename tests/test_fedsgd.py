@@ -7,7 +7,7 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks import trees
+from fedjax_masks.core import trees
 from fedjax_masks.data.tasks import rows_of
 
 

@@ -9,12 +9,14 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, config, payload, trees
 from fedjax_masks.algorithms.fedskel import keep_count, ratios_of
+from fedjax_masks.communication import payload
+from fedjax_masks.core import trees
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.devices import make_population
-from fedjax_masks.errors import UserError
-from fedjax_masks.simulation.layout import lay_out
+from fedjax_masks.experiment import build, config
+from fedjax_masks.simulation.mapping import lay_out
 from fedjax_masks.simulation.plan import Plan
 
 SGD = optax.sgd(0.01, momentum=0.5)
@@ -215,7 +217,7 @@ def test_every_device_gets_what_it_can_do():
         "data.clients": 40,
     }
     chosen = config.make_config(values)
-    algorithm, task = assembly.build(chosen)
+    algorithm, task = build.build(chosen)
     fleet = make_population(chosen.devices, task.num_clients, seed=chosen.seed).fleet
     ratios, _ = ratios_of(fleet.flops)
     assert ratios == (0.1, 0.2, 1.0)
@@ -231,4 +233,4 @@ def test_ratios_by_device_need_devices():
     with pytest.raises(
         UserError, match=r"ratios=devices: the clients have no devices; accepted with --devices"
     ):
-        assembly.build(config.make_config(values))
+        build.build(config.make_config(values))

@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import fedjax_masks as fm
+from fedjax_masks.core.flops import count_flops
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.flops import count_flops
 from fedjax_masks.models import cnn, mlp
 from fedjax_masks.ops import conv, conv2d
 

@@ -10,12 +10,24 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fedjax_masks import assembly, cli, config, experiment, trees, weights
 from fedjax_masks.algorithms.registry import REGISTRY
+from fedjax_masks.cli import main
+from fedjax_masks.communication.payload import (
+    Encoded,
+    Masked,
+    Quantized,
+    Sparse,
+    When,
+    decode,
+    encode,
+    shape_only,
+)
+from fedjax_masks.core import trees
+from fedjax_masks.core.errors import UserError, user_errors
+from fedjax_masks.costs.devices import Fleet, make_population
 from fedjax_masks.data import load_task
-from fedjax_masks.devices import Fleet, make_population
-from fedjax_masks.errors import UserError, user_errors
-from fedjax_masks.payload import Encoded, Masked, Quantized, Sparse, When, decode, encode, shape_only
+from fedjax_masks.experiment import build, config, experiment
+from fedjax_masks.models import parameters
 
 short = settings(
     max_examples=60,
@@ -38,7 +50,7 @@ def one_line(error):
 
 def command(capsys, *argv):
     """Runs a command line; whether it was accepted, and else it has said one line."""
-    code = cli.main(list(argv))
+    code = main.main(list(argv))
     out, error = capsys.readouterr()
     if code == 0:
         return True
@@ -96,7 +108,7 @@ def test_random_partitions_divide_or_are_refused(partition, clients):
         config_of = {"algorithm.name": "local", "model.name": "mlp", "data.clients": clients}
         chosen = config.make_config({**config_of, "cohort": 1, "data.partition": partition})
         with user_errors():
-            task = assembly.build(chosen)[1]
+            task = build.build(chosen)[1]
         assert task.num_clients == int(clients)
         assert (task.train.sizes > 0).all()
 
@@ -191,7 +203,7 @@ def read_data(path):
 
 def read_params(path):
     with user_errors_only():
-        weights.read(f"npz:{path}")
+        parameters.read(f"npz:{path}")
 
 
 # The archive checks its members' sums, so that damage to it says little of how arrays are read.
@@ -241,7 +253,7 @@ def test_damaged_safetensors_are_read_or_refused(tmp_path, data):
     path = tmp_path / "params.safetensors"
     path.write_bytes(data.draw(st.just(hostile) | damaged(hostile) | damaged(save(PARAMS))))
     with user_errors_only():
-        weights.read(f"safetensors:{path}")
+        parameters.read(f"safetensors:{path}")
 
 
 # --- run directories and traces ---

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import local, trees
-from fedjax_masks.compaction import compact, keep_outputs
-from fedjax_masks.gates import channel_activity, channels_in_use, inference_macs
+from fedjax_masks.core import training, trees
 from fedjax_masks.models import build_model, cnn, gated, mlp, resnet18, resnet20, resnet32
+from fedjax_masks.models.compaction import compact, keep_outputs
+from fedjax_masks.models.gates import channel_activity, channels_in_use, inference_macs
 
 CIFAR = SimpleNamespace(input_shape=(32, 32, 3), num_classes=10)
 TASK = SimpleNamespace(input_shape=(8, 8, 2), num_classes=4)
@@ -159,11 +159,11 @@ def test_suppressed_pairs_have_no_gradient():
     model = gated(MODELS["cnn"](), ratio=0.5)
     params = random_params(model)
     _, gates = jax.jit(model.forward)(params, images())
-    loss = local.cross_entropy(model.apply)
+    loss = training.cross_entropy(model.apply)
     gradient = jax.jit(jax.grad(loss))
     moved = 0
     for index, x in enumerate(images()):
-        batch = local.Batch(x[None], jnp.array([index % 4]), jnp.ones(1, bool))
+        batch = training.Batch(x[None], jnp.array([index % 4]), jnp.ones(1, bool))
         grads = jax.device_get(gradient(params, batch))
         for name, gate in gates.items():
             suppressed = ~np.asarray(gate.active[index])
@@ -177,8 +177,8 @@ def test_suppressed_pairs_have_no_gradient():
 def test_channels_that_are_suppressed_in_all_examples_have_no_gradient(case):
     """With batch normalisation, too: nothing of them is read."""
     _, model, params, _, gates = case
-    batch = local.Batch(jnp.asarray(images()), jnp.arange(6) % 4, jnp.ones(6, bool))
-    grads = jax.device_get(jax.jit(jax.grad(local.cross_entropy(model.apply)))(params, batch))
+    batch = training.Batch(jnp.asarray(images()), jnp.arange(6) % 4, jnp.ones(6, bool))
+    grads = jax.device_get(jax.jit(jax.grad(training.cross_entropy(model.apply)))(params, batch))
     found = 0
     for name, gate in gates.items():
         unused = ~gate.active.any(0)
@@ -340,7 +340,7 @@ def test_every_algorithm_takes_a_gated_model():
     for algorithm in (
         fm.fedskel(model, optax.sgd(0.1), ratios=(0.5,)),
         fm.fedmask(model, optax.sgd(100.0), epochs=1),
-        fm.standalone(model, optax.sgd(0.1)),
+        fm.local(model, optax.sgd(0.1)),
         fm.fedprox(model, optax.sgd(0.1)),
     ):
         run = fm.simulate(algorithm, task, rounds=1, cohort=2)

@@ -10,9 +10,10 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload, trees
 from fedjax_masks.algorithms.heterofl import ownership, present, put_back, scaled, sliced, take
-from fedjax_masks.compaction import keep_outputs
+from fedjax_masks.communication import payload
+from fedjax_masks.core import trees
+from fedjax_masks.models.compaction import keep_outputs
 
 SGD = optax.sgd(0.1, momentum=0.5)
 PLAIN = {"scaler": False, "own_classes": False}

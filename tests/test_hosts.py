@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from fedjax_masks import cli
+from fedjax_masks.cli import main
 
 RUN = [
     *("run", "--algorithm", "fedmask", "--dataset", "digits", "--model", "mlp", "--clients", "20"),
@@ -135,6 +135,6 @@ def test_a_port_in_use_and_a_first_process_that_is_not_there_end_in_one_line(tmp
     ],
 )
 def test_processes_that_are_none(tmp_path, capsys, options, message):
-    assert cli.main([*RUN, "--out", str(tmp_path / "run"), *options]) == 2
+    assert main.main([*RUN, "--out", str(tmp_path / "run"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks.errors import UserError
+from fedjax_masks.core.errors import UserError
 
 SGD = optax.sgd(0.1, momentum=0.5)
 

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import local
-from fedjax_masks.algorithm import ClientData
+from fedjax_masks.core import training
+from fedjax_masks.core.algorithm import ClientData
 from fedjax_masks.data import synthetic_task
 
 DIM, CLASSES, SIZE, CAPACITY = 4, 3, 7, 9
@@ -36,13 +36,15 @@ def params():
     }
 
 
-DATA_LOSS = local.cross_entropy(lambda params, x: x @ params["kernel"] + params["bias"])
+DATA_LOSS = training.cross_entropy(lambda params, x: x @ params["kernel"] + params["bias"])
 
 
 def train(params, data, *, loss=DATA_LOSS, optimizer=None, **options):
     optimizer = optax.sgd(0.1, momentum=0.9) if optimizer is None else optimizer
     key = jax.random.key(5)
-    return local.train(key, params, data, loss=loss, optimizer=optimizer, epochs=2, batch_size=3, **options)
+    return training.train(
+        key, params, data, loss=loss, optimizer=optimizer, epochs=2, batch_size=3, **options
+    )
 
 
 def assert_same(a, b):
@@ -129,7 +131,7 @@ FALLING = optax.piecewise_constant_schedule(0.1, {60: 0.0})
     ],
 )
 def test_schedules_are_told_from_other_counts(params, optimizer, scheduled):
-    assert local.has_schedule(optimizer, params) == scheduled
+    assert training.has_schedule(optimizer, params) == scheduled
 
 
 def test_a_schedule_that_restarts_in_every_round_is_warned_of_once(caplog):

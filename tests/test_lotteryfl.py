@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload
-from fedjax_masks.algorithm import Cohort
 from fedjax_masks.algorithms.lotteryfl import Client, Upload, keep_largest, split
+from fedjax_masks.communication import payload
+from fedjax_masks.core.algorithm import Cohort
 from fedjax_masks.data.tasks import rows_of
 from fedjax_masks.simulation import make_simulation
 

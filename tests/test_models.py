@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_masks.claims.nets import NETS, Net, parameter_count
-from fedjax_masks.errors import UserError
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.models import MODELS, build_model, mlp, resnet18, resnet20, vgg11, vgg16
 from fedjax_masks.models.layers import adaptive_average_pool, max_pool, relu_max_pool
 

@@ -11,13 +11,14 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload, trees
+from fedjax_masks.algorithms.consensus import RULES
 from fedjax_masks.algorithms.masked_fedavg import survivors
 from fedjax_masks.algorithms.mpfl import RuleName, filter_norms, keep_largest
-from fedjax_masks.compaction import compact
-from fedjax_masks.consensus import RULES
-from fedjax_masks.masks import prune
+from fedjax_masks.communication import payload
+from fedjax_masks.core import trees
+from fedjax_masks.core.masks import prune
 from fedjax_masks.models import cnn, mlp, prunable_kernels, vgg11
+from fedjax_masks.models.compaction import compact
 
 SGD = optax.sgd(0.05, momentum=0.9)
 N = 10

@@ -6,10 +6,10 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import participation, records
-from fedjax_masks.attacks import with_attack
-from fedjax_masks.notes import count_broken, notes
+from fedjax_masks.experiment import participation, records
+from fedjax_masks.experiment.notes import count_broken, notes
 from fedjax_masks.simulation import RoundMetrics
+from fedjax_masks.transforms.attacks import with_attack
 
 
 def metrics_of(*rounds):

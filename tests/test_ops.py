@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fedjax_masks.flops import count_flops
+from fedjax_masks.core.flops import count_flops
 from fedjax_masks.ops import conv2d, conv_general_dilated, max_pool
 from fedjax_masks.ops.norm import batch_norm
 from fedjax_masks.ops.skeleton import add_bias, dense

@@ -8,10 +8,10 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
 import fedjax_masks as fm
-from fedjax_masks.config import make_config
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import load_task, task_from_arrays
 from fedjax_masks.data.files import count_clients, input_shape
-from fedjax_masks.errors import UserError
+from fedjax_masks.experiment.config import make_config
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(256, size=(40, 6, 5, 1), dtype=np.uint8)
@@ -420,7 +420,7 @@ def test_a_client_of_a_single_example_takes_part_and_has_no_accuracy(tmp_path, c
     task = load_task(name, partition="natural")
     assert task.train.sizes.tolist() == [8, 8, 8, 1]
     assert "no test examples for 1 of 4 clients (the first is 3)" in caplog.text
-    for algorithm in (fm.fedavg, fm.standalone):
+    for algorithm in (fm.fedavg, fm.local):
         run = fm.simulate(
             algorithm(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1)), task, rounds=1, cohort=4
         )

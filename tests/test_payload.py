@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_masks import coding
-from fedjax_masks.payload import (
+from fedjax_masks.communication import entropy
+from fedjax_masks.communication.payload import (
     Encoded,
     Known,
     Masked,
@@ -112,8 +112,8 @@ def reference_bits(node):
 
 def reference_code_length(mask):
     total = 0
-    for start in range(0, mask.size, coding.BLOCK):
-        block = mask.ravel()[start : start + coding.BLOCK]
+    for start in range(0, mask.size, entropy.BLOCK):
+        block = mask.ravel()[start : start + entropy.BLOCK]
         patterns = math.comb(block.size, int(block.sum()))
         total += block.size.bit_length() + (patterns - 1).bit_length()
     return total
@@ -292,8 +292,8 @@ def test_entropy_code_is_within_one_percent_of_the_entropy(density):
 
 
 def test_lengths_of_ranks_are_exact():
-    for num in [1, 2, 3, 64, 100, coding.BLOCK]:
-        patterns, lengths = 1, coding.rank_bits(num)
+    for num in [1, 2, 3, 64, 100, entropy.BLOCK]:
+        patterns, lengths = 1, entropy.rank_bits(num)
         for ones in range(num + 1):
             assert lengths[ones] == (patterns - 1).bit_length()
             patterns = patterns * (num - ones) // (ones + 1)

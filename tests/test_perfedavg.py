@@ -8,7 +8,7 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks import local, trees
+from fedjax_masks.core import training, trees
 from fedjax_masks.data.tasks import rows_of
 
 
@@ -57,8 +57,8 @@ def test_a_client_predicts_with_the_newest_model_one_step_on_its_own_data_away(m
     mine = rows_of(task.train, client)
     np.testing.assert_array_equal(np.sort(after.inputs, axis=0), np.sort(task.inputs[mine], axis=0))
     newest = state.server._replace(params=model.init(jax.random.key(5)))
-    own = local.Batch(task.inputs[mine], task.labels[mine], np.ones(len(mine), bool))
-    gradient = jax.grad(local.cross_entropy(model.apply))(newest.params, own)
+    own = training.Batch(task.inputs[mine], task.labels[mine], np.ones(len(mine), bool))
+    gradient = jax.grad(training.cross_entropy(model.apply))(newest.params, own)
     adapted = jax.tree.map(lambda w, g: w - 0.5 * g, newest.params, gradient)
     x = task.test_inputs[:7]
     np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.errors import UserError
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.simulation import make_batch, make_simulation
 from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.memory import _group_bytes, _host_bytes, fit_plan

@@ -9,11 +9,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, config, pretraining, trees, weights
 from fedjax_masks.cli import main
+from fedjax_masks.core import trees
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data.fractals import draw_system, fractal_images
-from fedjax_masks.errors import UserError
-from fedjax_masks.pretraining import Pretraining, pretrain, start_from
+from fedjax_masks.experiment import build, config, pretraining
+from fedjax_masks.experiment.pretraining import Pretraining, pretrain, start_from
+from fedjax_masks.models import parameters
 
 SMALL = {"classes": 4, "per_class": 18, "epochs": 4}
 
@@ -123,7 +125,7 @@ def save_orbax(path, params):
 
 @pytest.mark.parametrize(
     ("kind", "save"),
-    [("npz", weights.write_npz), ("safetensors", save_safetensors), ("orbax", save_orbax)],
+    [("npz", parameters.write_npz), ("safetensors", save_safetensors), ("orbax", save_orbax)],
 )
 def test_stages_are_taken_over_until_one(task, model, tmp_path, kind, save):
     file = tmp_path / f"given.{kind}"
@@ -138,7 +140,7 @@ def test_stages_are_taken_over_until_one(task, model, tmp_path, kind, save):
 def test_lists_of_arrays_are_refused(tmp_path):
     save_orbax(tmp_path / "lists", {"conv1": [np.ones(2), np.ones(3)]})
     with pytest.raises(UserError, match=r"orbax:.*lists: it holds lists; accepted are named arrays"):
-        weights.read(f"orbax:{tmp_path / 'lists'}")
+        parameters.read(f"orbax:{tmp_path / 'lists'}")
 
 
 def test_the_run_says_what_it_started_from(tmp_path, capsys):
@@ -148,9 +150,9 @@ def test_the_run_says_what_it_started_from(tmp_path, capsys):
     assert main(["pretrain", *flags, *cache, "--out", str(file)]) == 0
     assert capsys.readouterr().out.startswith("stages: conv1, conv2, dense1, accuracy on held-out images")
     values = {"algorithm.name": "ecofed", "pretraining.source": f"npz:{file}", "pretraining.until": "conv2"}
-    algorithm, task = assembly.build(config.make_config(values))
+    algorithm, task = build.build(config.make_config(values))
     state = algorithm.init(jax.random.key(0), task)
-    stored = weights.read(f"npz:{file}")
+    stored = parameters.read(f"npz:{file}")
     chex.assert_trees_all_equal(jax.device_get(state.common), {n: stored[n] for n in ("conv1", "conv2")})
 
 
@@ -201,7 +203,7 @@ def test_a_checkpoint_of_another_model_is_refused(model, change, message):
         start_from(model, change(model.init(jax.random.key(0))))
 
 
-@pytest.mark.parametrize("kind", weights.FORMATS)
+@pytest.mark.parametrize("kind", parameters.FORMATS)
 @pytest.mark.parametrize("content", [b"PK\x03\x04 and no more", b"\xff" * 100, b""])
 def test_a_file_that_is_none_of_arrays(task, tmp_path, kind, content):
     file = tmp_path / "broken"
@@ -213,10 +215,10 @@ def test_a_file_that_is_none_of_arrays(task, tmp_path, kind, content):
 def test_what_is_no_archive_is_not_called_a_pickle(tmp_path):
     (tmp_path / "table.npz").write_text("device,flops\nx,1\n")
     with pytest.raises(UserError, match=r"table.npz: it is no .npz file; accepted are named arrays"):
-        weights.read(f"npz:{tmp_path / 'table.npz'}")
+        parameters.read(f"npz:{tmp_path / 'table.npz'}")
 
 
 def test_names_that_are_both_stage_and_array(tmp_path):
     np.savez(tmp_path / "odd.npz", **{"conv1": np.zeros(2), "conv1.kernel": np.zeros(2)})
     with pytest.raises(UserError, match=r"accepted are named arrays"):
-        weights.read(f"npz:{tmp_path / 'odd.npz'}")
+        parameters.read(f"npz:{tmp_path / 'odd.npz'}")

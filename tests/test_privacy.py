@@ -12,13 +12,14 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm as gauss
 
-from fedjax_masks import trees, wire
-from fedjax_masks.algorithm import Cohort
-from fedjax_masks.config import make_config
-from fedjax_masks.errors import UserError
-from fedjax_masks.experiment import run_experiment
-from fedjax_masks.payload import Encoded, Known, Masked, Passed
-from fedjax_masks.privacy import default_delta, epsilon, with_equal_weights
+from fedjax_masks.communication.payload import Encoded, Known, Masked, Passed
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Cohort
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.experiment import run_experiment
+from fedjax_masks.transforms import compression
+from fedjax_masks.transforms.privacy import default_delta, epsilon, with_equal_weights
 
 MASK = np.arange(300) % 3 > 0
 PAYLOAD = {
@@ -35,20 +36,20 @@ def sent_floats(payload):
 
 @pytest.mark.parametrize("limit", [LENGTH / 7, 2 * LENGTH])
 def test_clipping_scales_all_that_is_sent_by_one_factor(limit):
-    private = wire.clip_and_noise(limit, 0.0, cohort=5)
+    private = compression.clip_and_noise(limit, 0.0, cohort=5)
     packed, _ = private.pack(jax.random.key(0), PAYLOAD, ())
-    assert float(wire.global_norm(packed)) == pytest.approx(min(limit, LENGTH), rel=1e-5)
+    assert float(compression.global_norm(packed)) == pytest.approx(min(limit, LENGTH), rel=1e-5)
     factor = min(1, limit / LENGTH)
     np.testing.assert_allclose(sent_floats(packed), factor * sent_floats(PAYLOAD), rtol=1e-5)
 
 
 def test_the_sum_over_a_cohort_has_the_noise_that_was_asked_for():
     limit, multiplier, cohort = 2.0, 1.5, 25
-    private = wire.clip_and_noise(limit, multiplier, cohort=cohort)
+    private = compression.clip_and_noise(limit, multiplier, cohort=cohort)
     keys = jax.random.split(jax.random.key(0), (40, cohort))
     pack = jax.jit(jax.vmap(jax.vmap(lambda key: private.pack(key, PAYLOAD, ())[0])))
     packed = pack(keys)
-    clipped, _ = wire.clip_and_noise(limit, 0.0, cohort=1).pack(keys[0, 0], PAYLOAD, ())
+    clipped, _ = compression.clip_and_noise(limit, 0.0, cohort=1).pack(keys[0, 0], PAYLOAD, ())
     noise = np.asarray(packed["plain"].sum(1) - cohort * clipped["plain"])
     expected = multiplier * limit
     # The deviation of n draws errs by 1 / sqrt(2 n), relatively.
@@ -62,7 +63,7 @@ def test_the_sum_over_a_cohort_has_the_noise_that_was_asked_for():
 
 
 def test_arrays_and_clients_draw_independently():
-    private = wire.clip_and_noise(1.0, 1.0, cohort=4)
+    private = compression.clip_and_noise(1.0, 1.0, cohort=4)
     same = {"a": jnp.zeros(500), "b": jnp.zeros(500)}
     first, _ = private.pack(jax.random.key(0), same, ())
     second, _ = private.pack(jax.random.key(1), same, ())
@@ -76,7 +77,7 @@ def test_arrays_and_clients_draw_independently():
     ids=["bool", "int32", "Encoded", "Passed"],
 )
 def test_what_noise_does_not_hide_is_refused(extra):
-    private = wire.clip_and_noise(1.0, 1.0, cohort=4)
+    private = compression.clip_and_noise(1.0, 1.0, cohort=4)
     with pytest.raises(ValueError, match=r"sends \w+; accepted are floats alone"):
         private.pack(jax.random.key(0), {**PAYLOAD, "extra": extra}, ())
     with pytest.raises(ValueError, match="sends nothing"):
@@ -88,7 +89,7 @@ def test_what_noise_does_not_hide_is_refused(extra):
 @pytest.mark.parametrize(("norm", "multiplier", "cohort"), [(0.0, 1.0, 1), (1.0, -1.0, 1), (1.0, 1.0, 0)])
 def test_arguments_out_of_range_are_refused(norm, multiplier, cohort):
     with pytest.raises(ValueError, match="accepted is a number"):
-        wire.clip_and_noise(norm, multiplier, cohort=cohort)
+        compression.clip_and_noise(norm, multiplier, cohort=cohort)
 
 
 def exact(deviation, delta):
@@ -137,7 +138,7 @@ SIZES = np.array([7, 12, 1, 20], np.float32)
 
 def updates(algorithm, uploads):
     """What a round's merge adds to the model."""
-    private = wire.clip_and_noise(0.01, 0.0, cohort=len(SIZES))
+    private = compression.clip_and_noise(0.01, 0.0, cohort=len(SIZES))
     packed = [private.pack(jax.random.key(0), upload, ())[0] for upload in uploads]
     partials = [algorithm.reduce(*pair) for pair in zip(packed, SIZES)]
     total = functools.reduce(trees.add, partials)
@@ -154,7 +155,7 @@ def test_a_client_moves_the_sum_by_two_norms_at_most_whatever_its_size():
 
     def moved(algorithm):
         change = trees.sub(updates(algorithm, replaced), updates(algorithm, uploads))
-        return len(SIZES) * float(wire.global_norm(change))
+        return len(SIZES) * float(compression.global_norm(change))
 
     assert moved(with_equal_weights(plain)) == pytest.approx(0.02, rel=1e-3)
     assert moved(with_equal_weights(plain, 10.0)) == pytest.approx(0.02, rel=1e-3)

@@ -8,11 +8,11 @@ import expected
 import pytest
 from common import by_setting, lines
 
-from fedjax_masks.config import Config, as_dict, make_config
-from fedjax_masks.experiment import run_experiment
-from fedjax_masks.grid import read_sweep
-from fedjax_masks.sweep import run_sweep
-from fedjax_masks.trees import flat
+from fedjax_masks.core.trees import flat
+from fedjax_masks.experiment.config import Config, as_dict, make_config
+from fedjax_masks.experiment.experiment import run_experiment
+from fedjax_masks.experiment.grid import read_sweep
+from fedjax_masks.experiment.sweep import run_sweep
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 RECIPES = sorted(EXPERIMENTS.glob("*.toml"))

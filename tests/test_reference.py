@@ -8,8 +8,8 @@ import pytest
 import reference
 
 import fedjax_masks as fm
+from fedjax_masks.core.training import shuffled_rows
 from fedjax_masks.data.tasks import rows_of
-from fedjax_masks.local import shuffled_rows
 from fedjax_masks.simulation import make_simulation
 
 

@@ -16,13 +16,14 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, checkpoint, cli, lock, runner
-from fedjax_masks.algorithm import State
-from fedjax_masks.config import make_config
+from fedjax_masks.cli import main
+from fedjax_masks.core.algorithm import State
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.devices import make_population
-from fedjax_masks.errors import UserError
-from fedjax_masks.experiment import run_experiment
+from fedjax_masks.experiment import build, checkpoint, lock, loop
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.experiment import run_experiment
 
 STATE = State((), {"mean": jnp.zeros((3, 2)), "count": jnp.asarray(7, jnp.int32)}, (jnp.ones((4, 5)),))
 VALUES = {
@@ -234,13 +235,13 @@ def test_runs_of_one_program_go_back_together(tmp_path):
     lines = [f"{key} = {json.dumps(value)}" for key, value in VALUES.items()]
     file, out = tmp_path / "sweep.toml", tmp_path / "out"
     file.write_text("\n".join([*lines, "[grid]", "seed = [0, 1]"]))
-    assert cli.main(["sweep", str(file), "--out", str(out), "--quiet"]) == 0
+    assert main.main(["sweep", str(file), "--out", str(out), "--quiet"]) == 0
     names = ["fedavg,seed=0", "fedavg,seed=1"]
     before = [without_time(out / name) for name in names]
     for name in names:
         (out / name / "summary.json").unlink()
     (out / names[0] / "checkpoints" / "00000004" / "arrays.npz").write_bytes(b"")
-    assert cli.main(["sweep", str(file), "--out", str(out), "--quiet", "--resume"]) == 0
+    assert main.main(["sweep", str(file), "--out", str(out), "--quiet", "--resume"]) == 0
     assert [without_time(out / name) for name in names] == before
     kept = [sorted(path.name for path in (out / name / "checkpoints").iterdir()) for name in names]
     assert kept == [
@@ -255,7 +256,7 @@ def test_a_sweep_is_continued_in_its_own_directory_only(tmp_path, whole, capsys)
 
     def sweep(directory, seeds):
         file.write_text("\n".join([*lines, "[grid]", f"seed = {seeds}"]))
-        code = cli.main(["sweep", str(file), "--out", str(directory), "--quiet", "--resume"])
+        code = main.main(["sweep", str(file), "--out", str(directory), "--quiet", "--resume"])
         return code, capsys.readouterr().err
 
     before = tree(whole)
@@ -338,16 +339,16 @@ def test_other_devices_and_other_parameters_are_refused(tmp_path):
 
 
 def test_every_example_and_its_owner_are_part_of_the_fingerprint(whole):
-    task = assembly.load(config_with())
+    task = build.load(config_with())
     wanted = json.loads((whole / "config.json").read_text())["fingerprints"]
-    assert assembly.fingerprints(config_with(), task) == wanted
+    assert build.fingerprints(config_with(), task) == wanted
     for name in ("inputs", "labels", "test_inputs", "test_labels"):
         array = np.array(getattr(task, name))
         array[-1] += 1
         changed = dataclasses.replace(task, **{name: array})
-        assert assembly.fingerprints(config_with(), changed) != wanted
+        assert build.fingerprints(config_with(), changed) != wanted
     swapped = task.train._replace(rows=task.train.rows[::-1])
-    assert assembly.fingerprints(config_with(), dataclasses.replace(task, train=swapped)) != wanted
+    assert build.fingerprints(config_with(), dataclasses.replace(task, train=swapped)) != wanted
 
 
 def test_a_resume_in_64_bit_mode_goes_on(out, whole):
@@ -378,7 +379,8 @@ def test_a_directory_belongs_to_one_process(tmp_path):
 def test_a_lock_that_a_kill_has_left_behind_blocks_nobody(tmp_path, whole):
     out = tmp_path / "run"
     script = (
-        "import os, sys, signal; from pathlib import Path; from fedjax_masks.lock import exclusive\n"
+        "import os, sys, signal; from pathlib import Path\n"
+        "from fedjax_masks.experiment.lock import exclusive\n"
         "with exclusive(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", script, str(out)], check=False)
@@ -416,7 +418,7 @@ def test_a_sweep_belongs_to_one_process(tmp_path, capsys):
     lines = [f"{key} = {json.dumps(value)}" for key, value in VALUES.items()]
     file.write_text("\n".join([*lines, "[grid]", "seed = [0]"]))
     with lock.exclusive(tmp_path / "out"):
-        assert cli.main(["sweep", str(file), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+        assert main.main(["sweep", str(file), "--out", str(tmp_path / "out"), "--quiet"]) == 2
     assert "must be a directory that nobody else writes to" in capsys.readouterr().err
 
 
@@ -427,7 +429,7 @@ def test_what_others_put_into_a_failing_runs_directory_stays(tmp_path, monkeypat
         (out / "notes.txt").write_text("mine")
         raise ValueError("no such data")
 
-    monkeypatch.setattr(assembly, "build", fail)
+    monkeypatch.setattr(build, "build", fail)
     with pytest.raises(UserError, match="no such data"):
         run_experiment(config_with(), out, quiet=True)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
@@ -440,7 +442,7 @@ def test_rounds_are_not_lost_between_calls(monkeypatch):
     options = {"rounds": 7, "cohort": 3, "plan": "scan", "eval_every": 7}
     wanted = fm.simulate(algorithm, task, **options)
     chunks = []
-    monkeypatch.setattr(runner, "_PATIENCE", 1e-9)
+    monkeypatch.setattr(loop, "_PATIENCE", 1e-9)
     found = fm.simulate(
         algorithm, task, **options, on_chunk=[lambda chunk: chunks.append(len(chunk.metrics.ids))]
     )

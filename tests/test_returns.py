@@ -7,12 +7,13 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import local, wire
 from fedjax_masks.algorithms.registry import REGISTRY
-from fedjax_masks.algorithms.sequence import then
-from fedjax_masks.attacks import with_attack
-from fedjax_masks.errors import UserError
+from fedjax_masks.core import training
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.simulation import make_simulation
+from fedjax_masks.transforms import compression
+from fedjax_masks.transforms.attacks import with_attack
+from fedjax_masks.transforms.sequence import then
 
 MODEL = fm.models.mlp(cases.task(), hidden=(8,))
 FEDAVG = fm.fedavg(MODEL, optax.sgd(0.1), batch_size=4)
@@ -61,7 +62,7 @@ WRONG = {
         r"an array \[3\]",
     ),
     "metrics": (
-        trained(metrics=local.nothing_done()),
+        trained(metrics=training.nothing_done()),
         "must return metrics as a mapping from names to numbers, and returns a LocalMetrics of 6",
     ),
     "vector": (
@@ -78,7 +79,7 @@ WRONG = {
     "serve": (FEDAVG._replace(serve=serve_one), "serve=serve_one: must return two values"),
     "report": (FEDAVG._replace(report=lambda server: 3.0), "report=<lambda>: must return metrics"),
     "wired": (
-        wire.with_wire(FEDAVG._replace(train=train_two), up=wire.quantize(8)),
+        compression.with_wire(FEDAVG._replace(train=train_two), up=compression.quantize(8)),
         "train=train_two: must return three values",
     ),
     "attacked": (with_attack(FEDAVG._replace(train=train_two), "sign"), "train=train_two: must return three"),

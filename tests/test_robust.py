@@ -11,13 +11,14 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import trees, wire
-from fedjax_masks.aggregation import masked_mean, weighted, weighted_mean
-from fedjax_masks.algorithm import Cohort, FederatedAlgorithm
-from fedjax_masks.attacks import with_attack
-from fedjax_masks.payload import Known, Masked, Quantized, When, shape_only
-from fedjax_masks.robust import clip, clip_to_median, median, trimmed_mean, with_robust_merge
+from fedjax_masks.communication.payload import Known, Masked, Quantized, When, shape_only
+from fedjax_masks.core import trees
+from fedjax_masks.core.aggregation import masked_mean, weighted, weighted_mean
+from fedjax_masks.core.algorithm import Cohort, FederatedAlgorithm
 from fedjax_masks.simulation import make_simulation
+from fedjax_masks.transforms import compression
+from fedjax_masks.transforms.attacks import with_attack
+from fedjax_masks.transforms.robust import clip, clip_to_median, median, trimmed_mean, with_robust_merge
 
 COHORT = 7
 WEIGHT = np.array([5, 0, 2, 9, 0, 1, 4], np.float32)  # two rows are padding or dropped
@@ -93,7 +94,7 @@ def test_a_share_is_taken_as_it_is_written():
 
 def test_clipping_is_exact_and_leaves_the_short_alone():
     uploads = {"a": VALUES, "b": Masked(10 * VALUES, MASK)}
-    norms = np.asarray(jax.vmap(wire.global_norm)(uploads))
+    norms = np.asarray(jax.vmap(compression.global_norm)(uploads))
     expected = [np.sqrt((a**2).sum() + (100 * a**2 * m).sum()) for a, m in zip(VALUES.astype(float), MASK)]
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
     for defence, limit in (
@@ -102,7 +103,9 @@ def test_clipping_is_exact_and_leaves_the_short_alone():
     ):
         got, weight = after(defence, uploads)
         np.testing.assert_array_equal(weight, WEIGHT)
-        np.testing.assert_allclose(jax.vmap(wire.global_norm)(got), np.minimum(norms, limit), rtol=1e-5)
+        np.testing.assert_allclose(
+            jax.vmap(compression.global_norm)(got), np.minimum(norms, limit), rtol=1e-5
+        )
         factor = np.minimum(1, limit / norms)
         np.testing.assert_allclose(got["a"], VALUES * factor[:, None, None], rtol=1e-5)
         short = norms <= limit
@@ -198,8 +201,8 @@ def test_an_attack_spoils_floats_of_the_chosen_and_nothing_else(kind, by):
         expected = train(key, (), message, own, data)
         chex.assert_trees_all_equal((new.inner, metrics), (expected[0], expected[2]))
         if row.hostile:
-            sent = wire.map_floats(lambda leaf, sent: jnp.where(sent, leaf, 0), upload).values
-            honest_sent = wire.map_floats(
+            sent = compression.map_floats(lambda leaf, sent: jnp.where(sent, leaf, 0), upload).values
+            honest_sent = compression.map_floats(
                 lambda leaf, sent: jnp.where(sent, leaf * by, 0), expected[1]
             ).values
             chex.assert_trees_all_close(sent, honest_sent, rtol=1e-6)

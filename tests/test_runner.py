@@ -20,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, checkpoint, experiment, participation, runner, termination, trackers
-from fedjax_masks.algorithm import State
-from fedjax_masks.config import make_config
+from fedjax_masks.core.algorithm import State
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.errors import UserError
-from fedjax_masks.experiment import run_experiment
-from fedjax_masks.runner import notes
+from fedjax_masks.experiment import build, checkpoint, experiment, loop, participation, signals, trackers
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.experiment import run_experiment
+from fedjax_masks.experiment.loop import notes
 from fedjax_masks.simulation import RoundMetrics
 
 KEYS = [
@@ -104,7 +104,7 @@ def config_with(**values):
 def compile_once():
     """Equal simulations share their programs: compiling would take longer than all else here."""
     made, builds = {}, {}
-    make, build = runner.make_simulation, assembly.build
+    make, assemble = loop.make_simulation, build.build
 
     def make_remembered(algorithm, task, **options):
         key = (id(algorithm.train), id(task), *sorted(options.items()))
@@ -117,13 +117,13 @@ def compile_once():
 
     def build_remembered(config):
         if str(config) not in builds:
-            builds[str(config)] = build(config)
+            builds[str(config)] = assemble(config)
         return builds[str(config)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "make_simulation", make_remembered)
+        patch.setattr(loop, "make_simulation", make_remembered)
         patch.setattr(experiment, "make_simulation", make_remembered)
-        patch.setattr(assembly, "build", build_remembered)
+        patch.setattr(build, "build", build_remembered)
         yield
 
 
@@ -170,7 +170,7 @@ def test_records_add_up(fedavg, task):
 
 
 def test_the_spread_is_over_clients(task):
-    run = simulate(fm.standalone(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1)), task)
+    run = simulate(fm.local(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1)), task)
     accuracies = np.sort(run.evaluation.personal)
     last = run.records[-1]
     assert last["global_accuracy"] is None
@@ -187,7 +187,7 @@ def test_the_clients_that_trained_have_a_mean_of_their_own(task, eval_clients):
     """Means over those of any cohort so far, on the evaluated clients; they are counted among all."""
     cohorts = []
     run = simulate(
-        fm.standalone(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1)),
+        fm.local(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1)),
         task,
         rounds=2,
         eval_every=1,
@@ -309,7 +309,7 @@ def test_a_run_directory_is_complete(uninterrupted):
 
 
 def test_the_directory_says_what_memory_says(uninterrupted):
-    algorithm, task = assembly.build(config_with())
+    algorithm, task = build.build(config_with())
     run = fm.simulate(algorithm, task, rounds=7, cohort=4, eval_every=2, plan="scan")
     assert without_time(run.records) == without_time(read_lines(uninterrupted.directory))
     assert_same_state(run.state, uninterrupted.state)
@@ -429,8 +429,8 @@ def test_a_signal_ends_a_run_between_any_two_rounds(tmp_path, monkeypatch, unint
         yield lambda: asked.append(1) or (signal.SIGTERM if len(asked) == ended + preparing else 0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(termination, "noted", noted)
-        patch.setattr(runner, "_PATIENCE", 1e-9)
+        patch.setattr(signals, "noted", noted)
+        patch.setattr(loop, "_PATIENCE", 1e-9)
         with pytest.raises(SystemExit):
             run_experiment(config_with(checkpoint_share=0.0), out, quiet=True)
     assert [int(path.name) for path in checkpoint.steps(out / "checkpoints")] == [ended]
@@ -448,7 +448,7 @@ def test_a_second_signal_is_not_noted(first, second):
     before = {number: signal.signal(number, lambda *_: came.append(1)) for number in numbers}
     try:
         # Whoever has not ended by itself is ended where the block ends.
-        with pytest.raises((SystemExit, KeyboardInterrupt)), termination.noted() as asked:  # noqa: PT012
+        with pytest.raises((SystemExit, KeyboardInterrupt)), signals.noted() as asked:  # noqa: PT012
             assert not asked()
             signal.raise_signal(getattr(signal, first))
             assert (asked(), came) == (getattr(signal, first), [])
@@ -462,7 +462,7 @@ def test_a_second_signal_is_not_noted(first, second):
 def test_a_second_signal_ends_a_process_that_is_busy_at_once():
     """Python's own handlers wait for a call like this one, which stands for a compiled program."""
     script = (
-        "import hashlib, signal; from fedjax_masks.termination import second_signal_ends\n"
+        "import hashlib, signal; from fedjax_masks.experiment.signals import second_signal_ends\n"
         "signal.signal(signal.SIGINT, lambda *_: None)\n"
         "with second_signal_ends():\n"
         "    print('busy', flush=True)\n"
@@ -481,7 +481,7 @@ def test_a_second_signal_ends_a_process_that_is_busy_at_once():
 def test_sigterm_before_the_first_round_leaves_nothing(tmp_path, monkeypatch, step):
     """What is open is closed, though a library swallows what a handler raises."""
     before = signal.getsignal(signal.SIGTERM)
-    module = assembly if step == "build" else experiment
+    module = build if step == "build" else experiment
     prepare = getattr(module, step)
 
     def swallowing(*args, **options):
@@ -517,7 +517,7 @@ def test_a_run_of_another_thread_leaves_signals_alone():
     seen = []
 
     def note():
-        with termination.noted() as asked:
+        with signals.noted() as asked:
             seen.append((asked(), signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=note)
@@ -608,7 +608,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(
     with pytest.raises(UserError, match="out="):
         run_experiment(config_with(), tmp_path / "file" / "run", quiet=True)
     # The superuser may write everywhere, so the system's answer stands for a read-only disk.
-    monkeypatch.setattr(assembly, "build", None)
+    monkeypatch.setattr(build, "build", None)
     monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and path == tmp_path))
     with pytest.raises(UserError, match=r"out=.*read-only; accepted is a writable directory"):
         run_experiment(config_with(), tmp_path / "deep" / "run", quiet=True)
@@ -724,8 +724,9 @@ def traces(out):
 def test_a_process_killed_at_random_moments_resumes_to_the_same_result(tmp_path, uninterrupted):
     out = tmp_path / "run"
     script = (
-        "import json, sys; from fedjax_masks.config import make_config; from fedjax_masks.trees import flat; "
-        "from fedjax_masks.experiment import run_experiment; "
+        "import json, sys; from fedjax_masks.experiment.config import make_config\n"
+        "from fedjax_masks.core.trees import flat; "
+        "from fedjax_masks.experiment.experiment import run_experiment; "
         f"run_experiment(make_config({SETTING!r}), sys.argv[1], resume=True, quiet=True)"
     )
     random = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.sequence import then
+from fedjax_masks.transforms.sequence import then
 
 SGD = optax.sgd(0.1)
 

@@ -9,8 +9,9 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks import payload, trees
 from fedjax_masks.algorithms.sign import signs
+from fedjax_masks.communication import payload
+from fedjax_masks.core import trees
 
 
 @pytest.fixture(scope="module")

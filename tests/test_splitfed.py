@@ -11,12 +11,13 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload, trees
 from fedjax_masks.algorithms.fedgkt import distillation
 from fedjax_masks.algorithms.splitfed import LABEL
+from fedjax_masks.communication import payload
+from fedjax_masks.core import trees
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.devices import make_population
-from fedjax_masks.errors import UserError
 from fedjax_masks.models import cut_model
 from fedjax_masks.simulation import make_simulation
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_masks as fm
-from fedjax_masks.config import make_config
-from fedjax_masks.errors import UserError
-from fedjax_masks.experiment import run_experiment
-from fedjax_masks.simulation import Storage, Store, make_simulation, residence, supply
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.experiment import run_experiment
+from fedjax_masks.simulation import Storage, Store, make_simulation, storage, supply
 from fedjax_masks.simulation.packing import packing_of
 
 ROW = 5
@@ -164,10 +164,10 @@ def test_a_sample_of_clients_is_evaluated_as_all_are():
     ],
 )
 def test_the_place_is_the_first_that_has_room(monkeypatch, size, clients, devices, where):
-    monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: 100)
-    assert residence._fitting(size, clients, devices) == where
-    monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: None)
-    assert residence._fitting(size, clients, devices) == "device"
+    monkeypatch.setattr("fedjax_masks.simulation.storage.available_bytes", lambda: 100)
+    assert storage._fitting(size, clients, devices) == where
+    monkeypatch.setattr("fedjax_masks.simulation.storage.available_bytes", lambda: None)
+    assert storage._fitting(size, clients, devices) == "device"
 
 
 @pytest.mark.parametrize(("cohort", "split"), [(5, True), (4, False)])
@@ -204,7 +204,7 @@ def test_a_program_runs_as_many_rounds_as_the_rows_of_their_cohorts_have_room(mo
     row_bytes = simulation.store.row_bytes
     asked = []
     monkeypatch.setattr(
-        "fedjax_masks.simulation.residence.available_bytes", lambda: asked.append(0) or 6 * row_bytes
+        "fedjax_masks.simulation.storage.available_bytes", lambda: asked.append(0) or 6 * row_bytes
     )
     simulation, one_by_one = four_rounds("auto")  # three of nine rows have room, two are a cohort's
     assert asked
@@ -216,7 +216,7 @@ def test_a_program_runs_as_many_rounds_as_the_rows_of_their_cohorts_have_room(mo
 @pytest.mark.parametrize("where", ["device", "mesh", "host"])
 def test_the_place_that_fits_is_taken(monkeypatch, where):
     algorithm, task = fedmask()
-    monkeypatch.setattr("fedjax_masks.simulation.residence._fitting", lambda *sizes: where)
+    monkeypatch.setattr("fedjax_masks.simulation.storage._fitting", lambda *sizes: where)
     assert make_simulation(algorithm, task, cohort=2).clients_on == where
     # Clients of FedAvg have no states.
     assert make_simulation(cases.algorithm("fedavg"), task, cohort=2).store is None
@@ -238,7 +238,7 @@ def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not
         )(*algorithm.train(key, common, message, client[0], data)),
     )
     assert make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host")).store is not None
-    monkeypatch.setattr("fedjax_masks.simulation.residence.available_bytes", lambda: 300_000)
+    monkeypatch.setattr("fedjax_masks.simulation.storage.available_bytes", lambda: 300_000)
     with pytest.raises(MemoryError, match="an algorithm whose clients start alike"):
         make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host"))
 

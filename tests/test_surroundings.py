@@ -13,13 +13,14 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from fedjax_masks import cli, lock, platforms
 from fedjax_masks.benchmarks import measure
-from fedjax_masks.config import make_config
-from fedjax_masks.errors import UserError
-from fedjax_masks.experiment import run_experiment
+from fedjax_masks.cli import main
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.experiment import lock, platforms
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.experiment import run_experiment
 
-PACKAGE = Path(cli.__file__).parent
+PACKAGE = Path(main.__file__).parent
 PLOTTING = PACKAGE / "analysis" / "plotting.py"
 TINY = {
     "algorithm.name": "fedavg",
@@ -72,7 +73,7 @@ def test_a_run_ends_well_without_matplotlib(tmp_path, monkeypatch, caplog, capsy
         (line,) = [record.getMessage() for record in caplog.records]
         assert "accuracy.png: not drawn: ModuleNotFoundError" in line
         assert "\n" not in line
-        assert cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+        assert main.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
     assert "The figures could not be drawn: ModuleNotFoundError" in (tmp_path / "page.html").read_text()
     assert "fedavg" in capsys.readouterr().out
 
@@ -127,7 +128,7 @@ def test_a_platform_that_does_not_start_is_refused(tmp_path, capsys, monkeypatch
         "sweep": [str(tmp_path / "sweep.toml"), "--out", str(out)],
         "demo": ["--out", str(out)],
     }
-    assert cli.main([command, *argv.get(command, [])]) == 2
+    assert main.main([command, *argv.get(command, [])]) == 2
     stdout, stderr = capsys.readouterr()
     assert (stdout, stderr.count("\n")) == ("", 1)
     assert stderr.startswith("error: JAX_PLATFORMS=cuda: must name platforms that start on this machine")

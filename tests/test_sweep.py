@@ -9,15 +9,16 @@ import pytest
 from handwritten import COHORT, make_run
 
 import fedjax_masks as fm
-from fedjax_masks import cli, experiment, grid, sweep
 from fedjax_masks.analysis.loading import load_runs
 from fedjax_masks.analysis.table import comparison_table
+from fedjax_masks.cli import main
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.errors import UserError
-from fedjax_masks.experiment import run_experiment
-from fedjax_masks.grid import read_sweep
+from fedjax_masks.experiment import experiment, grid, sweep
+from fedjax_masks.experiment.experiment import run_experiment
+from fedjax_masks.experiment.grid import read_sweep
+from fedjax_masks.experiment.sweep import group_jobs, over_seeds, run_sweep, write_table
 from fedjax_masks.simulation import can_trace, make_batch, make_simulation
-from fedjax_masks.sweep import group_jobs, over_seeds, run_sweep, write_table
 
 BASE = """
 rounds = 3
@@ -80,7 +81,7 @@ def task():
 @pytest.mark.parametrize("plan", ["scan", "vmap", "blocks:2", "scan,mesh:1"])
 @pytest.mark.parametrize("personal", [False, True])
 def test_runs_in_step_give_what_they_give_alone(task, plan, personal):
-    factory = fm.standalone if personal else fm.fedavg
+    factory = fm.local if personal else fm.fedavg
     model = fm.models.mlp(task, hidden=(4,))
     make = lambda options: factory(model, optax.sgd(options["lr"]))
     rates, seeds = [0.1, 0.01, 0.3], [0, 5, 2**32 - 1]
@@ -199,7 +200,7 @@ def test_means_are_over_partition_seeds_too(file, tmp_path):
 )
 def test_a_wrong_file_is_one_line_before_anything_runs(file, tmp_path, capsys, text, words):
     path = file(f'{BASE}algorithm.name = "fedavg"\n{text}\n')
-    assert cli.main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert main.main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
     out, error = capsys.readouterr()
     assert (out, error[:7], error.count("\n")) == ("", "error: ", 1)
     assert all(word in error for word in words), error
@@ -371,13 +372,13 @@ def test_what_does_not_fit_into_memory_together_runs_one_after_the_other(
 
 def test_the_command_prints_the_plan_and_the_table(file, tmp_path, capsys):
     text = SMALL.replace("[0.1, 0.03]", "[0.1]")
-    assert cli.main(["sweep", str(file(text)), "--out", str(tmp_path / "out")]) == 0
+    assert main.main(["sweep", str(file(text)), "--out", str(tmp_path / "out")]) == 0
     out, error = capsys.readouterr()
     assert "plan: fedavg,lr=0.1: 2 runs in one program, over seed" in error
     assert "±" in out
     assert "fedavg,lr=0.1" in out
     (tmp_path / "file").write_text("")
-    assert cli.main(["sweep", str(file(text)), "--out", str(tmp_path / "file")]) == 2
+    assert main.main(["sweep", str(file(text)), "--out", str(tmp_path / "file")]) == 2
 
 
 def test_the_table_keeps_numbers_whole_on_a_narrow_terminal(finished, monkeypatch, capsys):

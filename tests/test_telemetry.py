@@ -7,15 +7,16 @@ import cases
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import telemetry
-from fedjax_masks.telemetry import describe, lines, progress, say, silence, working
+from fedjax_masks.core import progress as lines_of
+from fedjax_masks.core.progress import lines, say, silence, working
+from fedjax_masks.experiment.progress import describe, progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that goes on only when it is told to; reminders come only when they are called for."""
     time = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(telemetry, "time", SimpleNamespace(monotonic=lambda: time.now))
+    monkeypatch.setattr(lines_of, "time", SimpleNamespace(monotonic=lambda: time.now))
     return time
 
 
@@ -82,7 +83,7 @@ def test_a_simulation_shows_its_progress_in_a_notebook_or_when_asked(capsys, mon
     [(0, 10), (200, 10), (400, 20), (3600, 180), (10**6, 600)],
 )
 def test_lines_become_rarer_in_long_work_but_never_stop(capsys, clock, passed, pause):
-    written = telemetry._Lines("work", 10**9, "steps", 0, "compiling")
+    written = lines_of._Lines("work", 10**9, "steps", 0, "compiling")
     clock.now += passed
     written.show(1, now=True)
     told(capsys)
@@ -97,7 +98,7 @@ def test_lines_become_rarer_in_long_work_but_never_stop(capsys, clock, passed, p
 
 
 def test_a_line_says_how_much_how_fast_and_how_long_still(capsys, clock):
-    written = telemetry._Lines("work", 50, "rounds", 10, "compiling")
+    written = lines_of._Lines("work", 50, "rounds", 10, "compiling")
     clock.now += 30
     written.remind()
     written.show(20, "half", now=True)  # after a compilation, from which no rate follows
@@ -133,6 +134,6 @@ def test_a_terminal_of_a_cell_gets_plain_lines(capsys, monkeypatch, variables, l
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert not telemetry.on_terminal()
+    assert not lines_of.on_terminal()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert telemetry.on_terminal() == lines_over
+    assert lines_of.on_terminal() == lines_over

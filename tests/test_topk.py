@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import payload
+from fedjax_masks.communication import payload
 
 SGD = optax.sgd(0.1)
 

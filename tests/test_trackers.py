@@ -9,11 +9,13 @@ import sys
 
 import pytest
 
-from fedjax_masks import assembly, backends, cli, experiment, trackers
-from fedjax_masks.config import make_config
-from fedjax_masks.errors import UserError
-from fedjax_masks.experiment import run_experiment
-from fedjax_masks.sweep import run_sweep
+from fedjax_masks.cli import main
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.experiment import backends, experiment, trackers
+from fedjax_masks.experiment import build as assembly
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.experiment import run_experiment
+from fedjax_masks.experiment.sweep import run_sweep
 
 SMALL = {
     "algorithm.name": "fedavg",
@@ -44,7 +46,7 @@ ALL = ("mlflow", "tensorboard", "wandb")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fedjax_masks import trackers
+from fedjax_masks.experiment import trackers
 
 out, moment = Path(sys.argv[1]), sys.argv[2]
 with trackers.tracking(("mlflow", "tensorboard", "wandb"), out, config={}) as tracker:
@@ -361,7 +363,7 @@ def test_tensorboard_says_that_the_disk_is_full(tmp_path):
 
 def refused(command, out, capsys, *words):
     """A command is refused with one line, and nothing is written."""
-    assert cli.main([*command, "--out", str(out)]) == 2
+    assert main.main([*command, "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert (error.count("\n"), error[:12]) == (1, "error: log='"), error
     assert all(word in error for word in words), error
@@ -407,21 +409,22 @@ def test_a_run_killed_behind_its_last_checkpoint_resumes_to_whole_histories(offl
     words += ["--epochs", "1", "--log", "+".join(ALL), "--set", "checkpoint_share=1", "--out", str(out)]
     kill = """
 import os, signal, sys
-from fedjax_masks import checkpoint, cli
+from fedjax_masks.cli import main
+from fedjax_masks.experiment import checkpoint
 save = checkpoint.save
 checkpoint.save = lambda *args, **more: save(*args, **more) if args[1] < 3 else None
-from fedjax_masks import trackers
+from fedjax_masks.experiment import trackers
 each = trackers._each
 def dying(opened, method, argument):
     each(opened, method, argument)
     if method == "log" and argument["round"] == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 trackers._each = dying
-cli.main(sys.argv[1:])
+main.main(sys.argv[1:])
 """
     assert subprocess.run([sys.executable, "-c", kill, *words]).returncode == -signal.SIGKILL
     assert max(path.name for path in (out / "checkpoints").iterdir()) == "00000002"
-    assert cli.main([*words, "--resume"]) == 0
+    assert main.main([*words, "--resume"]) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for history in histories(offline, out):
         assert {tuple(step for step, _ in points) for points in history.values()} == {(1, 2, 3, 4, 5)}
@@ -433,7 +436,7 @@ cli.main(sys.argv[1:])
 def test_a_missing_package_is_one_line_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     out = tmp_path / "run"
-    assert cli.main(["run", "--algorithm", "fedavg", "--log", "wandb", "--out", str(out)]) == 2
+    assert main.main(["run", "--algorithm", "fedavg", "--log", "wandb", "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith("error: log='wandb'")

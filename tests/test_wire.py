@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fedjax_masks as fm
-from fedjax_masks import assembly, config, trees
-from fedjax_masks.algorithm import ClientIndex, Cohort, FederatedAlgorithm, State, Task
-from fedjax_masks.payload import (
+from fedjax_masks.communication.payload import (
     Encoded,
     Known,
     Masked,
@@ -27,7 +25,10 @@ from fedjax_masks.payload import (
     poison,
     static_bits,
 )
-from fedjax_masks.wire import chain, identity, parse_wire, quantize, top_k, with_wire
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import ClientIndex, Cohort, FederatedAlgorithm, State, Task
+from fedjax_masks.experiment import build, config
+from fedjax_masks.transforms.compression import chain, identity, parse_wire, quantize, top_k, with_wire
 
 WIRES = {
     "identity": identity(),
@@ -398,7 +399,7 @@ def test_a_configuration_composes_any_algorithm_with_wires(algorithm, options, l
     common = {"algorithm.name": algorithm, "data.clients": 10, "cohort": 3, "training.epochs": 1}
 
     def bytes_up(options):
-        built, task = assembly.build(config.make_config(common | options))
+        built, task = build.build(config.make_config(common | options))
         record = fm.simulate(built, task, rounds=1, cohort=3).records[0]
         assert np.isfinite(record["train_loss"])
         assert not record["clients_dropped"]

@@ -10,15 +10,15 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks import local, trees, work
-from fedjax_masks.algorithm import State
-from fedjax_masks.algorithms.sequence import then
-from fedjax_masks.errors import UserError
+from fedjax_masks.core import training, trees, work
+from fedjax_masks.core.algorithm import State
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.simulation import make_simulation
+from fedjax_masks.transforms.sequence import then
 
 NAMES = work.Work._fields
 MODEL = fm.models.mlp(cases.task(), hidden=(8,))
-FIT = local.supervised(MODEL.apply, optax.sgd(0.1), epochs=2, batch_size=4, augment=None)
+FIT = training.supervised(MODEL.apply, optax.sgd(0.1), epochs=2, batch_size=4, augment=None)
 
 
 def first_of_two(key, params, data):
@@ -46,7 +46,7 @@ def in_a_branch(key, params, data, *, taken):
 
 def in_a_loop(key, params, data, *, number):
     body = lambda _, carry: FIT(key, carry[0], data)
-    params, metrics = jax.lax.fori_loop(0, number(data), body, (params, local.nothing_done()))
+    params, metrics = jax.lax.fori_loop(0, number(data), body, (params, training.nothing_done()))
     return params, metrics._asdict()
 
 
@@ -135,8 +135,8 @@ def test_records_hold_the_work_of_all_trainings():
 def test_loops_of_an_algorithms_own_count_beside_training():
     def train(key, params, data):
         params, metrics = once(key, params, data)
-        mine = local.LocalMetrics(params["dense1"]["bias"][0], *map(jnp.float32, range(1, 6)))
-        assert local.count(mine) is not None
+        mine = training.LocalMetrics(params["dense1"]["bias"][0], *map(jnp.float32, range(1, 6)))
+        assert training.count(mine) is not None
         return params, metrics
 
     np.testing.assert_array_equal(work_of(train), work_of(once) + np.arange(1, 6))

@@ -20,17 +20,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum, masked_mean
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
 from fedjax_masks.algorithms.fedavg import Server, averaging
 from fedjax_masks.algorithms.fednova import normalized
 from fedjax_masks.algorithms.scaffold import controlled
-from fedjax_masks.gates import Activity, count_active
-from fedjax_masks.masks import filter_mask, top_count
+from fedjax_masks.communication.payload import Masked
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import WeightedSum, masked_mean
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
+from fedjax_masks.core.masks import filter_mask, top_count
+from fedjax_masks.core.options import Decay, PositiveShare
 from fedjax_masks.models import Gate, Kernel, Model, gated
-from fedjax_masks.payload import Masked
-from fedjax_masks.values import Decay, PositiveShare
+from fedjax_masks.models.gates import Activity, count_active
 
 Federation = Literal["fedavg", "fedprox", "fednova", "scaffold"]
 _MU = 0.01
@@ -61,7 +61,7 @@ def adp(
     federation: Federation = "fedavg",
     threshold: Decay = 0.0,
     upload_share: PositiveShare = 1.0,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """ADP.
 
@@ -109,11 +109,11 @@ def adp(
         raise ValueError(f"upload_share={upload_share}: {federation} uploads everything; accepted is 1")
     net = gated(model, ratio=ratio, saliency=saliency, bias=gate_bias)
 
-    def loss(params: Params, batch: local.Batch) -> tuple[jax.Array, Activity]:
+    def loss(params: Params, batch: training.Batch) -> tuple[jax.Array, Activity]:
         logits, gates = net.forward(params, batch.inputs)
-        value = local.mean_cross_entropy(logits, batch)
+        value = training.mean_cross_entropy(logits, batch)
         if l1:
-            value += l1 * local.mean_over_real(_sum_of_gates(gates), batch.real)
+            value += l1 * training.mean_over_real(_sum_of_gates(gates), batch.real)
         return value, count_active(gates, batch.real)
 
     def cut(params: Params) -> Params:
@@ -131,8 +131,8 @@ def adp(
         "after_epoch": cut if threshold else None,
     }
     if upload_share < 1:
-        return salient(net, partial(local.train_with_sums, loss=loss, **choices), upload_share)
-    fit = partial(local.train, loss=lambda params, batch: loss(params, batch)[0], **choices)
+        return salient(net, partial(training.train_with_sums, loss=loss, **choices), upload_share)
+    fit = partial(training.train, loss=lambda params, batch: loss(params, batch)[0], **choices)
     return {
         "fedavg": averaging(net, fit),
         "fedprox": averaging(net, partial(fit, proximal=_MU)),

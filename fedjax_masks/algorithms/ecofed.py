@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_masks import flops, local, trees
-from fedjax_masks.aggregation import WeightedSum, weighted, weighted_mean
-from fedjax_masks.algorithm import (
+from fedjax_masks.communication.payload import Known, Masked, When
+from fedjax_masks.core import flops, training, trees
+from fedjax_masks.core.aggregation import WeightedSum, weighted, weighted_mean
+from fedjax_masks.core.algorithm import (
     ClientData,
     Cohort,
     Draw,
@@ -28,10 +29,9 @@ from fedjax_masks.algorithm import (
     State,
     Task,
 )
-from fedjax_masks.masks import prune
+from fedjax_masks.core.masks import prune
+from fedjax_masks.core.options import Count
 from fedjax_masks.models import Model, cut_model
-from fedjax_masks.payload import Known, Masked, When
-from fedjax_masks.values import Count
 
 _LEVELS = 127
 
@@ -104,13 +104,13 @@ def ecofed(
     split: str | None = None,
     period: Count = 2,
     quantized: bool = True,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """EcoFed.
 
     Args:
       model: The model, to be cut in two. Its device's part should be trained already: see
-        :func:`fedjax_masks.pretraining.start_from`.
+        :func:`fedjax_masks.experiment.pretraining.start_from`.
       optimizer: Of the server's copies, fresh in every round.
       epochs: The server's passes over a client's activations, per round.
       batch_size: Examples per step and per scale.
@@ -157,7 +157,7 @@ def ecofed(
     def train(
         key: chex.PRNGKey, common: Params, message: Known, client: Any, data: ClientData
     ) -> tuple[Any, When, Metrics]:
-        rows = local.shuffled_rows(jax.random.fold_in(key, 0), data, batch_size).reshape(-1, batch_size)
+        rows = training.shuffled_rows(jax.random.fold_in(key, 0), data, batch_size).reshape(-1, batch_size)
         real = (jnp.arange(rows.size) < data.size).reshape(rows.shape)
 
         def look(index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -203,12 +203,12 @@ def ecofed(
         places = jnp.arange(room * batch_size)
         data = ClientData(places, labels[..., 0].ravel(), places, kept.size, kept.size, jnp.int32(0))
 
-        def loss(params: Params, batch: local.Batch) -> jax.Array:
+        def loss(params: Params, batch: training.Batch) -> jax.Array:
             at = jnp.divmod(batch.inputs, batch_size)
             scales = scale[at[0]].reshape(-1, *(1,) * (values.ndim - 2))
-            return local.mean_cross_entropy(finish(params, values[at] * scales), batch)
+            return training.mean_cross_entropy(finish(params, values[at] * scales), batch)
 
-        params, metrics = local.train(
+        params, metrics = training.train(
             key,
             server.params,
             data,

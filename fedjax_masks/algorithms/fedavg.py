@@ -12,9 +12,9 @@ import chex
 import jax
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum, weighted, weighted_mean
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import WeightedSum, weighted, weighted_mean
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.models import Model
 
 
@@ -37,7 +37,7 @@ def fedavg(
     epochs: int = 1,
     batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """Federated averaging.
 
@@ -60,12 +60,12 @@ def fedavg(
       >>> run.records[-1]["round"]
       2
     """
-    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
     return averaging(model, fit, server_optimizer=server_optimizer)
 
 
 def averaging(
-    model: Model, fit: local.Fit, *, server_optimizer: optax.GradientTransformation | None = None
+    model: Model, fit: training.Fit, *, server_optimizer: optax.GradientTransformation | None = None
 ) -> FederatedAlgorithm:
     """Federated averaging of whatever the clients train: what FedAvg's relatives are variants of.
 

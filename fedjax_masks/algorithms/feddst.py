@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum, noted, weighted_mean
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
-from fedjax_masks.masks import density, prune, top_count, weight_mask
+from fedjax_masks.communication.payload import Known, Masked, When
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import WeightedSum, noted, weighted_mean
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.masks import density, prune, top_count, weight_mask
+from fedjax_masks.core.options import Count, Natural, Share
 from fedjax_masks.models import Kernel, Model, weighted_kernels
-from fedjax_masks.payload import Known, Masked, When
-from fedjax_masks.values import Count, Natural, Share
 
 Mask = dict[str, jax.Array]
 Distribution = Literal["erk", "uniform"]
@@ -90,7 +90,7 @@ def feddst(
     adjust_every: Count = 15,
     adjust_share: Share = 0.05,
     adjust_until: Natural = 200,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """FedDST.
 
@@ -130,8 +130,8 @@ def feddst(
         raise ValueError(f"adjust_every={adjust_every}: accepted is 1 or more")
     layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
     counts = kept_counts(model.kernels, sparsity, distribution)
-    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
-    data_loss = local.cross_entropy(model.apply)
+    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    data_loss = training.cross_entropy(model.apply)
 
     def kernels(params: Params) -> dict[str, jax.Array]:
         return {name: trees.get(params, path) for name, path in layers.items()}
@@ -139,13 +139,13 @@ def feddst(
     def kept_of(params: Params, mask: Mask) -> Params:
         return weight_mask(model.kernels, params, mask)
 
-    def gradient(key: chex.PRNGKey, params: Params, data: ClientData) -> tuple[Params, local.LocalMetrics]:
+    def gradient(key: chex.PRNGKey, params: Params, data: ClientData) -> tuple[Params, training.LocalMetrics]:
         """The gradient over all examples times their number: a pass that moves nothing, of no steps."""
 
-        def loss(params: Params, batch: local.Batch) -> tuple[jax.Array, Params]:
+        def loss(params: Params, batch: training.Batch) -> tuple[jax.Array, Params]:
             return jnp.zeros(()), trees.scale(jax.grad(data_loss)(params, batch), jnp.sum(batch.real))
 
-        _, metrics, total = local.train_with_sums(
+        _, metrics, total = training.train_with_sums(
             key,
             params,
             data,
@@ -183,14 +183,16 @@ def feddst(
         start = prune(message.params.values, kept)
         params, metrics = fit(key, start, data, update_mask=kept)
 
-        def readjusted() -> tuple[Mask, Params, local.LocalMetrics]:
+        def readjusted() -> tuple[Mask, Params, training.LocalMetrics]:
             slopes, spent = gradient(key, params, data)
             weights, slopes = kernels(params), kernels(slopes)
             pairs = {n: readjust(weights[n], slopes[n], m, counts[n], drop) for n, m in mask.items()}
             new, held = ({n: pair[i] for n, pair in pairs.items()} for i in range(2))
             return new, prune(params, kept_of(params, held)), spent
 
-        new, params, spent = jax.lax.cond(drop > 0, readjusted, lambda: (mask, params, local.nothing_done()))
+        new, params, spent = jax.lax.cond(
+            drop > 0, readjusted, lambda: (mask, params, training.nothing_done())
+        )
         moved = sum(jnp.sum(new[n] & ~m, dtype=jnp.int32) for n, m in mask.items())
         report = trees.add(metrics, spent)._replace(loss=metrics.loss)._asdict()
         report |= {"density": density(new), "readjusted": moved / sum(counts.values())}

@@ -10,12 +10,12 @@ step once the answer is there: our reading of the authors' count of four forward
 import jax
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.algorithm import FederatedAlgorithm, Params
 from fedjax_masks.algorithms.lgl import head_for, own_logits
 from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Params
+from fedjax_masks.core.options import Decay, Rate
 from fedjax_masks.models import Model, cut_model
-from fedjax_masks.values import Decay, Rate
 
 
 def fedgkt(
@@ -27,7 +27,7 @@ def fedgkt(
     split: str | None = None,
     temperature: Rate = 3.0,
     alpha: Decay = 1.0,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """Group knowledge transfer, with aggregated devices.
 
@@ -56,28 +56,30 @@ def fedgkt(
     """
     halves = cut_model(model, split)
 
-    def towards(logits: jax.Array, teacher: jax.Array, batch: local.Batch) -> jax.Array:
+    def towards(logits: jax.Array, teacher: jax.Array, batch: training.Batch) -> jax.Array:
         distance = distillation(logits, jax.lax.stop_gradient(teacher), temperature)
-        return local.mean_cross_entropy(logits, batch) + alpha * local.mean_over_real(distance, batch.real)
+        return training.mean_cross_entropy(logits, batch) + alpha * training.mean_over_real(
+            distance, batch.real
+        )
 
-    def own_loss(device: Params, batch: local.Batch, teacher: jax.Array) -> jax.Array:
+    def own_loss(device: Params, batch: training.Batch, teacher: jax.Array) -> jax.Array:
         return towards(own_logits(halves, device, batch.inputs), teacher, batch)
 
     def server_loss(
-        server: Params, activations: jax.Array, batch: local.Batch, teacher: jax.Array
+        server: Params, activations: jax.Array, batch: training.Batch, teacher: jax.Array
     ) -> jax.Array:
         return towards(halves.finish(server, activations), teacher, batch)
 
-    def loss(sides: Sides, batch: local.Batch) -> jax.Array:
+    def loss(sides: Sides, batch: training.Batch) -> jax.Array:
         activations = jax.lax.stop_gradient(halves.activate(sides.device, batch.inputs))
         own, server = own_logits(halves, sides.device, batch.inputs), halves.finish(sides.server, activations)
         return towards(own, server, batch) + towards(server, own, batch)
 
-    def on_device(device: Params, batch: local.Batch) -> tuple[jax.Array, Params]:
+    def on_device(device: Params, batch: training.Batch) -> tuple[jax.Array, Params]:
         logits = own_logits(halves, device, batch.inputs)
         return logits, jax.grad(own_loss)(device, batch, logits)
 
-    def on_server(server: Params, activations: jax.Array, batch: local.Batch) -> Params:
+    def on_server(server: Params, activations: jax.Array, batch: training.Batch) -> Params:
         logits = jax.eval_shape(halves.finish, server, activations)
         return jax.grad(server_loss)(server, activations, batch, trees.zeros_like(logits))
 

@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import Votes, majority, vote
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
-from fedjax_masks.masks import (
+from fedjax_masks.communication.payload import Encoded, Known, Masked, When
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import Votes, majority, vote
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.masks import (
     binarize,
     binarize_straight_through,
     density,
@@ -34,9 +35,8 @@ from fedjax_masks.masks import (
     mask_params,
     top_share,
 )
+from fedjax_masks.core.options import Natural
 from fedjax_masks.models import Model, weighted_kernels
-from fedjax_masks.payload import Encoded, Known, Masked, When
-from fedjax_masks.values import Natural
 
 Mask = dict[str, jax.Array]
 Scores = dict[str, jax.Array]
@@ -111,7 +111,7 @@ def fedmask(
     start: Literal["global", "own"] = "global",
     keep_scores: bool = False,
     encoding: Literal["dense", "structure", "entropy"] = "dense",
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """FedMask.
 
@@ -182,19 +182,19 @@ def fedmask(
 
     def train_scores(
         key: chex.PRNGKey, common: Params, scores: Scores, structure: Mask, data: ClientData, num_epochs: int
-    ) -> tuple[Scores, local.LocalMetrics]:
+    ) -> tuple[Scores, training.LocalMetrics]:
         def masks(scores: Scores, binary: Any) -> dict[str, jax.Array]:
             return {name: binary(r) * structure[name] for name, r in scores.items()}
 
-        data_loss = local.cross_entropy(lambda scores, x: apply(common, masks(scores, to_mask), x))
+        data_loss = training.cross_entropy(lambda scores, x: apply(common, masks(scores, to_mask), x))
 
-        def loss(scores: Scores, batch: local.Batch) -> jax.Array:
+        def loss(scores: Scores, batch: training.Batch) -> jax.Array:
             if not sparsity:
                 return data_loss(scores, batch)
             soft = masks(scores, jax.nn.sigmoid)
             return data_loss(scores, batch) + sparsity * sum(group_norms(m) for m in soft.values())
 
-        return local.train(
+        return training.train(
             key,
             scores,
             data,
@@ -211,7 +211,7 @@ def fedmask(
 
     def one_shot_prune(
         key: chex.PRNGKey, common: Params, client: Client, data: ClientData
-    ) -> tuple[Mask, local.LocalMetrics]:
+    ) -> tuple[Mask, training.LocalMetrics]:
         """One epoch on the scores; the last layers keep what mattered most (section 3.4)."""
         ones = {name: jnp.ones_like(bit) for name, bit in client.value.items()}
         before = scores_of(ones, common)
@@ -251,7 +251,7 @@ def fedmask(
         prune_key, train_key = jax.random.split(key)
         structure, prune_metrics = jax.lax.cond(
             client.visited | (not prunable),
-            lambda: (client.structure, local.nothing_done()),
+            lambda: (client.structure, training.nothing_done()),
             lambda: one_shot_prune(prune_key, common, client, data),
         )
         bits = first_bits(client, structure, received)

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
 from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import WeightedSum
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
 from fedjax_masks.models import Model
 
 
@@ -30,7 +30,7 @@ class Upload(NamedTuple):
     Attributes:
       direction: Like the parameters: its update divided by ``length``.
       length: ``float32[]``: the path of its optimiser, learning rate times ``|a|``; see
-        :func:`fedjax_masks.local.unit_path`.
+        :func:`fedjax_masks.core.training.unit_path`.
     """
 
     direction: Params
@@ -44,7 +44,7 @@ def fednova(
     epochs: int = 1,
     batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """FedNova.
 
@@ -92,7 +92,7 @@ def normalized(average: FederatedAlgorithm, optimizer: optax.GradientTransformat
         key: chex.PRNGKey, common: Any, message: Params, client: Any, data: ClientData
     ) -> tuple[Any, Upload, Metrics]:
         client, update, metrics = average.train(key, common, message, client, data)
-        length = local.unit_path(optimizer, metrics["steps"])
+        length = training.unit_path(optimizer, metrics["steps"])
         return client, Upload(trees.scale(update, 1 / length), length), metrics
 
     def merge(key: chex.PRNGKey, common: Any, server: Any, uploads: WeightedSum, cohort: Cohort) -> Any:

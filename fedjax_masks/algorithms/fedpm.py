@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import Votes, vote
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
-from fedjax_masks.masks import density, mask_params
+from fedjax_masks.communication.payload import Encoded, Quantized, When, shape_only
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import Votes, vote
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.masks import density, mask_params
+from fedjax_masks.core.options import Count
 from fedjax_masks.models import Model, weighted_kernels
-from fedjax_masks.payload import Encoded, Quantized, When, shape_only
-from fedjax_masks.values import Count
 
 Mask = dict[str, jax.Array]
 Probability = dict[str, jax.Array]
@@ -72,7 +72,7 @@ def fedpm(
     batch_size: int = 10,
     reset: Count = 1,
     margin: float = 0.01,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """FedPM.
 
@@ -145,12 +145,12 @@ def fedpm(
             name: jax.scipy.special.logit(jnp.clip(p, margin, 1 - margin)) for name, p in received.items()
         }
 
-        def loss(learnt: Learnt, batch: local.Batch) -> jax.Array:
+        def loss(learnt: Learnt, batch: training.Batch) -> jax.Array:
             drawn = jax.random.fold_in(step_key, learnt.step.astype(jnp.uint32))
             mask = draw(drawn, jax.tree.map(jax.nn.sigmoid, learnt.scores), straight_through_less)
-            return local.mean_cross_entropy(apply(common, mask, batch.inputs), batch)
+            return training.mean_cross_entropy(apply(common, mask, batch.inputs), batch)
 
-        learnt, metrics = local.train(
+        learnt, metrics = training.train(
             order_key,
             Learnt(start, jnp.zeros((), jnp.float32)),
             data,

@@ -9,11 +9,11 @@ from functools import partial
 
 import optax
 
-from fedjax_masks import local
-from fedjax_masks.algorithm import FederatedAlgorithm
 from fedjax_masks.algorithms.fedavg import averaging
+from fedjax_masks.core import training
+from fedjax_masks.core.algorithm import FederatedAlgorithm
+from fedjax_masks.core.options import Decay
 from fedjax_masks.models import Model
-from fedjax_masks.values import Decay
 
 
 def fedprox(
@@ -24,7 +24,7 @@ def fedprox(
     epochs: int = 1,
     batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """FedProx.
 
@@ -54,5 +54,5 @@ def fedprox(
     """
     if not mu >= 0:
         raise ValueError(f"mu={mu}: accepted is at least 0")
-    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
     return averaging(model, partial(fit, proximal=mu), server_optimizer=server_optimizer)

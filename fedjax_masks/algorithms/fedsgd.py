@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Metrics, Params
 from fedjax_masks.algorithms.fedavg import averaging
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Metrics, Params
+from fedjax_masks.core.options import Count
 from fedjax_masks.models import Model
-from fedjax_masks.values import Count
 
 
 def fedsgd(
@@ -25,7 +25,7 @@ def fedsgd(
     *,
     epochs: Count = 1,
     batch_size: int = 10,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """Federated SGD.
 
@@ -53,9 +53,9 @@ def fedsgd(
     """
     if epochs != 1:
         raise ValueError(f"epochs={epochs}: fedsgd takes one gradient of all data; accepted is 1")
-    mean_loss = local.cross_entropy(model.apply)
+    mean_loss = training.cross_entropy(model.apply)
 
-    def loss(params: Params, batch: local.Batch) -> tuple[jax.Array, Params]:
+    def loss(params: Params, batch: training.Batch) -> tuple[jax.Array, Params]:
         # Constant for the training loop, which moves nothing: it only adds up what comes second.
         value, gradient = jax.value_and_grad(mean_loss)(jax.lax.stop_gradient(params), batch)
         return value, trees.scale(gradient, jnp.sum(batch.real))
@@ -64,7 +64,7 @@ def fedsgd(
         key: chex.PRNGKey, common: Any, message: Params, client: Any, data: ClientData
     ) -> tuple[Any, Params, Metrics]:
         del common
-        _, metrics, total = local.train_with_sums(
+        _, metrics, total = training.train_with_sums(
             key,
             message,
             data,
@@ -77,5 +77,5 @@ def fedsgd(
         # An update, as the server expects one: against the gradient.
         return client, trees.scale(total, -1 / jnp.maximum(data.size, 1)), metrics._asdict()
 
-    fit = local.supervised(model.apply, optimizer, epochs=1, batch_size=batch_size, augment=augment)
+    fit = training.supervised(model.apply, optimizer, epochs=1, batch_size=batch_size, augment=augment)
     return averaging(model, fit, server_optimizer=optimizer)._replace(train=train)

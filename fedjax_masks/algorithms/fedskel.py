@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import masked_mean, noted
-from fedjax_masks.algorithm import (
+from fedjax_masks.communication.payload import Known, Masked, When
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import masked_mean, noted
+from fedjax_masks.core.algorithm import (
     ClientData,
     Cohort,
     FederatedAlgorithm,
@@ -35,11 +36,10 @@ from fedjax_masks.algorithm import (
     Task,
     Tiers,
 )
-from fedjax_masks.errors import UserError
-from fedjax_masks.masks import all_filters, filter_mask, top_count
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.masks import all_filters, filter_mask, top_count
+from fedjax_masks.core.options import Count, PositiveShare
 from fedjax_masks.models import Layer, Model, prunable_kernels
-from fedjax_masks.payload import Known, Masked, When
-from fedjax_masks.values import Count, PositiveShare
 
 Skeleton = dict[str, jax.Array]
 
@@ -166,7 +166,7 @@ def fedskel(
     prune_dense: bool = False,
     local_dense: bool = False,
     stale_mean: bool = False,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """FedSkel.
 
@@ -239,8 +239,8 @@ def fedskel(
         received = travels(client.params, {n: s | whole for n, s in client.skeleton.items()})
         start = jax.tree.map(jnp.where, received, message.params.values, client.params)
 
-        def set_skeleton(params: Params) -> tuple[Params, local.LocalMetrics, Skeleton]:
-            def loss(params: Params, batch: local.Batch) -> tuple[jax.Array, Any]:
+        def set_skeleton(params: Params) -> tuple[Params, training.LocalMetrics, Skeleton]:
+            def loss(params: Params, batch: training.Batch) -> tuple[jax.Array, Any]:
                 def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, Any]:
                     y = layer.linear(x)
                     real = batch.real.reshape(-1, *(1,) * (y.ndim - 1))
@@ -248,25 +248,25 @@ def fedskel(
                     return layer.norm(y), jax.lax.stop_gradient(activity)
 
                 logits, activity = model.forward(params, batch.inputs, hook=hook)
-                return local.mean_cross_entropy(logits, batch), {name: activity[name] for name in keep}
+                return training.mean_cross_entropy(logits, batch), {name: activity[name] for name in keep}
 
-            params, metrics, importance = local.train_with_sums(key, params, data, loss=loss, **fit)
+            params, metrics, importance = training.train_with_sums(key, params, data, loss=loss, **fit)
             chosen = {n: top_count(v, jnp.array(keep[n])[data.tier]) for n, v in importance.items()}
             return params, metrics, chosen
 
-        def update_skeleton(params: Params, tier: int) -> tuple[Params, local.LocalMetrics, Skeleton]:
+        def update_skeleton(params: Params, tier: int) -> tuple[Params, training.LocalMetrics, Skeleton]:
             indices = {
                 name: jnp.nonzero(mask, size=keep[name][tier])[0] for name, mask in client.skeleton.items()
             }
 
-            def loss(params: Params, batch: local.Batch) -> jax.Array:
+            def loss(params: Params, batch: training.Batch) -> jax.Array:
                 def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
                     return layer(x, indices.get(layer.name)), None
 
-                return local.mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
+                return training.mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
 
             mask = moves(params, client.skeleton)
-            return *local.train(key, params, data, loss=loss, update_mask=mask, **fit), client.skeleton
+            return *training.train(key, params, data, loss=loss, update_mask=mask, **fit), client.skeleton
 
         branches = [lambda params, t=t: update_skeleton(params, t) for t in range(len(ratios))]
         params, metrics, skeleton = jax.lax.cond(

@@ -24,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms import fedavg
 from fedjax_masks.algorithms.fedskel import ratio_tiers
+from fedjax_masks.communication.payload import Known, Masked
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import WeightedSum
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.options import PositiveShare
 from fedjax_masks.models import Layer, Model, weighted_kernels
-from fedjax_masks.payload import Known, Masked
-from fedjax_masks.values import PositiveShare
 
 Owned = Any
 """Like the parameters, with a tuple in the place of each array: for each of its axes ``bool[tiers, n]``,
@@ -97,7 +97,7 @@ def heterofl(
     scaler: bool = True,
     own_classes: bool = True,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """HeteroFL.
 
@@ -141,9 +141,9 @@ def heterofl(
     def judge(tier: int, classes: jax.typing.ArrayLike) -> Callable[[Params, jax.Array], jax.Array]:
         return lambda params, x: jnp.where(classes, applies[tier](params, x), 0.0)
 
-    def fit(tier: int, classes: jax.typing.ArrayLike) -> local.Fit:
+    def fit(tier: int, classes: jax.typing.ArrayLike) -> training.Fit:
         apply = judge(tier, classes)
-        return local.supervised(apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+        return training.supervised(apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
 
     average = fedavg.averaging(model, fit(0, everything), server_optimizer=server_optimizer)
 
@@ -174,7 +174,7 @@ def heterofl(
         del common
         classes = present(data, last.outputs) if own_classes else client.classes
 
-        def train_slice(params: Params, tier: int) -> tuple[Params, local.LocalMetrics]:
+        def train_slice(params: Params, tier: int) -> tuple[Params, training.LocalMetrics]:
             start = take(params, owned, tier)
             trained, metrics = fit(tier, classes)(key, start, data)
             return put_back(trees.sub(trained, start), shapes, owned, tier), metrics

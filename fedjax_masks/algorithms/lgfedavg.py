@@ -16,10 +16,10 @@ import chex
 import jax
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms.fedavg import Server, averaging
-from fedjax_masks.errors import unknown
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.errors import unknown
 from fedjax_masks.models import Model
 
 
@@ -31,7 +31,7 @@ def lgfedavg(
     batch_size: int = 10,
     shared: Sequence[str] | None = None,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """LG-FedAvg.
 
@@ -72,7 +72,7 @@ def lgfedavg(
     def representation(params: Params) -> Params:
         return {name: stage for name, stage in params.items() if name not in chosen}
 
-    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
     average = averaging(
         model._replace(init=lambda key: head(model.init(key))),
         fit,

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local
-from fedjax_masks.algorithm import FederatedAlgorithm, Params
 from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
+from fedjax_masks.core import training
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Params
 from fedjax_masks.models import Halves, Model, cut_model
 from fedjax_masks.models.layers import flatten
 
@@ -31,7 +31,7 @@ def lgl(
     epochs: int = 1,
     batch_size: int = 10,
     split: str | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """Split training on locally generated losses.
 
@@ -59,13 +59,13 @@ def lgl(
     """
     halves = cut_model(model, split)
 
-    def own_loss(device: Params, batch: local.Batch) -> jax.Array:
-        return local.mean_cross_entropy(own_logits(halves, device, batch.inputs), batch)
+    def own_loss(device: Params, batch: training.Batch) -> jax.Array:
+        return training.mean_cross_entropy(own_logits(halves, device, batch.inputs), batch)
 
-    def server_loss(server: Params, activations: jax.Array, batch: local.Batch) -> jax.Array:
-        return local.mean_cross_entropy(halves.finish(server, activations), batch)
+    def server_loss(server: Params, activations: jax.Array, batch: training.Batch) -> jax.Array:
+        return training.mean_cross_entropy(halves.finish(server, activations), batch)
 
-    def loss(sides: Sides, batch: local.Batch) -> jax.Array:
+    def loss(sides: Sides, batch: training.Batch) -> jax.Array:
         activations = jax.lax.stop_gradient(halves.activate(sides.device, batch.inputs))
         return own_loss(sides.device, batch) + server_loss(sides.server, activations, batch)
 

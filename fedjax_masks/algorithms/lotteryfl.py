@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import flops, local, trees
-from fedjax_masks.aggregation import masked_mean, noted
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
-from fedjax_masks.masks import density, prune, top_count, weight_mask
+from fedjax_masks.communication.payload import Masked, When
+from fedjax_masks.core import flops, training, trees
+from fedjax_masks.core.aggregation import masked_mean, noted
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.masks import density, prune, top_count, weight_mask
+from fedjax_masks.core.options import Natural, PositiveShare, Share
 from fedjax_masks.models import Model, weighted_kernels
-from fedjax_masks.payload import Masked, When
-from fedjax_masks.values import Natural, PositiveShare, Share
 
 Mask = dict[str, jax.Array]
 
@@ -77,7 +77,7 @@ def lotteryfl(
     target: PositiveShare = 0.5,
     threshold: Share = 0.2,
     held_out: Natural = 10,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """LotteryFL.
 
@@ -116,7 +116,7 @@ def lotteryfl(
     if held_out < 0 or held_out == 1:
         raise ValueError(f"held_out={held_out}: accepted is 0, or 2 or more")
     layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
-    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
 
     def kept_of(params: Params, mask: Mask) -> Params:
         return weight_mask(model.kernels, params, mask)
@@ -233,14 +233,14 @@ def evaluate(
 ) -> tuple[jax.Array, jax.Array]:
     """``float32[]``: the accuracy, 0 where there is no example; and the FLOPs it took."""
 
-    def count(correct: jax.Array, batch: local.Batch) -> jax.Array:
+    def count(correct: jax.Array, batch: training.Batch) -> jax.Array:
         hits = jnp.argmax(model.apply(params, batch.inputs), -1) == batch.labels
         return correct + jnp.sum(hits & batch.real, dtype=jnp.int32)
 
     start = jnp.zeros((), jnp.int32)
-    step = flops.trace(count, start, local.batch_like(data, batch_size))
-    correct = local.for_each_batch(key, data, count, start, epochs=1, batch_size=batch_size)
+    step = flops.trace(count, start, training.batch_like(data, batch_size))
+    correct = training.for_each_batch(key, data, count, start, epochs=1, batch_size=batch_size)
     accuracy, batches = correct / jnp.maximum(data.size, 1), -(-data.size // batch_size)
     spent = (batches * step.flops).astype(jnp.float32)
-    local.count(local.nothing_done()._replace(loss=accuracy, flops=spent))
+    training.count(training.nothing_done()._replace(loss=accuracy, flops=spent))
     return accuracy, spent

@@ -4,7 +4,7 @@ The second half of MPFL (see :mod:`fedjax_masks.algorithms.mpfl`), and what any 
 that is to be scored or fine-tuned. A mask is sent to a client once, a bit per filter, before its
 first round; from then on both ends know it, and no indices travel. Pruned weights are zero and never
 move. With ``prune_bias`` the same parameters come, for less computation, from FedAvg of the compacted
-model (:mod:`fedjax_masks.compaction`); pruned filters whose outputs enter a residual sum stay in it.
+model (:mod:`fedjax_masks.models.compaction`); pruned filters whose outputs enter a residual sum stay in it.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum, noted, weighted
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms import fedavg as plain
-from fedjax_masks.errors import unknown
-from fedjax_masks.masks import density, filter_mask, prune
+from fedjax_masks.communication.payload import Masked, When
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import WeightedSum, noted, weighted
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.errors import unknown
+from fedjax_masks.core.masks import density, filter_mask, prune
 from fedjax_masks.models import Kernel, Model
-from fedjax_masks.payload import Masked, When
 
 Filters = dict[str, jax.Array]
 
@@ -82,7 +82,7 @@ def masked_fedavg(
     epochs: int = 1,
     batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """Federated averaging of what a filter mask leaves.
 
@@ -115,7 +115,7 @@ def masked_fedavg(
       0.5
     """
     _check(model, filters)
-    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
     base = plain.averaging(model, fit, server_optimizer=server_optimizer)
 
     def surviving(params: Params, filters: Filters) -> Params:

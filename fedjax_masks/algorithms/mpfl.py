@@ -6,7 +6,7 @@ Federated Learning Systems", 2023, arXiv 2312.03889.
 While the mask is searched, no weights travel. All clients hold the same initial weights; in every
 iteration a client starts from them again, masked, trains alone, ranks the filters of each convolution by
 their L2 norm and votes to prune the smallest: one bit per filter. The server turns the votes into a
-mask, by a rule of :mod:`fedjax_masks.consensus`, and broadcasts it. In the second phase the masked
+mask, by a rule of :mod:`fedjax_masks.algorithms.consensus`, and broadcasts it. In the second phase the masked
 initial weights are trained by FedAvg, of which only the surviving parameters travel:
 :mod:`fedjax_masks.algorithms.masked_fedavg`. The two phases are two algorithms, and :func:`mpfl` is one
 after the other.
@@ -27,17 +27,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import Votes, vote
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms import masked_fedavg as masked
-from fedjax_masks.algorithms.sequence import then
-from fedjax_masks.consensus import RULES
-from fedjax_masks.errors import unknown
-from fedjax_masks.masks import all_filters, density, prune, top_count
+from fedjax_masks.algorithms.consensus import RULES
+from fedjax_masks.communication.payload import When
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import Votes, vote
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.errors import unknown
+from fedjax_masks.core.masks import all_filters, density, prune, top_count
+from fedjax_masks.core.options import Count, PositiveShare
 from fedjax_masks.models import Kernel, Model, prunable_kernels
-from fedjax_masks.payload import When
-from fedjax_masks.values import Count, PositiveShare
+from fedjax_masks.transforms.sequence import then
 
 Filters = dict[str, jax.Array]
 RuleName = Literal["topk", "dynamic", "reverse", "majority", "unanimity"]
@@ -65,7 +65,7 @@ def mpfl_search(
     prune_share: PositiveShare = 0.1,
     prune_dense: bool = False,
     prune_bias: bool = False,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """The search for a mask; every round is an iteration.
 
@@ -74,7 +74,7 @@ def mpfl_search(
       optimizer: The clients' optimiser, fresh in every iteration.
       epochs: Local epochs per iteration.
       batch_size: Examples per local step.
-      consensus: The rule that turns votes into a mask, see :mod:`fedjax_masks.consensus`.
+      consensus: The rule that turns votes into a mask, see :mod:`fedjax_masks.algorithms.consensus`.
       prune_share: In iteration ``t``, from 0 on, ``t`` times this share of each layer is required to
         be pruned in all, and every client votes to prune this share of what is left of the layer; in
         iteration 0 nothing.
@@ -96,7 +96,7 @@ def mpfl_search(
         raise ValueError(f"prune_share={prune_share}: accepted is above 0 and below 1")
     pruned = prunable_kernels(model, dense=prune_dense)
     rule = RULES[consensus]
-    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
 
     def start(common: Params, filters: Filters) -> tuple[Params, Params]:
         """The masked initial weights, and the mask of all parameters."""
@@ -158,7 +158,7 @@ def mpfl(
     prune_dense: bool = False,
     prune_bias: bool = False,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """MPFL: the search for a mask, then federated averaging of what it leaves.
 
@@ -167,7 +167,7 @@ def mpfl(
       optimizer: The clients' optimiser in both phases, fresh in every round.
       epochs: Local epochs per round of the second phase.
       batch_size: Examples per local step.
-      consensus: The rule that turns votes into a mask, see :mod:`fedjax_masks.consensus`.
+      consensus: The rule that turns votes into a mask, see :mod:`fedjax_masks.algorithms.consensus`.
       prune_share: Share of a layer that an iteration of the search prunes, see :func:`mpfl_search`.
       iterations: The first phase ends after so many rounds.
       max_sparsity: It ends earlier, once more than this share of all prunable filters is pruned.
@@ -181,7 +181,7 @@ def mpfl(
     Returns:
       The algorithm. It has a global model, which nobody has trained before the second phase: that of
       ``state.server.second``, which with ``prune_bias``
-      :func:`~fedjax_masks.compaction.compact` makes a smaller one.
+      :func:`~fedjax_masks.models.compaction.compact` makes a smaller one.
 
     Raises:
       ValueError: As :func:`mpfl_search`, or the last iteration would prune whole layers.

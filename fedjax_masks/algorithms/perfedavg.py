@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms.fedavg import Server, averaging
-from fedjax_masks.errors import UserError
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.options import Count, Decay
 from fedjax_masks.models import Model
-from fedjax_masks.values import Count, Decay
 
 
 def perfedavg(
@@ -35,7 +35,7 @@ def perfedavg(
     epochs: int = 1,
     batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """Per-FedAvg with first-order meta-gradients.
 
@@ -72,22 +72,24 @@ def perfedavg(
         )
     if not alpha >= 0:
         raise ValueError(f"alpha={alpha}: accepted is at least 0")
-    loss = local.cross_entropy(model.apply)
+    loss = training.cross_entropy(model.apply)
 
-    def adapt(params: Params, batch: local.Batch) -> Params:
+    def adapt(params: Params, batch: training.Batch) -> Params:
         gradient = jax.grad(loss)(jax.lax.stop_gradient(params), batch)
         return jax.tree.map(lambda w, g: w - alpha * g, params, gradient)
 
-    def meta_loss(params: Params, batch: local.Batch) -> jax.Array:
+    def meta_loss(params: Params, batch: training.Batch) -> jax.Array:
         # A last batch of one example has it in D', and adapts to nothing.
         even, odd = (jax.tree.map(lambda a, start=start: a[start::2], batch) for start in (0, 1))
         return loss(adapt(params, odd), even)
 
     fit = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "augment": augment}
-    average = averaging(model, partial(local.train, loss=meta_loss, **fit), server_optimizer=server_optimizer)
+    average = averaging(
+        model, partial(training.train, loss=meta_loss, **fit), server_optimizer=server_optimizer
+    )
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        nothing = local.Batch(
+        nothing = training.Batch(
             jnp.zeros((support, *task.input_shape), task.inputs.dtype),
             jnp.zeros(support, jnp.int32),
             jnp.zeros(support, bool),
@@ -95,14 +97,14 @@ def perfedavg(
         return average.init(key, task)._replace(clients=trees.replicate(nothing, task.num_clients))
 
     def train(
-        key: chex.PRNGKey, common: Any, message: Params, client: local.Batch, data: ClientData
-    ) -> tuple[local.Batch, Params, Metrics]:
+        key: chex.PRNGKey, common: Any, message: Params, client: training.Batch, data: ClientData
+    ) -> tuple[training.Batch, Params, Metrics]:
         _, update, metrics = average.train(key, common, message, (), data)
-        rows = local.shuffled_rows(jax.random.fold_in(key, _SUPPORT), data, support)[:support]
+        rows = training.shuffled_rows(jax.random.fold_in(key, _SUPPORT), data, support)[:support]
         real = jnp.arange(support) < data.size
-        return local.Batch(data.inputs[rows], data.labels[rows], real), update, metrics
+        return training.Batch(data.inputs[rows], data.labels[rows], real), update, metrics
 
-    def predict(common: Any, server: Server, client: local.Batch, x: jax.Array) -> jax.Array:
+    def predict(common: Any, server: Server, client: training.Batch, x: jax.Array) -> jax.Array:
         del common
         return model.apply(adapt(server.params, client), x)
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import optax
 
-from fedjax_masks.algorithm import FederatedAlgorithm
 from fedjax_masks.algorithms.adp import adp
 from fedjax_masks.algorithms.ecofed import ecofed
 from fedjax_masks.algorithms.fedavg import fedavg
@@ -26,17 +25,18 @@ from fedjax_masks.algorithms.fedskel import fedskel
 from fedjax_masks.algorithms.heterofl import heterofl
 from fedjax_masks.algorithms.lgfedavg import lgfedavg
 from fedjax_masks.algorithms.lgl import lgl
+from fedjax_masks.algorithms.local import local
 from fedjax_masks.algorithms.lotteryfl import lotteryfl
 from fedjax_masks.algorithms.mpfl import mpfl
 from fedjax_masks.algorithms.perfedavg import perfedavg
 from fedjax_masks.algorithms.scaffold import scaffold
 from fedjax_masks.algorithms.sign import sign
 from fedjax_masks.algorithms.splitfed import splitfed
-from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.algorithms.topk import topk
-from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.core.algorithm import FederatedAlgorithm
+from fedjax_masks.core.errors import UserError, unknown
+from fedjax_masks.core.options import Decay, Momentum, Rate
 from fedjax_masks.models import Model
-from fedjax_masks.values import Decay, Momentum, Rate
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ REGISTRY: dict[str, Entry] = {
     "heterofl": Entry(heterofl, "sgd", 0.03),
     "lgfedavg": Entry(lgfedavg, "sgd", 0.03),
     "lgl": Entry(lgl, "sgd", 0.03),
-    "local": Entry(standalone, "sgd", 0.03),
+    "local": Entry(local, "sgd", 0.03),
     "lotteryfl": Entry(lotteryfl, "sgd", 0.03),
     "mpfl": Entry(mpfl, "adam", 0.01),
     "perfedavg": Entry(perfedavg, "sgd", 0.03),

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local, trees
-from fedjax_masks.aggregation import WeightedSum
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.algorithms import fedavg
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.aggregation import WeightedSum
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.models import Model
 
 
@@ -61,7 +61,7 @@ def scaffold(
     epochs: int = 1,
     batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """SCAFFOLD.
 
@@ -87,13 +87,13 @@ def scaffold(
       >>> run.records[-1]["round"]
       2
     """
-    fit = local.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
     return controlled(model, fit, optimizer, server_optimizer=server_optimizer)
 
 
 def controlled(
     model: Model,
-    fit: local.Fit,
+    fit: training.Fit,
     optimizer: optax.GradientTransformation,
     *,
     server_optimizer: optax.GradientTransformation | None = None,
@@ -125,7 +125,7 @@ def controlled(
         params, metrics = fit(key, message.params, data, correction=trees.sub(message.control, client))
         update = trees.sub(params, message.params)
         # Option II: c_i <- c_i - c + (x - y_i) / (K lr).
-        mean_gradient = trees.scale(update, -1 / local.unit_path(optimizer, metrics.steps))
+        mean_gradient = trees.scale(update, -1 / training.unit_path(optimizer, metrics.steps))
         change = trees.sub(mean_gradient, message.control)
         return trees.add(client, change), Upload(update, change), metrics._asdict()
 

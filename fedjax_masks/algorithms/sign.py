@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import local
-from fedjax_masks.aggregation import Votes, WeightedSum, vote
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
 from fedjax_masks.algorithms.fedavg import Server, fedavg
+from fedjax_masks.core import training
+from fedjax_masks.core.aggregation import Votes, WeightedSum, vote
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
+from fedjax_masks.core.options import Rate
 from fedjax_masks.models import Model
-from fedjax_masks.values import Rate
 
 
 def sign(
@@ -32,7 +32,7 @@ def sign(
     epochs: int = 1,
     batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """A majority vote on the signs of the clients' updates.
 

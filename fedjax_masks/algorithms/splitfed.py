@@ -4,7 +4,7 @@ Thapa, Arachchige, Camtepe, Sun 2022, arXiv 2004.12088, version 1. For every bat
 activations and labels, and gets the gradient of the activations. The server trains a private copy of
 its half beside each device; both halves are averaged at the end of the round, weighted by the
 number of examples, so that the result is FedAvg's. The copy trains inside ``train``; of what device
-and server say to each other there the size is left, :class:`fedjax_masks.payload.Passed`.
+and server say to each other there the size is left, :class:`fedjax_masks.communication.payload.Passed`.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import flops, local, trees
-from fedjax_masks.aggregation import WeightedSum, weighted, weighted_mean
-from fedjax_masks.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.communication.payload import Known, Passed, messages
+from fedjax_masks.core import flops, training, trees
+from fedjax_masks.core.aggregation import WeightedSum, weighted, weighted_mean
+from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
 from fedjax_masks.models import Halves, Model, cut_model
-from fedjax_masks.payload import Known, Passed, messages
 
 LABEL = jax.ShapeDtypeStruct((2,), jnp.int32)
 """A label on the wire: an integer of 64 bits, as in the code of EcoFed's authors."""
@@ -61,9 +61,9 @@ class Protocol(NamedTuple):
       messages: How many messages that takes per batch.
     """
 
-    loss: Callable[[Sides, local.Batch], jax.Array]
-    on_device: Callable[[Params, local.Batch], Any]
-    on_server: Callable[[Params, jax.Array, local.Batch], Any]
+    loss: Callable[[Sides, training.Batch], jax.Array]
+    on_device: Callable[[Params, training.Batch], Any]
+    on_server: Callable[[Params, jax.Array, training.Batch], Any]
     up: Callable[[Any, Any], Any]
     down: Callable[[Any, Any], Any]
     messages: int
@@ -76,7 +76,7 @@ def splitfed(
     epochs: int = 1,
     batch_size: int = 10,
     split: str | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """SplitFed, version 1.
 
@@ -104,13 +104,13 @@ def splitfed(
     """
     halves = cut_model(model, split)
 
-    def answer(server: Params, activations: jax.Array, batch: local.Batch) -> jax.Array:
-        return local.mean_cross_entropy(halves.finish(server, activations), batch)
+    def answer(server: Params, activations: jax.Array, batch: training.Batch) -> jax.Array:
+        return training.mean_cross_entropy(halves.finish(server, activations), batch)
 
-    def loss(sides: Sides, batch: local.Batch) -> jax.Array:
+    def loss(sides: Sides, batch: training.Batch) -> jax.Array:
         return answer(sides.server, halves.activate(sides.device, batch.inputs), batch)
 
-    def on_device(device: Params, batch: local.Batch) -> Any:
+    def on_device(device: Params, batch: training.Batch) -> Any:
         activations, pull = jax.vjp(lambda device: halves.activate(device, batch.inputs), device)
         return activations, pull(activations)
 
@@ -132,7 +132,7 @@ def split_training(
     protocol: Protocol,
     epochs: int,
     batch_size: int,
-    augment: local.Augment | None,
+    augment: training.Augment | None,
     grow: Callable[[chex.PRNGKey, Params], Params] = lambda key, device: device,
 ) -> FederatedAlgorithm:
     """Split training under any protocol: what SplitFed's relatives are variants of.
@@ -162,7 +162,7 @@ def split_training(
     ) -> tuple[Any, Upload, Metrics]:
         del common
         start = message._replace(server=message.server.tree)
-        batch = local.batch_like(data, batch_size)
+        batch = training.batch_like(data, batch_size)
         activations = jax.eval_shape(halves.activate, start.device, batch.inputs)
         logits = jax.eval_shape(halves.finish, start.server, activations)
         one = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (activations, logits)]
@@ -171,11 +171,11 @@ def split_training(
         on_device = flops.trace(protocol.on_device, start.device, batch)
         on_server = flops.trace(protocol.on_server, start.server, activations, batch)
 
-        def on_client(metrics: local.LocalMetrics) -> local.LocalMetrics:
+        def on_client(metrics: training.LocalMetrics) -> training.LocalMetrics:
             costs = {"flops": on_device.flops, "traffic": on_device.traffic}
             return metrics._replace(**{name: metrics.steps * cost for name, cost in costs.items()})
 
-        sides, metrics = local.train(
+        sides, metrics = training.train(
             key,
             start,
             data,

@@ -1,17 +1,18 @@
 """Top-k: FedAvg of which only the largest tenth of every update goes up.
 
 Sparsified SGD with memory (Stich, Cordonnier, Jaggi, NeurIPS 2018, arXiv 1809.07599, algorithm 1) around
-local training: :func:`fedjax_masks.wire.top_k` on FedAvg's uploads. Magnitudes are ranked in each
-array for itself; a value goes up with its index, in ``ceil(log2 n)`` bits.
+local training: :func:`fedjax_masks.communication.codecs.top_k` on FedAvg's uploads. Magnitudes are
+ranked in each array for itself; a value goes up with its index, in ``ceil(log2 n)`` bits.
 """
 
 import optax
 
-from fedjax_masks import local, wire
-from fedjax_masks.algorithm import FederatedAlgorithm
 from fedjax_masks.algorithms.fedavg import fedavg
+from fedjax_masks.core import training
+from fedjax_masks.core.algorithm import FederatedAlgorithm
+from fedjax_masks.core.options import PositiveShare
 from fedjax_masks.models import Model
-from fedjax_masks.values import PositiveShare
+from fedjax_masks.transforms import compression
 
 
 def topk(
@@ -23,7 +24,7 @@ def topk(
     epochs: int = 1,
     batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: local.Augment | None = None,
+    augment: training.Augment | None = None,
 ) -> FederatedAlgorithm:
     """Federated averaging of sparse updates.
 
@@ -60,4 +61,4 @@ def topk(
         server_optimizer=server_optimizer,
         augment=augment,
     )
-    return wire.with_wire(average, up=wire.top_k(fraction, error_feedback=error_feedback))
+    return compression.with_wire(average, up=compression.top_k(fraction, error_feedback=error_feedback))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_masks.analysis.style import INK, Series
-from fedjax_masks.errors import in_a_line
+from fedjax_masks.core.errors import in_a_line
 
 if TYPE_CHECKING:
     from fedjax_masks.analysis.plotting import Axes, Figure

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import RunRecord, column, total_bytes
 from fedjax_masks.analysis.style import Series, sound
+from fedjax_masks.core.intervals import half_width
 
 # Others' own models have never been trained, so they say nothing about a method.
 PERSONAL, GLOBAL = "personal_accuracy_mean_seen", "global_accuracy"

@@ -11,7 +11,7 @@ from typing import Any
 from fedjax_masks.analysis.curves import ACCURACIES, COSTS, mean_curve
 from fedjax_masks.analysis.style import Series
 from fedjax_masks.analysis.table import Table, is_best
-from fedjax_masks.errors import UserError
+from fedjax_masks.core.errors import UserError
 
 _LATEX = {
     "\\": r"\textbackslash{}",

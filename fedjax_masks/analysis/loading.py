@@ -8,7 +8,7 @@ from typing import Any
 
 from fedjax_masks.analysis.records import RunRecord
 from fedjax_masks.analysis.setup import with_setup
-from fedjax_masks.errors import UserError
+from fedjax_masks.core.errors import UserError
 
 _CONFIG = "config.json"
 

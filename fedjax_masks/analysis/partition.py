@@ -10,7 +10,7 @@ from fedjax_masks.analysis.canvas import WIDTH, Drawn, new_figure
 from fedjax_masks.analysis.records import RunRecord, data_settings, data_title, setting
 from fedjax_masks.analysis.style import PALETTE
 from fedjax_masks.analysis.wording import listed
-from fedjax_masks.errors import unlogged
+from fedjax_masks.core.errors import unlogged
 
 _CLIENTS, _PANELS = 60, 4
 

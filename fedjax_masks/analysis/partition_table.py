@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedjax_masks.algorithm import Task
 from fedjax_masks.analysis.partition import Division, partition_figure
 from fedjax_masks.analysis.style import drawing
+from fedjax_masks.core.algorithm import Task
 from fedjax_masks.data import label_histogram
 
 if TYPE_CHECKING:

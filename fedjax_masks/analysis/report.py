@@ -16,8 +16,8 @@ from fedjax_masks.analysis.significance import significance_tables
 from fedjax_masks.analysis.style import Series, drawing, group
 from fedjax_masks.analysis.table import Table
 from fedjax_masks.analysis.targets import target_tables
-from fedjax_masks.errors import UserError, check_replaceable, in_a_line
-from fedjax_masks.telemetry import working
+from fedjax_masks.core.errors import UserError, check_replaceable, in_a_line
+from fedjax_masks.core.progress import working
 
 _PNG_DPI = 200
 _LOGGER = logging.getLogger("fedjax_masks")

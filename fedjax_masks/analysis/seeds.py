@@ -5,10 +5,10 @@ from typing import Any
 
 from fedjax_masks.analysis.budgets import remarks_on
 from fedjax_masks.analysis.curves import ACCURACIES, BYTES, front_of, mean_curve
-from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.setup import counts_setup
 from fedjax_masks.analysis.style import Series, by_data
 from fedjax_masks.analysis.table import Row, Table, columns, comparison_table, some_untrained
+from fedjax_masks.core.intervals import half_width
 
 _WORDS = {key: text.partition(" ")[0] for key, text in ACCURACIES.items()}
 

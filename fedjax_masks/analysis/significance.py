@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from scipy.stats import t as student
 
 from fedjax_masks.analysis.curves import ACCURACIES
-from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import last, seeds_of
 from fedjax_masks.analysis.style import Series, by_data, sound
 from fedjax_masks.analysis.table import Column, Row, Table
 from fedjax_masks.analysis.wording import slug
-from fedjax_masks.errors import unknown
+from fedjax_masks.core.errors import unknown
+from fedjax_masks.core.intervals import half_width
 
 _LEVEL = 0.05
 _FEW = 5

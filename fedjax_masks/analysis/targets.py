@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedjax_masks.analysis.curves import ACCURACIES, COSTS, ROUNDS, Cost, have, mean_curve
-from fedjax_masks.analysis.intervals import half_width
 from fedjax_masks.analysis.records import RunRecord, column
 from fedjax_masks.analysis.style import Series, by_data, sound
 from fedjax_masks.analysis.table import Column, Row, Table
 from fedjax_masks.analysis.wording import DIVERGED, NOT_APPLICABLE, si, slug
-from fedjax_masks.errors import UserError
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.intervals import half_width
 
 _SHARE = 0.95
 _TITLES = {

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from fedjax_masks import platforms
 from fedjax_masks.benchmarks import rounds as simulations
 from fedjax_masks.benchmarks.inference import bench_inference
 from fedjax_masks.benchmarks.rounds import bench_rounds, bench_runner
 from fedjax_masks.benchmarks.scale import bench_clients, bench_cohort, bench_devices
 from fedjax_masks.benchmarks.skeleton import bench_skeleton
-from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.core.errors import UserError, unknown
+from fedjax_masks.experiment import platforms
 
 
 class Workload(NamedTuple):

@@ -11,20 +11,20 @@ import numpy as np
 import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithm import FederatedAlgorithm, Params, State, Task
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.algorithms.masked_fedavg import survivors
 from fedjax_masks.algorithms.mpfl import mpfl_search
 from fedjax_masks.benchmarks import measure
-from fedjax_masks.compaction import compact, keep_outputs, parameter_count
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Params, State, Task
+from fedjax_masks.core.masks import density, mask_params, prune
+from fedjax_masks.core.progress import say, working
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.gates import channel_activity, channels_in_use, inference_macs
-from fedjax_masks.masks import density, mask_params, prune
 from fedjax_masks.models import Model, gated
+from fedjax_masks.models.compaction import compact, keep_outputs, parameter_count
+from fedjax_masks.models.gates import channel_activity, channels_in_use, inference_macs
 from fedjax_masks.simulation import make_simulation
 from fedjax_masks.simulation.records import RoundMetrics
-from fedjax_masks.telemetry import say, working
 
 _TURNS = 200
 

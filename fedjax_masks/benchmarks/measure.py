@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from fedjax_masks.telemetry import lines, working
+from fedjax_masks.core.progress import lines, working
 
 
 class Rates(NamedTuple):

@@ -16,17 +16,18 @@ import numpy as np
 import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.benchmarks import measure
-from fedjax_masks.config import make_config
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
+from fedjax_masks.core.progress import lines
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.experiment import writers
-from fedjax_masks.runner import chunk_length, run_rounds
+from fedjax_masks.experiment.config import make_config
+from fedjax_masks.experiment.experiment import writers
+from fedjax_masks.experiment.loop import chunk_length, run_rounds
+from fedjax_masks.experiment.progress import progress
+from fedjax_masks.experiment.trackers import tracking
 from fedjax_masks.simulation import alone, make_simulation
-from fedjax_masks.telemetry import lines, progress
-from fedjax_masks.trackers import tracking
 
 Setup = tuple[FederatedAlgorithm, Task, int]
 """Algorithm, data, and clients per round."""

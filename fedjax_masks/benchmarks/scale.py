@@ -17,13 +17,13 @@ import jax
 import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.benchmarks import measure
 from fedjax_masks.benchmarks.rounds import mlp_1000
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
+from fedjax_masks.core.progress import say, working
 from fedjax_masks.data import synthetic_task, task_from_arrays
 from fedjax_masks.simulation import Simulation, Storage, make_simulation
-from fedjax_masks.telemetry import say, working
 
 _POPULATIONS = (10**3, 10**4, 10**5, 10**6)
 _COHORTS = (10, 30, 100, 300, 1000)

@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_masks import local, models, trees
+from fedjax_masks import models
 from fedjax_masks.algorithms.fedskel import fedskel, keep_count
 from fedjax_masks.benchmarks import measure
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.progress import working
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Layer, Model
 from fedjax_masks.ops.conv import Lowering
 from fedjax_masks.simulation import make_simulation
-from fedjax_masks.telemetry import working
 
 RATIOS = (0.4, 0.2, 0.1)
 _BATCH = 50
@@ -214,14 +215,14 @@ def _training_steps(model: Model, ratio: float, *, forward_alone: bool = False) 
     """
     params = model.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (_BATCH, *model.input_shape))
-    batch = local.Batch(x, jnp.arange(_BATCH) % 10, jnp.ones(_BATCH, bool))
+    batch = training.Batch(x, jnp.arange(_BATCH) % 10, jnp.ones(_BATCH, bool))
     skeletons = {k.name: _spread(k.outputs, ratio) for k in model.kernels if k.kind == "conv" and ratio < 1}
 
     def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
         return layer(x, skeletons.get(layer.name)), None
 
     def loss(params: Any) -> jax.Array:
-        return local.mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
+        return training.mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
 
     def step(_: jax.Array, params: Any) -> Any:
         return jax.tree.map(lambda w, g: w - 0.01 * g, params, jax.grad(loss)(params))

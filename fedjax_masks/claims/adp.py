@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from fedjax_masks import models
-from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims import divisions, nets
 from fedjax_masks.claims.claim import Claim, bounded, counted, from_results, gaps, unreachable
+from fedjax_masks.core.intervals import interval, surely_above
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.gates import inference_macs
 from fedjax_masks.models import Model, gated
+from fedjax_masks.models.gates import inference_macs
 
 _NAME = "adp"
 _TASK = synthetic_task((32, 32, 3), 10, [20])

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_masks import coding, local, models, payload, trees
-from fedjax_masks.algorithm import FederatedAlgorithm
+from fedjax_masks import models
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.feddst import feddst
 from fedjax_masks.algorithms.fednova import fednova
@@ -24,15 +23,19 @@ from fedjax_masks.algorithms.fedprox import fedprox
 from fedjax_masks.algorithms.fedsgd import fedsgd
 from fedjax_masks.algorithms.heterofl import heterofl
 from fedjax_masks.algorithms.lgfedavg import lgfedavg
+from fedjax_masks.algorithms.local import local
 from fedjax_masks.algorithms.lotteryfl import keep_largest, lotteryfl
 from fedjax_masks.algorithms.perfedavg import perfedavg
 from fedjax_masks.algorithms.scaffold import scaffold
 from fedjax_masks.algorithms.sign import sign
-from fedjax_masks.algorithms.standalone import standalone
 from fedjax_masks.algorithms.topk import topk
 from fedjax_masks.claims import nets
 from fedjax_masks.claims.claim import Claim, bounded, counted
 from fedjax_masks.claims.exchange import Exchange, counter
+from fedjax_masks.communication import entropy as coding
+from fedjax_masks.communication import payload
+from fedjax_masks.core import training, trees
+from fedjax_masks.core.algorithm import FederatedAlgorithm
 from fedjax_masks.data import synthetic_task
 
 _TASK = synthetic_task((28, 28, 1), 10, [20] * 5)
@@ -79,7 +82,7 @@ def _dense() -> Iterator[Claim]:
     nova = _round(fednova(_MODEL, _SGD))
     yield from _both("fednova", "4 bytes per parameter, and a number up", whole + 4, nova, down=whole)
     yield from _both("scaffold", "8 bytes per parameter", 2 * whole, _round(scaffold(_MODEL, _SGD)))
-    yield from _both("local", "nothing", 0, _round(standalone(_MODEL, _SGD)))
+    yield from _both("local", "nothing", 0, _round(local(_MODEL, _SGD)))
     shared = 4 * _size(_WIDTHS[1:])
     lg = _round(lgfedavg(_MODEL, _SGD, shared=("dense2", "dense3")))
     yield from _both("lgfedavg", "4 bytes per parameter of the last two layers", shared, lg)
@@ -169,6 +172,6 @@ def _masks() -> Iterator[Claim]:
 def _steps() -> Claim:
     momentum, steps = 0.9, 100
     formula = (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
-    path = local.unit_path(optax.sgd(1.0, momentum=momentum), jnp.float32(steps))
+    path = training.unit_path(optax.sgd(1.0, momentum=momentum), jnp.float32(steps))
     what = f"weight of the gradients of {steps} steps of SGD with momentum {momentum}"
     return counted("fednova", what, round(formula, 2), float(path), "", digits=2)

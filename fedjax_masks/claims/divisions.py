@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_masks.algorithm import Task
 from fedjax_masks.claims.claim import Claim, counted, listed
+from fedjax_masks.core.algorithm import Task
 from fedjax_masks.data import label_histogram, task_from_arrays
 
 DIVISION = (4096, 5674, 4534, 476, 5052, 5256, 7867, 6039, 5711, 5295)

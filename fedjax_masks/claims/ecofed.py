@@ -12,17 +12,18 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_masks import models, trees
-from fedjax_masks.algorithm import Task
+from fedjax_masks import models
 from fedjax_masks.algorithms.ecofed import ecofed
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.lgl import lgl
 from fedjax_masks.algorithms.splitfed import splitfed
-from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims import divisions, nets, rpi4
 from fedjax_masks.claims.claim import Claim, counted, from_results, gaps
 from fedjax_masks.claims.exchange import counter
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Task
+from fedjax_masks.core.intervals import interval, surely_above
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model
 

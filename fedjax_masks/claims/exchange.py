@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks import payload
-from fedjax_masks.algorithm import ClientData, FederatedAlgorithm, State, Task
+from fedjax_masks.communication import payload
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, State, Task
 from fedjax_masks.data.tasks import rows_of
 
 

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import models, payload, wire
-from fedjax_masks.algorithm import State, Task
+from fedjax_masks import models
 from fedjax_masks.algorithms.fedmask import fedmask
-from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims import nets
 from fedjax_masks.claims.claim import Claim, bounded, counted, from_results, gaps, unreachable
 from fedjax_masks.claims.exchange import Exchange, counter
+from fedjax_masks.communication import payload
+from fedjax_masks.core.algorithm import State, Task
+from fedjax_masks.core.intervals import interval, surely_above
 from fedjax_masks.data import synthetic_task
+from fedjax_masks.transforms import compression
 
 _NAME = "fedmask"
 
@@ -39,7 +41,7 @@ def _vgg16() -> list[Claim]:
     down = payload.static_bits(jax.eval_shape(algorithm.send, state.server, scalar)) / 8
     dense = payload.static_bits(params) / 8
     signs = payload.static_bits(jax.eval_shape(lambda tree: jax.tree.map(lambda a: a > 0, tree), params)) / 8
-    largest = jax.eval_shape(lambda tree: jax.tree.map(lambda a: wire.sparsify(a, 0.1), tree), params)
+    largest = jax.eval_shape(lambda tree: jax.tree.map(lambda a: compression.sparsify(a, 0.1), tree), params)
     indexed = payload.static_bits(largest) / 8
     # Of a tenth of VGG16 no array is sent whole, so that all values lie in such nodes.
     sparse = jax.tree.leaves(largest, is_leaf=lambda node: isinstance(node, payload.Sparse))

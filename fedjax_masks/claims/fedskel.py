@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks import models, payload
+from fedjax_masks import models
 from fedjax_masks.algorithms.fedskel import fedskel, keep_count
-from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims import nets
 from fedjax_masks.claims.claim import Claim, bounded, counted, from_results, gaps
+from fedjax_masks.communication import payload
+from fedjax_masks.core.intervals import interval, surely_above
 from fedjax_masks.data import synthetic_task
 
 _NAME = "fedskel"

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_masks import models, payload
+from fedjax_masks import models
+from fedjax_masks.algorithms.consensus import RULES
 from fedjax_masks.algorithms.mpfl import mpfl_search
-from fedjax_masks.analysis.intervals import interval, surely_above
 from fedjax_masks.claims import nets
 from fedjax_masks.claims.claim import Claim, bounded, counted, from_results, gaps, listed, unreachable
-from fedjax_masks.consensus import RULES
+from fedjax_masks.communication import payload
+from fedjax_masks.core.intervals import interval, surely_above
 from fedjax_masks.data import synthetic_task
 
 _NAME = "mpfl"
@@ -58,7 +59,7 @@ def schedule(rule: str, disagreement: float, *, share: float = 0.1, seed: int = 
     """How much of VGG11 is pruned after each of ten iterations, if clients' ranks differ by noise.
 
     Args:
-      rule: Among :data:`fedjax_masks.consensus.RULES`.
+      rule: Among :data:`fedjax_masks.algorithms.consensus.RULES`.
       disagreement: Standard deviation of the noise; that of what the ranks have in common is 1.
       share: Of the living filters that each client votes off in an iteration.
       seed: Of both.

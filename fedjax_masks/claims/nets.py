@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedjax_masks import trees
 from fedjax_masks.claims.claim import Claim, counted
+from fedjax_masks.core import trees
 from fedjax_masks.models import Model, build_model
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_masks.core.errors import regular_file
 from fedjax_masks.data.arrays import (
     AUTO,
     OWNERS,
@@ -31,7 +32,6 @@ from fedjax_masks.data.arrays import (
     used,
 )
 from fedjax_masks.data.examples import Source
-from fedjax_masks.errors import regular_file
 
 _KEYS = (*SPLIT, *WHOLE, *OWNERS)
 _OWNER = re.compile(r"(train_|test_)?(?:client|user)s?(?:_?ids?)?(_train|_test)?", re.ASCII)

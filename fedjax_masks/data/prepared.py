@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_masks.core.errors import in_a_line as _line
+from fedjax_masks.core.errors import unlogged
+from fedjax_masks.core.progress import Show, lines, working
+from fedjax_masks.core.synonyms import synonym
 from fedjax_masks.data.cache import cached
 from fedjax_masks.data.catalog import DATASETS
 from fedjax_masks.data.examples import Examples, Source, hold_out
-from fedjax_masks.errors import in_a_line as _line
-from fedjax_masks.errors import unlogged
-from fedjax_masks.synonyms import synonym
-from fedjax_masks.telemetry import Show, lines, working
 
 _LOGGER = logging.getLogger("fedjax_masks")
 _INFO = "dataset_info.json"

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedjax_masks.core.synonyms import meant_partition
 from fedjax_masks.data.partitions import PARTITIONS, Partition
 from fedjax_masks.data.skew import MODIFIERS, Modifier
-from fedjax_masks.synonyms import meant_partition
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_masks.algorithm import Task
+from fedjax_masks.core.algorithm import Task
 from fedjax_masks.data.tasks import index_of
 
 

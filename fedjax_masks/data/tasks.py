@@ -1,4 +1,4 @@
-"""From a data set and a partition to a :class:`~fedjax_masks.algorithm.Task`."""
+"""From a data set and a partition to a :class:`~fedjax_masks.core.algorithm.Task`."""
 
 import logging
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from fedjax_masks.algorithm import ClientIndex, Task
+from fedjax_masks.core.algorithm import ClientIndex, Task
 from fedjax_masks.data import skew, specs
 from fedjax_masks.data.arrays import MOST_CLASSES, ArrayOptions, Channels, checked
 from fedjax_masks.data.examples import Source

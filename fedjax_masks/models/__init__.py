@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from fedjax_masks.errors import UserError, unknown
+from fedjax_masks.core.errors import UserError, unknown
 from fedjax_masks.models.gated import Gate, gated
 from fedjax_masks.models.layers import Hook, Layer
 from fedjax_masks.models.model import Kernel, Model, Problem, make_model, prunable_kernels, weighted_kernels

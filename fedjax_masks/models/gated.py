@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks import trees
-from fedjax_masks.algorithm import Params
-from fedjax_masks.masks import top_count
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Params
+from fedjax_masks.core.masks import top_count
 from fedjax_masks.models.layers import Hook, Layer
 from fedjax_masks.models.model import Model
 

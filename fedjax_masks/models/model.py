@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.algorithm import Params
-from fedjax_masks.errors import UserError
+from fedjax_masks.core.algorithm import Params
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.models.layers import Chain, Layer, Norm, Role
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 
+from fedjax_masks.core.options import Count
 from fedjax_masks.models.layers import (
     Chain,
     Conv,
@@ -14,7 +15,6 @@ from fedjax_masks.models.layers import (
     relu_max_pool,
 )
 from fedjax_masks.models.model import Model, Problem, check_image, make_model
-from fedjax_masks.values import Count
 
 
 def mlp(task: Problem, *, hidden: Sequence[Count] = (200, 200), norm: Norm = None) -> Model:

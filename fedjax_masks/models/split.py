@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import jax
 
-from fedjax_masks.algorithm import Params
-from fedjax_masks.errors import unknown
+from fedjax_masks.core.algorithm import Params
+from fedjax_masks.core.errors import unknown
 from fedjax_masks.models.model import Model
 
 

@@ -4,7 +4,7 @@ from fedjax_masks.simulation.batch import Batch, alone, can_trace, make_batch
 from fedjax_masks.simulation.engine import Simulation, check_cohort, make_simulation
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
-from fedjax_masks.simulation.residence import AUTO, Storage
+from fedjax_masks.simulation.storage import AUTO, Storage
 from fedjax_masks.simulation.store import Store
 
 __all__ = [

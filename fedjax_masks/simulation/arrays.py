@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks.algorithm import ClientData, ClientIndex, Task
-from fedjax_masks.simulation.layout import Block, Rows
+from fedjax_masks.core.algorithm import ClientData, ClientIndex, Task
+from fedjax_masks.simulation.mapping import Block, Rows
 
 
 class Examples(NamedTuple):

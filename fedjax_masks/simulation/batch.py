@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_masks import trees
-from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
-from fedjax_masks.devices import Population
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.costs.devices import Population
 from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.cohorts import check_selection, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.engine import Simulation, check_cohort
@@ -27,13 +27,13 @@ from fedjax_masks.simulation.evaluate import (
     make_evaluate,
     personal_correct,
 )
-from fedjax_masks.simulation.layout import Rows, of_clients, padded_length
+from fedjax_masks.simulation.mapping import Rows, of_clients, padded_length
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.metering import make_meter, read
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, Padding, RoundMetrics, Stats
-from fedjax_masks.simulation.residence import WhereClients, on_device
 from fedjax_masks.simulation.round import Setting, round_step, run_chunk, simulation_keys
+from fedjax_masks.simulation.storage import WhereClients, on_device
 from fedjax_masks.simulation.store import Store
 from fedjax_masks.simulation.tracing import trace_client
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_masks.algorithm import FederatedAlgorithm, Task, every_round
-from fedjax_masks.errors import UserError
-from fedjax_masks.returns import name_of
-from fedjax_masks.simulation.layout import Rows, lay_out
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Task, every_round
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.returns import name_of
+from fedjax_masks.simulation.mapping import Rows, lay_out
 from fedjax_masks.simulation.plan import Plan
 
 

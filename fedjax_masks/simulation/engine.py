@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks import trees
-from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
-from fedjax_masks.devices import Population
-from fedjax_masks.simulation import arrays, residence, supply
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.costs.devices import Population
+from fedjax_masks.simulation import arrays, supply
 from fedjax_masks.simulation.cohorts import check_selection, clients_of, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.evaluate import (
     evaluated_clients,
@@ -24,7 +24,7 @@ from fedjax_masks.simulation.evaluate import (
     make_evaluate,
     personal_correct,
 )
-from fedjax_masks.simulation.layout import (
+from fedjax_masks.simulation.mapping import (
     OfClients,
     Rows,
     of_clients,
@@ -37,8 +37,9 @@ from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.metering import make_meter, read
 from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.records import Evaluation, Padding, RoundMetrics, Stats
-from fedjax_masks.simulation.residence import AUTO, Residence, Storage, WhereClients
 from fedjax_masks.simulation.round import RoundReport, Setting, run_chunk, simulation_keys
+from fedjax_masks.simulation.storage import AUTO, Programs, Residence, Storage, WhereClients
+from fedjax_masks.simulation.storage import choose as choose_storage
 from fedjax_masks.simulation.store import Store
 from fedjax_masks.simulation.tracing import trace_client
 
@@ -117,12 +118,12 @@ def make_simulation(
     data = supply.choose(task, storage.data, limit=limit, put=lambda tree: put(tree, place))
     make, shapes = trace_client(lambda _: algorithm, (), task, init_key, data.shapes)
     algorithm = make(())
-    states = residence.choose(
+    states = choose_storage(
         of_clients(shapes.state),
         task.num_clients,
         storage,
         lambda: of_clients(algorithm.init(simulation_keys(number)[0], task)),
-        residence.Programs(cohort, chunk, asked.devices, put=lambda tree: put(tree, place)),
+        Programs(cohort, chunk, asked.devices, put=lambda tree: put(tree, place)),
     )
     meter = make_meter(shapes, cohort, population)
     tried: list[Plan] = []

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks.algorithm import ClientIndex, FederatedAlgorithm, State, Task
+from fedjax_masks.core.algorithm import ClientIndex, FederatedAlgorithm, State, Task
 from fedjax_masks.simulation.arrays import Examples, test_examples, with_shuffled_test
-from fedjax_masks.simulation.layout import (
+from fedjax_masks.simulation.mapping import (
     EVERYWHERE,
     SPLIT,
     Block,
@@ -28,7 +28,7 @@ from fedjax_masks.simulation.layout import (
 from fedjax_masks.simulation.packing import Packing
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.records import Evaluation
-from fedjax_masks.simulation.residence import Residence
+from fedjax_masks.simulation.storage import Residence
 
 EVAL_BATCH = 100
 

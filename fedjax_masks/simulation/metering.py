@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks import payload
-from fedjax_masks.devices import Population
-from fedjax_masks.simulation import clock
-from fedjax_masks.simulation.layout import Rows
+from fedjax_masks.communication import payload
+from fedjax_masks.costs import clock
+from fedjax_masks.costs.devices import Population
+from fedjax_masks.simulation.mapping import Rows
 from fedjax_masks.simulation.records import RoundMetrics
 from fedjax_masks.simulation.round import RoundReport
 from fedjax_masks.simulation.tracing import Shapes

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_masks.simulation.clock import READINGS
+from fedjax_masks.costs.clock import READINGS
 
 
 class RoundMetrics(NamedTuple):
@@ -20,7 +20,7 @@ class RoundMetrics(NamedTuple):
       bytes_up: int64: bytes of the upload, rounded up to whole bytes; 0 for one that never came.
       bytes_down: int64: bytes of the message.
       train: The algorithm's own metrics, float32, and with a population those of
-        :mod:`fedjax_masks.simulation.clock`.
+        :mod:`fedjax_masks.costs.clock`.
       server: The server's own, float32, ``[rounds]``; with a population ``seconds`` and ``joules``
         of the rounds, float64.
     """
@@ -37,7 +37,7 @@ class RoundMetrics(NamedTuple):
     def mean(self, name: str) -> np.ndarray:
         """A metric's mean over each round's cohort without the dropped: ``float64[rounds]``.
 
-        A reading of :mod:`fedjax_masks.simulation.clock` is of the dropped, too: it is that over the whole
+        A reading of :mod:`fedjax_masks.costs.clock` is of the dropped, too: it is that over the whole
         cohort.
         """
         kept = ~self.dropped | (name in READINGS)

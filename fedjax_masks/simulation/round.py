@@ -7,11 +7,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks import flops, payload, trees
-from fedjax_masks.algorithm import Cohort, FederatedAlgorithm, State
+from fedjax_masks.communication import payload
+from fedjax_masks.core import flops, trees
+from fedjax_masks.core.algorithm import Cohort, FederatedAlgorithm, State
+from fedjax_masks.costs.clock import Clock, read_clock
 from fedjax_masks.simulation.arrays import Examples, client_data
-from fedjax_masks.simulation.clock import Clock, read_clock
-from fedjax_masks.simulation.layout import (
+from fedjax_masks.simulation.mapping import (
     Block,
     OfClients,
     Rows,

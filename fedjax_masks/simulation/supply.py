@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_masks import trees
-from fedjax_masks.algorithm import Task
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Task
 from fedjax_masks.simulation.arrays import Examples, capacity, train_examples
-from fedjax_masks.simulation.layout import Rows
+from fedjax_masks.simulation.mapping import Rows
 from fedjax_masks.simulation.memory import available_bytes
-from fedjax_masks.simulation.residence import Put, Where
+from fedjax_masks.simulation.storage import Put, Where
 
 
 class Supply(NamedTuple):

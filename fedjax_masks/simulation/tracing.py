@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from fedjax_masks import flops, returns, work
-from fedjax_masks.algorithm import FederatedAlgorithm, State, Task
-from fedjax_masks.errors import UserError
+from fedjax_masks.core import flops, returns, work
+from fedjax_masks.core.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.ops.norm import batch_statistics
 from fedjax_masks.simulation import arrays
-from fedjax_masks.simulation.layout import Block, Rows
+from fedjax_masks.simulation.mapping import Block, Rows
 
 
 class Shapes(NamedTuple):

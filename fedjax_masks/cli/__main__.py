@@ -1,0 +1,7 @@
+"""``python -m fedjax_masks.cli``."""
+
+import sys
+
+from fedjax_masks.cli.launcher import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What crosses the wire: payloads, their size, codecs and entropy coding."""

@@ -1,0 +1,231 @@
+"""Masks as pure functions: binarisation, ranking, group norms, packed bits.
+
+Masks are ``bool`` everywhere; packing them into bytes is the business of the wire and of
+stores on the host. A mask may have axes of size 1 where it does not vary.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Params
+
+Gradient = Literal["sigmoid", "straight_through"]
+
+
+@jax.custom_jvp
+def binarize(scores: jax.Array) -> jax.Array:
+    """``[sigmoid(scores) > 0.5]`` as floats, differentiated as if it were the sigmoid.
+
+    Li et al. 2021 (doi 10.1145/3485730.3485929), eqs. 5 to 7:
+    ``dL/dr = s(r) (1 - s(r)) dL/dm``.
+
+    >>> binarize(jnp.array([-0.1, 0.0, 2.0])).tolist()
+    [0.0, 0.0, 1.0]
+    >>> float(jax.grad(binarize)(jnp.array(0.0)))
+    0.25
+    """
+    return (scores > 0).astype(scores.dtype)
+
+
+@binarize.defjvp
+def _binarize_jvp(primals, tangents):
+    (scores,), (tangent,) = primals, tangents
+    soft = jax.nn.sigmoid(scores)
+    return binarize(scores), soft * (1 - soft) * tangent
+
+
+@jax.custom_jvp
+def binarize_straight_through(scores: jax.Array) -> jax.Array:
+    """``[sigmoid(scores) > 0.5]`` as floats, differentiated as if it were the identity.
+
+    The plain straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
+
+    >>> float(jax.grad(binarize_straight_through)(jnp.array(0.0)))
+    1.0
+    """
+    return (scores > 0).astype(scores.dtype)
+
+
+@binarize_straight_through.defjvp
+def _binarize_straight_through_jvp(primals, tangents):
+    (scores,), (tangent,) = primals, tangents
+    return binarize_straight_through(scores), tangent
+
+
+def top_share(scores: jax.Array, share: float) -> jax.Array:
+    """Marks the elements with the largest scores.
+
+    Args:
+      scores: Any float array; ranked over all its elements. Ties go to the lower index.
+      share: Share to keep, in (0, 1]; at least one element is kept.
+
+    Returns:
+      ``bool`` of the shape of ``scores`` with exactly ``max(1, round(share * size))`` True.
+
+    >>> top_share(jnp.array([[1.0, 4.0], [3.0, 2.0]]), 0.5).tolist()
+    [[False, True], [True, False]]
+    """
+    keep = max(1, round(share * scores.size))
+    return jnp.ones(scores.shape, bool) if keep == scores.size else top_count(scores, keep)
+
+
+def top_count(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
+    """Marks the ``keep`` elements with the largest scores; a number of them that may be traced.
+
+    Args:
+      scores: Any float array; ranked over all its elements. Ties go to the lower index.
+      keep: ``int32[]``, from 1 to the number of elements.
+
+    Returns:
+      ``bool`` of the shape of ``scores``.
+
+    >>> top_count(jnp.array([1.0, 4.0, 4.0, 2.0]), 1).tolist()
+    [False, True, False, False]
+    """
+    keys = _sortable(scores.ravel())
+    chosen, tied, room = _split(keys, jnp.asarray(keep, jnp.int32))
+    ranks = jnp.where(tied, jnp.arange(keys.size, 0, -1, dtype=jnp.uint32), 0)
+    first, last, _ = _split(ranks, room)  # no two of the tied share a rank
+    return (chosen | first | last).reshape(scores.shape)
+
+
+def _sortable(values: jax.Array) -> jax.Array:
+    """Unsigned integers in the order of ``values``, of which no two are equal unless these are."""
+    bits = jnp.finfo(values.dtype).bits
+    raw = jax.lax.bitcast_convert_type(values + 0.0, f"uint{bits}")  # -0.0 becomes 0.0
+    top = jnp.ones((), raw.dtype) << (bits - 1)
+    return jnp.where(raw >= top, ~raw, raw | top)
+
+
+def _split(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Splits off the largest ``keys``, bit by bit; sorting them is many times slower.
+
+    The keys are read in the loop and nowhere else: XLA may compute what is read outside a loop once more,
+    and round it otherwise.
+
+    Returns:
+      ``bool`` masks: which are among the ``keep`` largest for sure, and which are tied for the rest of
+      the places; and how many places that is, ``int32[]``.
+    """
+    bits = jnp.iinfo(keys.dtype).bits
+
+    def refine(index: jax.Array, found: Any) -> Any:
+        chosen, tied, room = found
+        bit = jnp.ones((), keys.dtype) << (bits - 1 - index).astype(keys.dtype)
+        ahead = tied & ((keys & bit) > 0)
+        number = jnp.sum(ahead, dtype=jnp.int32)
+        enough = number >= room
+        return (
+            chosen | (ahead & ~enough),
+            jnp.where(enough, ahead, tied & ~ahead),
+            jnp.where(enough, room, room - number),
+        )
+
+    everything = jnp.ones(keys.shape, bool)
+    return jax.lax.fori_loop(0, bits, refine, (~everything, everything, keep))
+
+
+def group_norms(values: jax.Array) -> jax.Array:
+    """Sum of the L2 norms of a kernel's groups: every output, and every input.
+
+    Args:
+      values: A kernel ``[..., inputs, outputs]``: ``[in, out]`` or ``[h, w, in, out]``.
+
+    Returns:
+      ``float32[]``: the sum over outputs plus the sum over inputs (Li et al. 2021, eq. 10),
+      without weights for the sizes of groups. Smooth at 0, where its gradient is 0.
+
+    >>> float(group_norms(jnp.array([[3.0, 0.0], [4.0, 0.0]])))
+    12.0
+    """
+    squares = jnp.square(values).reshape(-1, *values.shape[-2:]).sum(0)
+
+    def total(sums: jax.Array) -> jax.Array:
+        positive = sums > 0
+        return jnp.sum(jnp.where(positive, jnp.sqrt(jnp.where(positive, sums, 1)), 0))
+
+    return total(squares.sum(0)) + total(squares.sum(1))
+
+
+def mask_params(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.Array]) -> Params:
+    """Multiplies a model's kernels by masks.
+
+    Args:
+      kernels: The model's kernels, ``model.kernels``.
+      params: The model's parameters.
+      mask: By layer name: bool or float, shaped like the kernel.
+
+    Returns:
+      The parameters, with everything but the kernels as it was.
+    """
+    for kernel in kernels:
+        masked = trees.get(params, kernel.path) * mask[kernel.name]
+        params = trees.put(params, kernel.path, masked)
+    return params
+
+
+def all_filters(kernels: Iterable[Any]) -> dict[str, jax.Array]:
+    """By layer: ``bool[outputs]``, all True: the mask that keeps every filter of ``kernels``."""
+    return {kernel.name: jnp.ones(kernel.outputs, bool) for kernel in kernels}
+
+
+def filter_mask(
+    kernels: Iterable[Any],
+    params: Params,
+    filters: Mapping[str, jax.Array],
+    parts: Callable[[Any], Iterable[tuple[str, ...]]],
+) -> Params:
+    """Brings masks of filters to the parameters that belong to them.
+
+    Args:
+      kernels: The model's kernels, ``model.kernels``.
+      params: The model's parameters, for their shapes.
+      filters: By layer: ``bool[outputs]``; a layer that is not in it is all True.
+      parts: Gives, for a kernel, the paths of what belongs to its filters, outputs last.
+
+    Returns:
+      Pytree of bool like ``params``, with axes of size 1 where it does not vary.
+    """
+    mask = jax.tree.map(lambda a: jnp.ones((1,) * a.ndim, bool), params)
+    for kernel in kernels:
+        if kernel.name in filters:
+            for path in parts(kernel):
+                ones = trees.get(mask, path)
+                mask = trees.put(mask, path, filters[kernel.name].reshape(*ones.shape[:-1], -1))
+    return mask
+
+
+def weight_mask(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.Array]) -> Params:
+    """Brings masks of single weights to the parameters; all that is no kernel is True.
+
+    Args:
+      kernels: The model's kernels, ``model.kernels``.
+      params: The model's parameters, for their shapes.
+      mask: By layer name: bool, shaped like the kernel.
+
+    Returns:
+      Pytree of bool like ``params``, with axes of size 1 where it does not vary.
+    """
+    whole = jax.tree.map(lambda a: jnp.ones((1,) * a.ndim, bool), params)
+    for kernel in kernels:
+        whole = trees.put(whole, kernel.path, mask[kernel.name])
+    return whole
+
+
+def prune(params: Params, kept: Params) -> Params:
+    """The parameters, and exactly 0 where the mask ``kept`` is False.
+
+    >>> prune({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})["w"].tolist()
+    [1.0, 0.0]
+    """
+    return jax.tree.map(lambda a, keep: jnp.where(keep, a, 0), params, kept)
+
+
+def density(mask: dict[str, jax.Array]) -> jax.Array:
+    """``float32[]``: share of True over all arrays together."""
+    ones = [jnp.sum(m, dtype=jnp.int32) for m in mask.values()]
+    return jnp.sum(jnp.stack(ones)) / sum(m.size for m in mask.values())

@@ -1,0 +1,183 @@
+"""Values as people write them, brought to the type that an annotation asks for."""
+
+import math
+import tomllib
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from fedjax_masks.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which numbers are accepted, for use inside ``typing.Annotated``.
+
+    Attributes:
+      low: The smallest accepted value.
+      high: The largest.
+      above: Whether ``low`` itself is refused.
+      below: Whether ``high`` itself is refused.
+
+    >>> 0 in Bounds(0, above=True), str(Bounds(0, 1, below=True))
+    (False, 'at least 0 and below 1')
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.low:.10g}"
+        high = f" and {'below' if self.below else 'at most'} {self.high:.10g}"
+        return low if self.high == math.inf else low + high
+
+
+Count = Annotated[int, Bounds(1, 2**31 - 1)]  # an index on a device has 32 bits
+Natural = Annotated[int, Bounds(0, 2**31 - 1)]
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]
+Share = Annotated[float, Bounds(0, 1)]
+PositiveShare = Annotated[float, Bounds(0, 1, above=True)]
+Rate = Annotated[float, Bounds(0, above=True)]
+Momentum = Annotated[float, Bounds(0, 1, below=True)]
+Decay = Annotated[float, Bounds(0)]
+
+_NONE = type(None)
+_SCALARS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", _NONE: "none"}
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def is_plain(annotation: Any) -> bool:
+    """Whether values of a type can be written in a file or on a command line.
+
+    >>> is_plain(Literal["a", "b"] | None), is_plain(Sequence[int]), is_plain(object)
+    (True, True, False)
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated or origin is Sequence:
+        return is_plain(arguments[0])
+    if _is_union(annotation):
+        return all(map(is_plain, arguments))
+    return origin is Literal or annotation in _SCALARS
+
+
+def describe(annotation: Any) -> str:
+    """What a type accepts, in words.
+
+    >>> describe(Rate | None)
+    'a finite number above 0 or none'
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return f"{describe(arguments[0])} {arguments[1]}"
+    if origin is Sequence:
+        return f"a list of {describe(arguments[0])}".replace("list of an integer", "list of integers")
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if _is_union(annotation):
+        return " or ".join(map(describe, arguments))
+    return _SCALARS[annotation]
+
+
+def coerce(key: str, value: Any, annotation: Any) -> Any:
+    """Brings a value to a type.
+
+    Args:
+      key: The value's key, for the message.
+      value: A value, or text to read it from.
+      annotation: A plain type, see :func:`is_plain`.
+
+    Raises:
+      UserError: The value is not of the type, or out of its bounds.
+
+    >>> coerce("rounds", "12", Count), coerce("model.hidden", "64,32", Sequence[int])
+    (12, (64, 32))
+    """
+    try:
+        return _convert(value, annotation)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        shown = value if isinstance(value, str) else repr(value)
+        raise UserError(f"{key}={shown}: {describe(annotation)} is accepted") from None
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        converted = _convert(value, arguments[0])
+        return _require(converted in arguments[1], converted)
+    if origin is Literal:
+        return _require(value in arguments, value)
+    if origin is Sequence:
+        items = _items(value) if isinstance(value, str) else value
+        return tuple(_convert(item, arguments[0]) for item in items)
+    if _is_union(annotation):
+        return _first_of(value, sorted(arguments, key=lambda kind: kind is not _NONE))
+    return _CONVERTERS[annotation](value)
+
+
+def _items(text: str) -> list[Any]:
+    """A list as people write it: bare words and numbers between commas, or a list of TOML or JSON.
+
+    >>> _items("64, 32"), _items("[conv1,dense1]"), _items('["conv1", "dense1"]'), _items("[]")
+    (['64', '32'], ['conv1', 'dense1'], ['conv1', 'dense1'], [])
+    """
+    text = text.strip()
+    inner = text[1:-1].strip() if text.startswith("[") and text.endswith("]") else text
+    if any(mark in inner for mark in "\"'[]"):
+        return tomllib.loads(f"items = [{inner}]")["items"]
+    if not inner:
+        return _require(inner != text, [])
+    return [item.strip() for item in inner.removesuffix(",").split(",")]
+
+
+def _first_of(value: Any, annotations: Sequence[Any]) -> Any:
+    *others, last = annotations
+    for annotation in others:
+        try:
+            return _convert(value, annotation)
+        except (ValueError, TypeError, OverflowError):
+            continue
+    return _convert(value, last)
+
+
+def _require(condition: bool, value: Any) -> Any:
+    if not condition:
+        raise ValueError
+    return value
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, str):
+        return int(value)
+    return _require(isinstance(value, int) and not isinstance(value, bool), value)
+
+
+def _number(value: Any) -> float:
+    number = float(value) if isinstance(value, str | float) else float(_integer(value))
+    return _require(math.isfinite(number), number)
+
+
+def _truth(value: Any) -> bool:
+    words = {"true": True, "false": False, True: True, False: False}
+    return words[_require(isinstance(value, bool | str) and value in words, value)]
+
+
+def _text(value: Any) -> str:
+    return _require(isinstance(value, str), value)
+
+
+def _none(value: Any) -> None:
+    return _require(value is None or value == "none", None)
+
+
+_CONVERTERS = {bool: _truth, int: _integer, float: _number, str: _text, _NONE: _none}

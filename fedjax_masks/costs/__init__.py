@@ -1,0 +1,1 @@
+"""The cost of a round on devices: seconds and joules."""

@@ -1,0 +1,1 @@
+"""One experiment on disk: configuration, loop, run directory, checkpoints, sweeps."""

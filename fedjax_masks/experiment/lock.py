@@ -1,0 +1,102 @@
+"""Exclusive use of a directory by one process at a time."""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedjax_masks.core.errors import UserError
+
+NAME = ".lock"
+_NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_LOGGER = logging.getLogger("fedjax_masks")
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Keeps a directory for this process; makes the directory where there is none.
+
+    The system holds the lock, so that it ends with the process, however the process ends. Directories that
+    were made here and are empty at the end are removed again.
+
+    Args:
+      directory: A directory, which exists or can be made.
+
+    Raises:
+      UserError: Another process has the directory.
+      OSError: The directory cannot be made or written to.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    file = -1
+    try:
+        file = _acquire(directory / NAME)
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        if file >= 0:
+            # Removed while it is locked: whoever has opened it meanwhile sees that it is gone.
+            with contextlib.suppress(PermissionError):  # Windows removes no open file
+                (directory / NAME).unlink(missing_ok=True)
+            os.close(file)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _acquire(path: Path) -> int:
+    """An open file, locked, that has its name."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # A link would let the lock be written to what it points to; a pipe would block.
+            file = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _NO_WAIT, 0o644)
+        except FileNotFoundError:  # who had made the directory has just removed it
+            continue
+        except OSError as error:
+            if path.is_symlink() or error.errno in (errno.ENXIO, errno.EISDIR):
+                raise _foreign(path) from None
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise _foreign(path)
+            _lock(file)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file
+        except BlockingIOError:
+            holder = os.pread(file, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            os.close(file)
+            raise UserError(
+                f"out={str(path.parent)!r}: must be a directory that nobody else writes to; {holder} does now"
+            ) from None
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(f"out={str(path.parent)!r}: must have no {NAME} but that of a run; remove it")
+
+
+def _lock(file: int) -> None:
+    """Raises BlockingIOError where another process has the lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _LOGGER.warning("this file system has no locks: take care that no other process writes to --out")

@@ -1,0 +1,1 @@
+"""Transforms of algorithms: compression, robust merging, attacks, privacy, sequence."""
