@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+_ROOT = Path(__file__).parents[1]
+_BENCHMARKS = _ROOT / "experiments" / "results"
+_RESULTS = _ROOT / "fedjax_masks" / "claims" / "results"
 _PREFACE = """# Benchmarks
 
-What `fedjax-masks bench` measured, on synthetic data; `experiments/benchmarks.py` runs all of it. Rates are
-medians. Of a round's time, *products* is the share that its matrix products and convolutions would take at
-the rate of a large matrix product on the same machine, the share of peak; *traffic* is the share that its
-bytes would take at the rate of a large array. The larger of the two bounds the round; what both leave is
-neither: patches of convolutions, pooling, and steps too small to fill a core.
+`fedjax-masks bench` measured these figures on synthetic data; `experiments/benchmarks.py` runs all of its
+workloads. Rates are medians. Two columns are shares of a round's time: *products* is the time that its matrix
+products and convolutions would take at the rate of a large matrix product on the same machine, *traffic* the
+time that its bytes would take at the rate of a large array. The larger share bounds the round. The rest goes
+into patches of convolutions, into pooling, and into steps too small to fill a core.
 """
 _ROUNDS = {
     "workload": "workload",
@@ -27,40 +29,40 @@ _ROUNDS = {
 }
 _CLIENTS = {
     "rounds_per_s": "rounds/s",
-    "relative": "÷ a thousand's",
+    "relative": "÷ 1,000 clients",
     "predicted_mb": "predicted memory, MB",
     "peak_mb": "peak memory, MB",
-    "store_mb": "file of the visited, MB",
+    "store_mb": "file of visited clients, MB",
 }
 _COHORTS = {
     "plan": "plan",
     "clients_per_s": "clients/s",
-    "relative": "÷ the smallest's",
+    "relative": "÷ smallest cohort",
     "memory_mb": "device memory, MB",
 }
-_DEVICES = {"plan": "plan", "rounds_per_s": "rounds/s", "speedup": "÷ one device's"}
+_DEVICES = {"plan": "plan", "rounds_per_s": "rounds/s", "speedup": "÷ one device"}
 _SCALES = {
-    "scale-clients": ("More and more clients", "clients", _CLIENTS),
-    "scale-cohort": ("Larger and larger cohorts", "cohorts", _COHORTS),
-    "scale-devices": ("More and more devices", "devices", _DEVICES),
+    "scale-clients": ("Rounds by number of clients", "clients", _CLIENTS),
+    "scale-cohort": ("Rounds by size of the cohort", "cohorts", _COHORTS),
+    "scale-devices": ("Rounds by number of devices", "devices", _DEVICES),
 }
 
 
 def page() -> str:
-    """The page, in Markdown: a section for each machine."""
-    files = sorted(_RESULTS.glob("benchmarks_*.jsonl"))
+    """The page in Markdown, with a section for each machine."""
+    files = sorted(_BENCHMARKS.glob("benchmarks_*.jsonl"))
     sections = [_section([json.loads(line) for line in file.read_text().splitlines()]) for file in files]
     return "\n".join([_PREFACE, *sections, _skeleton(), _inference()])
 
 
-def _section(found: Sequence[dict[str, Any]]) -> str:
-    first = found[0]
-    about = f"JAX {first['versions']['jax']}, {first['date']}."
-    rates = [line for line in found if "matmul_gflops" in line]
+def _section(lines: Sequence[dict[str, Any]]) -> str:
+    first = lines[0]
+    machine = f"JAX {first['versions']['jax']}, {first['date']}."
+    rates = [line for line in lines if "matmul_gflops" in line]
     if rates:
-        about += f" Large matrix products: {rates[0]['matmul_gflops']} GFLOP/s."
-    parts = [f"## {first['device']}", "", about, "", *_table(_ROUNDS, rates)]
-    for line in found:
+        machine += f" Large matrix products: {rates[0]['matmul_gflops']} GFLOP/s."
+    parts = [f"## {first['device']}", "", machine, "", *_table(_ROUNDS, rates)]
+    for line in lines:
         if line["workload"] == "runner-overhead":
             share = f"{100 * line['overhead']:.1f} %"
             parts += ["", f"Records, progress and checkpoints add {share} to a run (`{line['command']}`)."]
@@ -73,8 +75,8 @@ def _section(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _skeleton() -> str:
-    """What a backward pass of few filters saves, and what bounds it."""
-    found, about = _single("fedskel_backward.json")
+    """The section on backward passes of few filters: their speed-ups and their bounds."""
+    figures, origin = _single("fedskel_backward.json")
     rows = [
         {
             "convolution": f"{layer['count']} x {name}",
@@ -83,45 +85,48 @@ def _skeleton() -> str:
             "÷": layer["speedup"]["0.1"],
             "roofline, ms": layer["roofline_ms"]["bound"],
         }
-        for name, layer in found["layers"].items()
+        for name, layer in figures["layers"].items()
     ]
     totals = [
-        {"": "backward passes of all convolutions", **found["conv_backward_speedup"]},
-        {"": "training step", **found["training_step_speedup"]},
+        {"": "backward passes of all convolutions", **figures["conv_backward_speedup"]},
+        {"": "training step", **figures["training_step_speedup"]},
     ]
-    parts = ["## Backward pass of a skeleton", "", about, ""]
-    parts += ["ResNet-18, 32 x 32 images, batch 50: times as fast as dense, by the share r of filters.", ""]
+    parts = ["## Backward pass of a skeleton", "", origin, ""]
+    parts += ["ResNet-18, 32 x 32 images, batch 50: speed-up over dense, by the share r of filters.", ""]
     parts += _table({key: key or " " for key in totals[0]}, totals)
-    ratio = found["round_time_ratio"]
-    parts += ["", f"A round of ten clients at r = 0.1 takes {ratio} of the same round at r = 1. The roofline"]
-    parts += ["is of r = 0.1: two thin products, measured alone, and the arrays and patches around them.", ""]
+    ratio = figures["round_time_ratio"]
+    parts += ["", f"A round of ten clients at r = 0.1 takes {ratio} of the time of the same round at r = 1."]
+    parts += [
+        "The roofline is for r = 0.1: the time of two thin products, measured alone, and of the arrays and"
+    ]
+    parts += ["patches that they need.", ""]
     return "\n".join([*parts, *_table({key: key for key in rows[0]}, rows), ""])
 
 
 def _inference() -> str:
-    """Masked models beside what is left of them without their zeros."""
-    found, about = _single("masked_inference.json")
+    """The section on masked models and on the same models without their zeros."""
+    figures, origin = _single("masked_inference.json")
     rows = [
         {
-            "system": f"{name}, {found[name]['model']}",
+            "system": f"{name}, {figures[name]['model']}",
             "batch": int(batch),
             "masked, ms": ms["masked_ms"],
             "compacted, ms": ms["compacted_ms"],
-            "÷": found["latency_speedup"][name][batch],
+            "÷": figures["latency_speedup"][name][batch],
         }
-        for name in found["latency_speedup"]
-        for batch, ms in found[name]["latency"].items()
+        for name in figures["latency_speedup"]
+        for batch, ms in figures[name]["latency"].items()
     ]
     alone = "`fedjax-masks bench --workload fedmask-compact` measures FedMask's rows alone."
     table = _table({key: key for key in rows[0]}, rows)
-    return "\n".join(["## Inference by compacted models", "", f"{about} {alone}", "", *table, ""])
+    return "\n".join(["## Inference by compacted models", "", f"{origin} {alone}", "", *table, ""])
 
 
 def _single(name: str) -> tuple[dict[str, Any], str]:
-    """Results of a benchmark of its own, and where they come from."""
+    """The results of a single benchmark, and a sentence on their origin."""
     origin = json.loads((_RESULTS / "provenance.json").read_text())[name]
-    about = f"`{origin['command']}` at {origin['commit']}, on {origin['machine']}."
-    return json.loads((_RESULTS / name).read_text()), about
+    sentence = f"`{origin['command']}` at {origin['commit']}, on {origin['machine']}."
+    return json.loads((_RESULTS / name).read_text()), sentence
 
 
 def _table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> list[str]:

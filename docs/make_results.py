@@ -1,7 +1,7 @@
-"""Makes the page of results: published figures beside ours, from the code and the committed files.
+"""Makes the page of results: published figures beside ours, from the code and the result files.
 
-A hook of mkdocs, so that the site is never behind the results; ``python docs/make_results.py`` prints
-the page.
+MkDocs calls the hook of this file at each build, so the page agrees with the results;
+``python docs/make_results.py`` prints the page.
 """
 
 import sys
@@ -12,7 +12,10 @@ from typing import Any
 from fedjax_masks.claims import all_claims
 from fedjax_masks.claims.claim import LIVE, Claim
 
-_EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+_ROOT = Path(__file__).parents[1]
+_EXPERIMENTS = _ROOT / "experiments"
+_RESULTS = (_EXPERIMENTS / "results", _ROOT / "fedjax_masks" / "claims" / "results")
+_PROVENANCE = "provenance.json"
 _HEADINGS = ("claim", "paper", "ours", "class", "verdict", "source")
 _PREFACE = """# Results
 
@@ -22,13 +25,13 @@ Published figures beside ours, as `fedjax-masks claims` prints them. A figure of
 
 ![Personal accuracy and bytes of all algorithms](results/two_classes.png)
 
-*The five systems and their baselines, two classes per client, three seeds; what the marks mean, and accuracy,
-bytes and FLOPs as [tables](experiments.md#all-side-by-side).*
+*The five systems and their baselines, two classes per client, three seeds. The
+[tables](experiments.md#all-side-by-side) explain the marks, and hold accuracy, bytes and FLOPs.*
 """
 
 
 def page(claims: Sequence[Claim]) -> str:
-    """The page, in Markdown: a table for each system."""
+    """The page in Markdown, with a table for each system."""
     groups: dict[str, list[Claim]] = {claim.system: [] for claim in claims}
     for claim in claims:
         groups[claim.system].append(claim)
@@ -41,24 +44,24 @@ def _section(name: str, claims: Sequence[Claim]) -> str:
 
 
 def _recipes() -> str:
-    """What recipes with results expect, beside what came out."""
+    """The expectations of the recipes with results, beside the results."""
     sys.path.insert(0, str(_EXPERIMENTS))
-    from common import lines
+    from common import read_lines
     from expected import read_expected, results_of, row
 
-    headings = ("recipe", "class", "what", "expected", "found", "")
+    headings = ("recipe", "class", "figure", "expected", "result", "")
     rows = []
     for recipe in sorted(_EXPERIMENTS.glob("*.toml")):
         if results_of(recipe).is_file():
-            runs = lines(results_of(recipe))
-            rows += [(recipe.stem, *row(one, runs)) for one in read_expected(recipe)]
-    return _table("Recipes: expected and found", headings, rows)
+            runs = read_lines(results_of(recipe))
+            rows += [(recipe.stem, *row(expectation, runs)) for expectation in read_expected(recipe)]
+    return _table("Recipes: expectations and results", headings, rows)
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [headings, ("---",) * len(headings), *rows]
-    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in one) + " |" for one in cells]
-    return "\n".join([f"## {title}", "", *text, ""])
+    table = [headings, ("---",) * len(headings), *rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
+    return "\n".join([f"## {title}", "", *lines, ""])
 
 
 def _verdict(claim: Claim) -> str:
@@ -66,23 +69,25 @@ def _verdict(claim: Claim) -> str:
 
 
 def _source(claim: Claim) -> str:
-    """Where our figure comes from; a committed file as a link."""
-    path, separator, rest = claim.source.removeprefix("experiments/").partition(", ")
+    """The origin of our figure; a result file is a link."""
+    path, separator, rest = claim.source.partition(", ")
     if claim.source == LIVE:
         return claim.source
     if not separator:
         return f"{claim.source}: `{claim.command}`"
-    return f"[{Path(path).name}]({path}), {rest}: `{claim.command}`"
+    name = Path(path).name
+    return f"[{name}](results/{name}), {rest}: `{claim.command}`"
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the page, the recipes, and the files and figures that both refer to."""
+    """Adds this page, the page of recipes, and the files and figures that both refer to."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "results.md", content=page(all_claims())))
     files.append(File.generated(config, "experiments.md", abs_src_path=str(_EXPERIMENTS / "README.md")))
-    for path in sorted((_EXPERIMENTS / "results").iterdir()):
-        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    paths = {path.name: path for folder in _RESULTS for path in folder.iterdir() if path.name != _PROVENANCE}
+    for name, path in sorted(paths.items()):
+        files.append(File.generated(config, f"results/{name}", abs_src_path=str(path)))
     return files
 
 

@@ -1,9 +1,9 @@
-"""Runs the benchmarks, and prints one JSON line for each workload and plan, with machine and versions.
+"""Runs all benchmarks, and prints one JSON line for each workload and plan, with machine and versions.
 
     python experiments/benchmarks.py > experiments/results/benchmarks_cpu.jsonl
 
-Each runs in a process of its own, as ``fedjax-masks bench`` does. The documentation's page of benchmarks is
-made of these lines.
+Each benchmark runs in a process of its own, as ``fedjax-masks bench`` does. ``docs/make_benchmarks.py`` makes
+the documentation's page of benchmarks from these lines.
 """
 
 import argparse
@@ -24,25 +24,24 @@ ROUNDS = {"pfl-cifar10": 4, "fedmask-lenet": 6, "scale-clients": 10, "scale-coho
 
 
 def main() -> None:
-    """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", action="append", choices=PLANS, help="of all (default: each)")
+    """Runs the workloads that the command line names."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--workload", action="append", choices=PLANS, help="a workload (default: all of them)"
+    )
     for workload in parser.parse_args().workload or PLANS:
         for plan in PLANS[workload]:
             command = ["bench", "--workload", workload, "--rounds", str(ROUNDS.get(workload, 10))]
             command += [] if plan == "auto" else ["--plan", plan]
-            done = subprocess.run(
-                [sys.executable, "-m", "fedjax_masks.cli", *command, "--json"],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
+            figures = subprocess.check_output(
+                [sys.executable, "-m", "fedjax_masks.cli", *command, "--json"], text=True
             )
-            about = {
+            origin = {
                 "command": " ".join(["fedjax-masks", *command]),
                 "date": datetime.date.today().isoformat(),
                 "versions": {name: version(name) for name in ("jax", "jaxlib", "fedjax_masks")},
             }
-            print(json.dumps(json.loads(done.stdout) | about), flush=True)
+            print(json.dumps(json.loads(figures) | origin), flush=True)
 
 
 if __name__ == "__main__":

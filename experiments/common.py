@@ -1,4 +1,4 @@
-"""What the experiments share: files of results that are only ever appended to."""
+"""Shared parts of the experiments: result files, runs by setting, tables."""
 
 import json
 import re
@@ -6,21 +6,56 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_EXPERIMENTS = Path(__file__).parent
+_CLAIMS = _EXPERIMENTS.parent / "fedjax_masks" / "claims" / "results"
+_SEED = re.compile(r"((,(\w+\.)?seed=\d+)+|(?<!\de)-\d+)$")
 
-def lines(path: Path) -> list[dict]:
-    """The results in a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+def result_file(name: str) -> Path:
+    """The path of a result file.
+
+    Files that ``fedjax-masks claims`` reads are part of the package; all others lie in
+    ``experiments/results``, whether they exist or not.
+    """
+    packaged = _CLAIMS / name
+    return packaged if packaged.is_file() else _EXPERIMENTS / "results" / name
 
 
-def append(path: Path, line: dict) -> None:
-    """Adds a result to a file."""
-    with path.open("a") as file:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a result file, one per line; none where there is no file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Appends a JSON object to a result file."""
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def by_setting(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Runs by what they are seeds of: ``fedavg`` for ``fedavg-0`` and ``fedavg,seed=0,data.seed=1``."""
-    settings: dict[str, list[Mapping[str, Any]]] = {}
+def setting(run: Mapping[str, Any]) -> str:
+    """The setting of a run: its name without the seeds at its end.
+
+    >>> setting({"run": "fedavg-0"}), setting({"run": "fedavg,seed=0,data.seed=1"})
+    ('fedavg', 'fedavg')
+    """
+    return _SEED.sub("", run["run"])
+
+
+def by_setting(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Runs by setting; the runs of one setting differ in their seeds alone."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        settings.setdefault(re.sub(r"((,(\w+\.)?seed=\d+)+|(?<!\de)-\d+)$", "", run["run"]), []).append(run)
-    return settings
+        groups.setdefault(setting(run), []).append(run)
+    return groups
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    >>> print(markdown(["", "seeds"], [["fedavg", "3"]]))
+    |  | seeds |
+    |---|---|
+    | fedavg | 3 |
+    """
+    lines = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
+    return "\n".join([lines[0], "|---" * len(headings) + "|", *lines[1:]])

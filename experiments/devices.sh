@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Slow devices: skeletons as large as a device can afford, and rounds with a deadline; three seeds.
+# Slow devices: skeletons that suit the speed of a device, and rounds with a deadline; three seeds.
 # Usage: devices.sh OUT
 set -euo pipefail
 out=$1
 options=(--dataset digits --partition shards:2 --clients 50 --rounds 50 --eval-every 25 --epochs 5 --quiet)
 fleet=jetson-nano:1+phone-mid:1+rpi3:2@wifi
 
-# run NAME SEED OPTIONS: one run, unless it is there already
+# run NAME SEED OPTIONS: executes a run, unless its directory holds a finished one
 run() {
     local directory=$out/$1-$2
     [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" \

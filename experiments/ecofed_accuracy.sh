@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Classic, split and cached training side by side, and EcoFed's sources of pre-training; eight seeds.
+# FedAvg, three protocols of split training, and EcoFed with three sources of pre-training; eight seeds.
 # Usage: ecofed_accuracy.sh OUT [--data-dir DIR]
 set -euo pipefail
 out=$1
@@ -8,7 +8,7 @@ data_dir=("$@")
 options=(--model cnn --partition shards:5 --clients 100 --cohort 20 --rounds 50 --eval-every 25 --quiet
     --set data.examples_per_client=100 --set algorithm.lr=0.01 --set algorithm.momentum=0.9)
 
-# run NAME DATASET SEED OPTIONS: one run, unless it is there already
+# run NAME DATASET SEED OPTIONS: executes a run, unless its directory holds a finished one
 run() {
     local directory=$out/$2/$1-$3
     [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" \
@@ -21,7 +21,7 @@ for dataset in fashion_mnist cifar10; do
         for algorithm in splitfed lgl fedgkt; do
             run $algorithm $dataset $seed --algorithm $algorithm --set algorithm.split=conv1
         done
-        # Of the public, 50,000 or 40,000 images, two epochs: as many steps as twenty of the fractals.
+        # Two epochs of the public images (50,000 or 40,000) have as many steps as twenty of the fractals.
         for source in "fractal 20" "public 2" "random 1"; do
             read -r source epochs <<<"$source"
             run ecofed-$source $dataset $seed --algorithm ecofed --set algorithm.split=conv1 \

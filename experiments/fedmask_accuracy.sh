@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FedMask, as published and with scores kept, beside FedAvg, local training and Top-k; three seeds.
+# FedMask, as published and with keep_scores, beside FedAvg, local training and Top-k; three seeds.
 # Usage: fedmask_accuracy.sh OUT [--data-dir DIR]
 set -euo pipefail
 out=$1
@@ -7,7 +7,7 @@ shift
 data_dir=("$@")
 options=(--partition lotteryfl:2:1.0 --clients 100 --cohort 20 --epochs 5 --rounds 50 --eval-every 25 --quiet)
 
-# run NAME DATASET MODEL SEED OPTIONS: one run, unless it is there already
+# run NAME DATASET MODEL SEED OPTIONS: executes a run, unless its directory holds a finished one
 run() {
     local directory=$out/$2/$1-$4
     [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" \

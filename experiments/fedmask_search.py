@@ -1,11 +1,11 @@
-"""What carries FedMask: a search over its scores, weights, pruning and regulariser.
+"""Searches the options of FedMask: scores, frozen weights, pruning and regularizer.
 
-Runs every configuration below, local training and FedAvg on the same task, and appends one JSON
-line each; lines that are there already are kept and not run again:
+The script runs every configuration below, local training and FedAvg on the same task, and appends one JSON
+line each; it does not repeat runs that the file has:
 
     python experiments/fedmask_search.py run --dataset fashion_mnist --out FILE.jsonl
 
-Prints what a file holds as a table, mean and 95 % confidence interval over the seeds:
+It prints a table of a file, with mean and 95 % confidence interval over the seeds:
 
     python experiments/fedmask_search.py table FILE.jsonl
 """
@@ -15,19 +15,20 @@ import os
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
-# Clients are spread over host devices; has to be said before jax starts.
+# Clients are spread over host devices; jax reads the flag when it starts.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(os.cpu_count() or 1, 4)}")
 
 import jax
-from common import append, lines
+from common import append_line, markdown, read_lines
 
 from fedjax_masks.core.intervals import interval
-from fedjax_masks.experiment import build
+from fedjax_masks.experiment.build import build
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.loop import simulate
 
-# At 0.1 LeNet's loss overflows on some clients with two classes.
+# With a rate of 0.1, LeNet's loss overflows on some clients with two classes.
 BASELINES = [
     ("local, lr 0.1", "local", 0.1),
     ("fedavg, lr 0.1", "fedavg", 0.1),
@@ -36,7 +37,7 @@ BASELINES = [
     ("local, lr 0.01", "local", 0.01),
     ("fedavg, lr 0.01", "fedavg", 0.01),
 ]
-# The defaults first, then one group of departures from them per question.
+# The defaults come first, then groups of options, one for each question.
 ADAM = {"score_optimizer": "adam", "score_lr": 0.1, "score_scale": 0.3}
 SEARCH = {
     "default": {},
@@ -73,8 +74,8 @@ SEARCH = {
 }
 
 
-def overrides(args: argparse.Namespace, algorithm: str, options: dict, seed: int) -> dict:
-    """The configuration's keys for one run."""
+def overrides(args: argparse.Namespace, algorithm: str, options: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The keys of the configuration of one run."""
     values = {
         "algorithm.name": algorithm,
         "data.name": args.dataset,
@@ -94,10 +95,12 @@ def overrides(args: argparse.Namespace, algorithm: str, options: dict, seed: int
     return {key: value for key, value in values.items() if value is not None}
 
 
-def result(args: argparse.Namespace, name: str, algorithm: str, options: dict, seed: int) -> dict:
-    """Runs one configuration to its end; the line that is kept of it."""
+def result(
+    args: argparse.Namespace, name: str, algorithm: str, options: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """Runs one configuration to its last round, and returns its line."""
     config = make_config(overrides(args, algorithm, options, seed))
-    began = time.perf_counter()
+    start = time.perf_counter()
     run = simulate(*build(config), rounds=config.rounds, cohort=config.cohort, seed=config.seed)
     last = run.records[-1]
     return {
@@ -116,54 +119,51 @@ def result(args: argparse.Namespace, name: str, algorithm: str, options: dict, s
         "density": last["density"],
         "train_loss": last["train_loss"],
         "bytes_total": last["bytes_up_total"] + last["bytes_down_total"],
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
 
 
 def run_missing(args: argparse.Namespace) -> None:
-    """Runs what is not in the file yet."""
-    done = {(line["name"], line["seed"]) for line in lines(args.out)}
-    runs = [(name, kind, {"lr": lr}) for name, kind, lr in BASELINES]
+    """Appends the runs that the file lacks."""
+    existing = {(line["name"], line["seed"]) for line in read_lines(args.out)}
+    runs = [(name, algorithm, {"lr": lr}) for name, algorithm, lr in BASELINES]
     runs += [(name, "fedmask", options) for name, options in SEARCH.items()]
     for name, algorithm, options in runs:
         for seed in args.seeds:
-            if (name, seed) in done or (args.only and name not in args.only):
+            if (name, seed) in existing or (args.only and name not in args.only):
                 continue
             line = result(args, name, algorithm, options, seed)
-            append(args.out, line)
+            append_line(args.out, line)
             print(f"{name:30s} seed {seed}: {line['after_local']:.3f}", flush=True)
 
 
-def per_cent(values: list[float | None]) -> str:
-    """Mean and 95 % confidence interval of what is known, in per cent."""
+def percent(values: list[float | None]) -> str:
+    """Mean and 95 % confidence interval of the values other than None, in percent."""
     return interval([100 * value for value in values if value is not None])
 
 
-def print_table(args: argparse.Namespace) -> None:
-    """Prints a Markdown table of a file, best first."""
-    groups: dict[str, list[dict]] = {}
-    for line in lines(args.file):
+def table(lines: list[dict[str, Any]]) -> str:
+    """A table in Markdown, the best personal accuracy first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
         groups.setdefault(line["name"], []).append(line)
     dense = statistics.fmean(line["bytes_total"] for line in groups["fedavg"])
-    ranked = sorted(groups.items(), key=lambda g: -statistics.fmean(line["after_local"] for line in g[1]))
-    print("| | personal accuracy, % | after write-back, % | density | bytes ÷ FedAvg's | seeds |")
-    print("|---|---|---|---|---|---|")
-    for name, group in ranked:
-        local, writeback = (
-            per_cent([line[key] for line in group]) for key in ("after_local", "after_writeback")
-        )
+    rows = []
+    for name, group in groups.items():
         densities = [line["density"] for line in group if line["density"] is not None]
-        cells = [
+        row = [
             name,
-            local,
-            writeback,
+            percent([line["after_local"] for line in group]),
+            percent([line["after_writeback"] for line in group]),
             f"{statistics.fmean(densities):.2f}" if densities else "n/a",
             f"{statistics.fmean(line['bytes_total'] for line in group) / dense:.4f}",
             str(len(group)),
         ]
-        print("| " + " | ".join(cells) + " |")
+        rows.append((-statistics.fmean(line["after_local"] for line in group), row))
+    headings = ["", "personal accuracy, %", "after write-back, %", "density", "bytes ÷ FedAvg's", "seeds"]
+    return markdown(headings, [row for _, row in sorted(rows, key=lambda pair: pair[0])])
 
 
 def main() -> None:
@@ -172,11 +172,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run", help="run what is missing")
+    run = commands.add_parser("run", help=run_missing.__doc__)
     run.set_defaults(command=run_missing)
     run.add_argument("--dataset", required=True)
     run.add_argument("--data-dir")
-    run.add_argument("--model", help="default: one that suits the data set")
+    run.add_argument("--model", help="default: the model for the data set")
     run.add_argument("--partition", default="lotteryfl:2:1.0")
     run.add_argument("--clients", type=int, default=100)
     run.add_argument("--cohort", type=int, default=20)
@@ -185,9 +185,9 @@ def main() -> None:
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
     run.add_argument("--only", nargs="*", help="names of configurations")
     run.add_argument("--out", type=Path, required=True)
-    table = commands.add_parser("table", help="print results as a table")
-    table.set_defaults(command=print_table)
-    table.add_argument("file", type=Path)
+    printing = commands.add_parser("table", help="print results as a table")
+    printing.set_defaults(command=lambda args: print(table(read_lines(args.file))))
+    printing.add_argument("file", type=Path)
     args = parser.parse_args()
     args.command(args)
 

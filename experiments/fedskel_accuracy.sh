@@ -6,7 +6,8 @@ shift
 options=(--partition shards:2 --cohort 10 --epochs 1 --batch-size 10 --rounds 100 --eval-every 50)
 options+=(--set algorithm.lr=0.05 --set algorithm.momentum=0.5 --quiet)
 
-run() { # NAME, then what else
+# run NAME OPTIONS: executes a run, unless its directory holds a finished one
+run() {
     local directory=$out/$1
     shift
     [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" "$@"
@@ -21,7 +22,7 @@ for seed in 0 1 2; do
                 --set data.examples_per_client=100 --set data.test_per_client=200 "${seeds[@]}" "$@"
         done
     done
-    # What costs accuracy: a cohort that stays for a cycle, the skeleton, and how long it is in use.
+    # Possible causes of the loss of accuracy: a fixed cohort per cycle, the skeleton, and its rounds per cycle.
     on_digits=(--dataset digits --clients 50 "${seeds[@]}")
     run digits/fedavg-$seed --algorithm fedavg "${on_digits[@]}"
     run digits/all-filters-$seed --algorithm fedskel --set algorithm.ratios=1.0 "${on_digits[@]}"

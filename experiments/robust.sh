@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Hostile clients: a fifth of them spoils its uploads, under four merges; three seeds.
+# Hostile clients: a fifth of the clients spoils its uploads, under four merges; three seeds.
 # Usage: robust.sh OUT
 set -euo pipefail
 out=$1
 options=(--algorithm fedavg --dataset digits --model mlp --clients 50 --cohort 20 --rounds 30
     --eval-every 30 --epochs 5 --quiet)
 
-# run NAME SEED OPTIONS: one run, unless it is there already
+# run NAME SEED OPTIONS: executes a run, unless its directory holds a finished one
 run() {
     local directory=$out/$1-$2
     [ -f "$directory/summary.json" ] || fedjax-masks run "${options[@]}" --out "$directory" \

@@ -34,14 +34,19 @@ if TYPE_CHECKING:
     from fedjax_masks.core.algorithm import (
         ClientData,
         ClientIndex,
-        Cohort,
         FederatedAlgorithm,
+        Info,
+        Round,
+        Schedule,
+        Stack,
         State,
         Task,
-        Tiers,
+        Work,
     )
+    from fedjax_masks.core.training import Trainer
     from fedjax_masks.data import load_task
-    from fedjax_masks.experiment.loop import Run, simulate
+    from fedjax_masks.experiment.loop import simulate
+    from fedjax_masks.experiment.run import Run
     from fedjax_masks.simulation import Plan, Storage, make_simulation
 
 __version__ = "0.1.0"
@@ -49,14 +54,18 @@ __version__ = "0.1.0"
 __all__ = [
     "ClientData",
     "ClientIndex",
-    "Cohort",
     "FederatedAlgorithm",
+    "Info",
     "Plan",
+    "Round",
     "Run",
+    "Schedule",
+    "Stack",
     "State",
     "Storage",
     "Task",
-    "Tiers",
+    "Trainer",
+    "Work",
     "adp",
     "ecofed",
     "fedavg",
@@ -88,9 +97,14 @@ __all__ = [
 ]
 
 _OTHER_HOMES = {
-    "core.algorithm": ("ClientData", "ClientIndex", "Cohort", "FederatedAlgorithm", "State", "Task", "Tiers"),
+    "core.algorithm": (
+        *("ClientData", "ClientIndex", "FederatedAlgorithm", "Info", "Round", "Schedule"),
+        *("Stack", "State", "Task", "Work"),
+    ),
+    "core.training": ("Trainer",),
     "data": ("load_task",),
-    "experiment.loop": ("Run", "simulate"),
+    "experiment.loop": ("simulate",),
+    "experiment.run": ("Run",),
     "algorithms.mpfl": ("mpfl_search",),
     "simulation": ("Plan", "Storage", "make_simulation"),
 }

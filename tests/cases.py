@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 import fedjax_masks as fm
+from fedjax_masks.communication import codecs
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Task
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model
@@ -15,7 +16,7 @@ from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.mapping import Block, Rows
 from fedjax_masks.transforms import compression, privacy, robust
 
-_fedmask = partial(fm.fedmask, optimizer=optax.adam(0.1), score_scale=0.3, batch_size=4)
+_fedmask = partial(fm.fedmask, trainer=optax.adam(0.1), score_scale=0.3, batch_size=4)
 
 
 def every_other(model: Model) -> dict[str, np.ndarray]:
@@ -25,17 +26,17 @@ def every_other(model: Model) -> dict[str, np.ndarray]:
 
 CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "fedavg": lambda model: fm.fedavg(model, optax.sgd(0.1), batch_size=4),
-    "fedavg-wired": lambda model: compression.with_wire(
+    "fedavg-wired": lambda model: compression.with_codecs(
         fm.fedavg(model, optax.sgd(0.1), batch_size=4, server_optimizer=optax.sgd(1.0, momentum=0.5)),
-        up=compression.chain(compression.top_k(0.2), compression.quantize(8)),
-        down=compression.quantize(8),
+        up=codecs.chain(codecs.top_k(0.2), codecs.quantize(8)),
+        down=codecs.quantize(8),
     ),
     "fedavg-robust": lambda model: robust.with_robust_merge(
         fm.fedavg(model, optax.sgd(0.1), batch_size=4), robust.clip_to_median(1.5), robust.trimmed_mean(0.2)
     ),
-    "fedavg-private": lambda model: compression.with_wire(
+    "fedavg-private": lambda model: compression.with_codecs(
         privacy.with_equal_weights(fm.fedavg(model, optax.sgd(0.1), batch_size=4)),
-        up=compression.clip_and_noise(1.0, 0.01, cohort=COHORT),
+        up=codecs.clip_and_noise(1.0, 0.01, cohort=COHORT),
     ),
     "fedprox": lambda model: fm.fedprox(model, optax.sgd(0.1), batch_size=4, mu=0.1),
     "fedsgd": lambda model: fm.fedsgd(model, optax.sgd(0.5, momentum=0.5), batch_size=4),
@@ -59,7 +60,7 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         model, optax.sgd(0.1), batch_size=4, iterations=2, search_epochs=2, prune_dense=True
     ),
     # A large epsilon, for the reason above fedmask-entropy.
-    "fedpm": lambda model: fm.fedpm(model, optax.adam(0.3, eps=1e-3), batch_size=4),
+    "fedpm": lambda model: fm.fedpm(model, optax.adam(0.3, eps=1e-3), epochs=3, batch_size=4),
     "lotteryfl": lambda model: fm.lotteryfl(model, optax.sgd(0.1), epochs=2, batch_size=4, held_out=3),
     "feddst": lambda model: fm.feddst(
         model, optax.sgd(0.1), batch_size=4, sparsity=0.5, adjust_every=2, adjust_share=0.3
@@ -78,10 +79,38 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         model, epochs=1, start="own", encoding="structure", keep_scores=True
     ),
     # Weights of one magnitude let gradients cancel; Adam makes a whole step of what rounding leaves.
-    "fedmask-entropy": lambda model: _fedmask(
-        model, optimizer=optax.sgd(30.0), epochs=1, encoding="entropy", weights="constant"
+    "fedmask-entropy": lambda model: compression.with_codecs(
+        fm.fedmask(model, optax.sgd(30.0), score_scale=0.3, batch_size=4, weights="constant"),
+        up=codecs.entropy(),
+        down=codecs.entropy(),
     ),
 }
+
+
+def every_filter(model: Model) -> dict[str, np.ndarray]:
+    return {kernel.name: np.ones(kernel.outputs, bool) for kernel in model.kernels[:-1]}
+
+
+_TWICE = fm.Trainer(optax.sgd(0.1), epochs=2, batch_size=4)
+
+# Settings under which an algorithm is FedAvg, bytes up included.
+FEDAVG_LIMITS: dict[str, Callable[[Model], FederatedAlgorithm]] = {
+    "fedprox": lambda model: fm.fedprox(model, _TWICE, mu=0.0),
+    "topk": lambda model: fm.topk(model, _TWICE, fraction=1.0),
+    "lgfedavg": lambda model: fm.lgfedavg(model, _TWICE, shared=("dense1", "dense2")),
+    "heterofl": lambda model: fm.heterofl(model, _TWICE, ratios=(1.0,), own_classes=False),
+    "masked-fedavg": lambda model: fm.masked_fedavg(model, _TWICE, filters=every_filter(model)),
+    "lotteryfl": lambda model: fm.lotteryfl(model, _TWICE, prune_share=0.0, held_out=0),
+    "feddst": lambda model: fm.feddst(model, _TWICE, sparsity=0.0, adjust_every=1, adjust_share=0.0),
+    "entropy": lambda model: compression.with_codecs(fm.fedavg(model, _TWICE), up=codecs.entropy()),
+    "robust": lambda model: robust.with_robust_merge(fm.fedavg(model, _TWICE)),
+}
+
+
+def fedavg_twice(model: Model) -> FederatedAlgorithm:
+    """The parent of :data:`FEDAVG_LIMITS`."""
+    return fm.fedavg(model, _TWICE)
+
 
 NUM_CLIENTS = 9
 COHORT = 5

@@ -7,13 +7,15 @@ and each program only once per session, command-line subprocesses included.
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
-_FLAGS = (
+_FLAGS = [
     "--xla_force_host_platform_device_count=8",
-    "--xla_cpu_use_fusion_emitters=false",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-)
+]
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know the flag
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 if _OWN_CACHE:

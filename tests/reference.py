@@ -1,4 +1,4 @@
-"""A second implementation of what federated averaging is made of: plain NumPy, float64, loops."""
+"""A second implementation of the parts of federated averaging: plain NumPy, float64, loops."""
 
 import cases
 import jax

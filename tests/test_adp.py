@@ -11,12 +11,15 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import payload, size
 from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Round
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.models import gated
 from fedjax_masks.simulation import make_simulation
 
 SGD = optax.sgd(0.1, momentum=0.5)
+ROUND = Round(jax.random.key(1), jnp.int32(0))
 FEDERATIONS = {
     "fedavg": fm.fedavg,
     "fedprox": partial(fm.fedprox, mu=0.01),
@@ -36,14 +39,14 @@ def model(task):
 
 
 def compiled(algorithm, task):
-    """The first message, and ``(client, message) -> (upload, metrics)``."""
+    """The first message, and ``(client, message) -> (upload, info)``."""
     state = jax.jit(lambda key: algorithm.init(key, task))(jax.random.key(0))
-    message = algorithm.send(state.server, 3)
+    message = algorithm.send(ROUND, state.server, ())
     program = jax.jit(algorithm.train)
 
     def train(client, message=message):
         own = jax.tree.map(lambda a: a[client], state.clients)
-        _, *sent = program(jax.random.key(1), (), message, own, cases.data_of(task, client))
+        _, *sent = program(ROUND, message, own, cases.data_of(task, client))
         return jax.device_get(sent)
 
     return message, train
@@ -56,7 +59,7 @@ def salient(model, task):
 
 
 def final(algorithm, task, rounds=2):
-    simulation = make_simulation(algorithm, task, cohort=4, seed=1, chunk=rounds)
+    simulation = make_simulation(algorithm, task, cohort=4, seeds=(1,), chunk=rounds)
     return jax.device_get(simulation.run(simulation.init(), 0, rounds)[0].server)
 
 
@@ -72,14 +75,14 @@ def test_gates_pay_for_their_sum(model, task):
     """At a rate of 0 the reported loss is that of the first model."""
     algorithm = fm.adp(model, optax.sgd(0.0), batch_size=4, l1=0.05)
     message, train = compiled(algorithm, task)
-    _, metrics = train(3)
+    _, info = train(3)
     data = cases.data_of(task, 3)
     mine = data.rows[: int(data.size)]
     logits, gates = jax.jit(gated(model).forward)(message, data.inputs[mine])
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[mine]).mean()
     gate_sum = sum(np.asarray(gate.value).sum(-1) for gate in gates.values()).mean()
     assert gate_sum > 1
-    assert float(metrics["loss"]) == pytest.approx(float(entropy) + 0.05 * gate_sum, rel=1e-5)
+    assert float(info.loss) == pytest.approx(float(entropy) + 0.05 * gate_sum, rel=1e-5)
 
 
 def test_threshold_zeroes_small_weights_of_convolutions_only_and_not_for_ever(model, task):
@@ -118,20 +121,22 @@ def test_bits_with_and_without_choice_of_channels(salient, model):
     _, message, train = salient
     upload, _ = train(3)
     net, gates = jax.eval_shape(model.init, jax.random.key(0)), (1 * 6 + 6) + (6 * 8 + 8)
-    assert payload.bits(message) == 32 * (trees.size(net) + gates)
+    assert size.bits(message) == 32 * (trees.size(net) + gates)
     of_channel = {"conv1": 9 * 1 + 1 + 1 + 1, "conv2": 9 * 6 + 1 + 6 + 1}  # kernel, bias, gate's two
     left_out = 3 * of_channel["conv1"] + 4 * of_channel["conv2"]
-    assert payload.bits(upload) == 32 * (trees.size(message) - left_out) + 6 + 8
+    assert size.bits(upload) == 32 * (trees.size(message) - left_out) + 6 + 8
 
 
 def test_server_averages_each_channel_over_its_senders(salient, task):
     algorithm, message, train = salient
     clients, weights = [0, 3, 4], np.array([7.0, 20.0, 0.0])
     uploads = [train(client)[0] for client in clients]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.jit(payload.poison), uploads))
     server = algorithm.init(jax.random.key(0), task).server
-    cohort = fm.Cohort(jnp.array(clients), jnp.asarray(weights, jnp.float32))
-    new = jax.jit(algorithm.merge)(jax.random.key(0), (), server, stacked, cohort).params
+    receive = jax.jit(lambda upload, weight: algorithm.receive(ROUND, server, (), upload, weight)[1])
+    arrived = [(upload, weight) for upload, weight in zip(uploads, weights) if weight]
+    parts = [receive(payload.poison(upload), jnp.float32(weight)) for upload, weight in arrived]
+    total = jax.tree.map(lambda *leaves: sum(leaves), *parts)
+    new = jax.jit(algorithm.merge)(ROUND, server, total)[0].params
     held = 0
     for name in ("conv1", "conv2"):
         senders = np.stack([upload.channels[name] for upload in uploads]) * weights[:, None]
@@ -157,10 +162,11 @@ def test_uploading_all_channels_is_fedavg(model, task):
     [
         ({"ratio": 0.0}, "ratio=0.0"),
         ({"upload_share": 0.0}, "upload_share=0.0"),
-        ({"upload_share": 0.5, "federation": "scaffold"}, "scaffold uploads everything"),
-        ({"federation": "fedsgd"}, "federation=fedsgd: accepted are fedavg"),
+        ({"threshold": -1.0}, "threshold=-1.0: must be"),
+        ({"upload_share": 0.5, "federation": "scaffold"}, "upload_share=0.5: must be 1, since scaffold"),
+        ({"federation": "fedsgd"}, "federation=fedsgd: must be one of fedavg"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(model, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         fm.adp(model, SGD, **options)

@@ -34,7 +34,7 @@ def figures_of(workload, rounds):
 
 def test_measuring_says_how_far_it_is(capsys):
     calls = []
-    taken = measure.in_turns(
+    taken = measure.time_in_turns(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, title="work"
     )
     assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 3, "b": 3}

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_masks.algorithms import registry
-from fedjax_masks.cli import main
+from fedjax_masks.algorithms import building, registry
+from fedjax_masks.cli.flags import RUN_FLAGS
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.options import Bounds, Count, Rate, coerce, is_plain
 from fedjax_masks.core.trees import flat
@@ -43,7 +43,7 @@ def test_every_plain_parameter_of_the_factories_is_a_key(algorithm, model):
 
 
 def test_every_flag_is_a_key():
-    assert {key for key, _, _ in main._FLAGS.values()} <= set(keys("fedavg", "mlp"))
+    assert {flag.key for flag in RUN_FLAGS.values()} <= set(keys("fedavg", "mlp"))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -110,13 +110,13 @@ def test_what_is_wrong_is_named_with_what_is_accepted(values, words):
 
 
 def test_the_algorithm_is_required():
-    with pytest.raises(UserError, match=r"algorithm\.name: missing; accepted"):
+    with pytest.raises(UserError, match=r"algorithm\.name: must be given, as one of adp"):
         make_config({"rounds": 3})
 
 
 @pytest.mark.parametrize("key", ["algorithm", "algoritm.name", "algorithms.name"])
 def test_a_misspelt_algorithm_is_found(key):
-    with pytest.raises(UserError, match=rf"algorithm\.name: missing; did you mean it by '{key}'\? accepted"):
+    with pytest.raises(UserError, match=rf"algorithm\.name: must be given, .*; did you mean it by '{key}'\?"):
         make_config({"rounds": 3, key: "fedavg"})
 
 
@@ -187,7 +187,7 @@ def test_files_that_never_end_are_refused(tmp_path, reader):
 
 
 def test_sgd_follows_its_equations():
-    optimizer = registry.make_optimizer("sgd", 0.1, momentum=0.9, weight_decay=0.01)
+    optimizer = building.make_optimizer("sgd", 0.1, momentum=0.9, weight_decay=0.01)
     params = jnp.asarray([1.0, -2.0])
     state, expected, velocity = optimizer.init(params), np.array([1.0, -2.0]), np.zeros(2)
     for step in range(3):
@@ -201,7 +201,7 @@ def test_sgd_follows_its_equations():
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "yogi", "adagrad", "rmsprop"])
 def test_every_optimiser_descends(name):
-    optimizer = registry.make_optimizer(name, 0.05, weight_decay=1e-3)
+    optimizer = building.make_optimizer(name, 0.05, weight_decay=1e-3)
     params = jnp.asarray([1.0, -2.0])
     state = optimizer.init(params)
     for _ in range(5):
@@ -211,8 +211,8 @@ def test_every_optimiser_descends(name):
 
 
 def test_momentum_is_refused_where_there_is_none():
-    with pytest.raises(UserError, match=r"momentum=0.9: adam has none"):
-        registry.make_optimizer("adam", 0.1, momentum=0.9)
+    with pytest.raises(UserError, match=r"momentum=0.9: must go with sgd or rmsprop"):
+        building.make_optimizer("adam", 0.1, momentum=0.9)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_momentum_is_refused_where_there_is_none():
         ({"attack.kind": "zeros"}, ["attack.kind=zeros", "nan, scale, sign"]),
         ({"privacy.multiplier": 1.0}, ["privacy.multiplier=1.0", "privacy.norm"]),
         ({"privacy.norm": 1.0, "wire.up": "top_k:0.1"}, ["wire.up=top_k:0.1", "privacy.norm"]),
-        ({"privacy.norm": 1.0, "robust.merge": "median"}, ["robust.merge=median", "adds up"]),
-        ({"privacy.norm": 1.0, "robust.clip": 1.0}, ["robust.clip=1.0", "adds up"]),
+        ({"privacy.norm": 1.0, "robust.merge": "median"}, ["robust.merge=median", "single uploads"]),
+        ({"privacy.norm": 1.0, "robust.clip": 1.0}, ["robust.clip=1.0", "single uploads"]),
         ({"privacy.norm": 1.0, "attack.kind": "nan"}, ["attack.kind=nan", "privacy.norm"]),
     ],
     ids=str,

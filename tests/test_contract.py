@@ -13,7 +13,8 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.registry import REGISTRY
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import payload, serialization, size
+from fedjax_masks.core import trees
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import Storage, arrays, make_simulation
 from fedjax_masks.simulation.mapping import lay_out, of_clients, with_clients
@@ -55,23 +56,29 @@ def widened(algorithm):
 
 def make(algorithm, task, plan="scan", **options):
     return make_simulation(
-        algorithm, task, cohort=cases.COHORT, seed=SEED, chunk=ROUNDS, plan=plan, **options
+        algorithm, task, cohort=cases.COHORT, seeds=(SEED,), chunk=ROUNDS, plan=plan, **options
     )
 
 
 def run(simulation):
-    state, metrics = simulation.run(simulation.init(), 0, ROUNDS)
+    state, (metrics,) = simulation.run(simulation.init(), 0, ROUNDS)
     return jax.device_get(state), metrics
 
 
 @cache
-def simulate(name, kind=None, plan="scan", x64=False, poison=False):
+def compiled(name, kind=None, plan="scan", x64=False, poison=False):
+    """A simulation that all laws share: compiling takes longer than all else here."""
     kind = kind or cases.kind_of(name)
+    algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
+    if x64:
+        algorithm, task = widened(algorithm), replace(task, inputs=task.inputs.astype(np.float64))
+    return make(algorithm, task, plan, poison=poison)
+
+
+@cache
+def simulate(name, kind=None, plan="scan", x64=False, poison=False):
     with jax.enable_x64(x64):
-        algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
-        if x64:
-            algorithm, task = widened(algorithm), replace(task, inputs=task.inputs.astype(np.float64))
-        return run(make(algorithm, task, plan, poison=poison))
+        return run(compiled(name, kind, plan, x64, poison))
 
 
 def assert_close(actual, expected, tolerance, flips):
@@ -125,6 +132,12 @@ def test_x64_changes_neither_types_nor_costs(name):
 
 @every_case
 def test_same_seed_same_bits(name):
+    chex.assert_trees_all_equal(run(compiled(name)), simulate(name))
+
+
+@pytest.mark.slow
+@every_case
+def test_same_seed_same_bits_in_another_program(name):
     chex.assert_trees_all_equal(run(make(cases.algorithm(name), own_task(name))), simulate(name))
 
 
@@ -136,9 +149,8 @@ def test_nothing_is_read_that_was_not_sent(name):
 
 @every_case
 def test_absent_clients_are_untouched(name):
-    state, metrics = simulate(name, plan="blocks:3")
-    algorithm, task = cases.algorithm(name), own_task(name)
-    before = jax.device_get(make(algorithm, task).init())
+    state, metrics = simulate(name)
+    before = jax.device_get(compiled(name).init())
     absent = np.setdiff1d(np.arange(cases.NUM_CLIENTS), metrics.ids)
     assert absent.size
     rows = lambda clients: jax.tree.map(lambda a: a[absent], clients)
@@ -173,6 +185,22 @@ def test_one_of_a_million_clients_costs_its_own_state(name):
     assert peak_bytes(jax.jit(first).lower(jax.random.key(0)).compile()) < 10e6
 
 
+@every_case
+def test_the_servers_memory_does_not_grow_with_the_number_of_clients(name):
+    algorithm, task = cases.algorithm(name), own_task(name)
+    times = 100
+    many = task.train._replace(
+        offsets=np.tile(task.train.offsets, times), sizes=np.tile(task.train.sizes, times)
+    )
+    more = replace(task, train=many, test=many)
+    few, lots = (
+        jax.eval_shape(lambda key, t=t: algorithm.init(key, t), jax.random.key(0)) for t in (task, more)
+    )
+    assert trees.num_bytes(lots.server) == trees.num_bytes(few.server)
+    for rows in (lots.clients, lots.profiles):
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(rows)} <= {times * cases.NUM_CLIENTS}
+
+
 @cache
 def compiled_round(name, extra_capacity=0):
     algorithm, task = cases.algorithm(name), own_task(name)
@@ -185,16 +213,20 @@ def one_round(name, ids, *, extra_capacity=0):
     setting, program = compiled_round(name, extra_capacity)
     examples = arrays.train_examples(task)
     examples = examples._replace(rows=jnp.pad(examples.rows, (0, extra_capacity)))
-    rows, _ = lay_out(np.array(ids), task.train, setting.plan, algorithm.tiers)
+    rows, _ = lay_out(np.array(ids), task.train, setting.plan, algorithm.schedule)
     state = algorithm.init(jax.random.key(0), task)
-    return program(state, examples, rows, jax.random.key(5))
+    return program(state, examples, rows, fm.Round(jax.random.key(5), jnp.int32(0)))
 
 
 @every_case
 def test_order_of_the_cohort_is_irrelevant(name):
-    there, back = one_round(name, [0, 3, 4, 8]), one_round(name, [8, 4, 3, 0])
-    chex.assert_trees_all_equal(there[0], back[0])
-    chex.assert_trees_all_equal(there[1], back[1])
+    """A round's program gets nothing of the cohort but its layout."""
+    schedule, plan = cases.algorithm(name).schedule, Plan(block=2)
+    there, back = (
+        lay_out(np.array(ids), own_task(name).train, plan, schedule)[0]
+        for ids in ([0, 3, 4, 8], [8, 4, 3, 0])
+    )
+    chex.assert_trees_all_equal(there, back)
 
 
 @every_case
@@ -208,16 +240,38 @@ def test_padding_changes_nothing(name):
 def test_counted_bits_are_the_bytes_really_written(name, visit):
     algorithm, task = cases.algorithm(name), own_task(name)
     state = algorithm.init(jax.random.key(0), task)
-    client = jax.tree.map(lambda a: a[3], state.clients)
+    client, profile = (jax.tree.map(lambda a: a[3], part) for part in state[1:])
     data = cases.data_of(task, 3)
+    round = fm.Round(jax.random.key(1), jnp.int32(0))
     for _ in range(visit):
-        message = algorithm.send(state.server, jnp.int32(3))
-        client, upload, _ = jax.jit(algorithm.train)(jax.random.key(1), state.common, message, client, data)
+        message = algorithm.send(round, state.server, profile)
+        client, upload, _ = jax.jit(algorithm.train)(round, message, client, data)
     for sent in (message, upload):
-        data_bytes = payload.encode(sent)
-        assert len(data_bytes) == -(-payload.bits(sent) // 8)
-        received = payload.decode(data_bytes, payload.poison(sent))
-        chex.assert_trees_all_equal(payload.encode(received), data_bytes)
+        data_bytes = serialization.encode(sent)
+        assert len(data_bytes) == -(-size.bits(sent) // 8)
+        received = serialization.decode(data_bytes, payload.poison(sent))
+        chex.assert_trees_all_equal(serialization.encode(received), data_bytes)
+
+
+@cache
+def trained(make_algorithm):
+    """Logits after some rounds, and all bytes up."""
+    task = own_task("fedavg")
+    algorithm = make_algorithm(cases.KINDS["mlp"][1](task))
+    simulation = make(algorithm, task)
+    state, metrics = run(simulation)
+    predict, client = algorithm.predict.get("global"), None
+    if predict is None:
+        predict, client = algorithm.predict["personal"], jax.tree.map(lambda a: a[0], state.clients)
+    return np.asarray(predict(state.server, client, task.test_inputs[:50])), metrics.bytes_up
+
+
+@pytest.mark.parametrize("name", cases.FEDAVG_LIMITS)
+def test_in_a_limit_it_is_fedavg(name):
+    logits, sent = trained(cases.FEDAVG_LIMITS[name])
+    expected, bytes_up = trained(cases.fedavg_twice)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(sent, bytes_up)
 
 
 @every_case
@@ -227,8 +281,8 @@ def test_learns(name):
     model = fm.models.mlp(task, hidden=(32,)) if len(shape) == 1 else fm.models.cnn(task)
     algorithm = cases.CASES[name](model)
     simulation = make_simulation(algorithm, task, cohort=4, chunk=20, plan="scan")
-    state, metrics = simulation.run(simulation.init(), 0, 20)
-    assert simulation.evaluate(state).personal.mean() > 2 * (1 / 3)
+    state, (metrics,) = simulation.run(simulation.init(), 0, 20)
+    assert simulation.evaluate(state)[0].personal.mean() > 2 * (1 / 3)
     loss = metrics.mean("loss") if "loss" in metrics.train else metrics.server["loss"]
     assert loss[-1] < loss[0]
 
@@ -254,4 +308,5 @@ def test_factories_take_options_by_keyword_only():
     for entry in REGISTRY.values():
         kinds = [p.kind for p in inspect.signature(entry.factory).parameters.values()]
         assert kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
-        assert set(kinds[2:]) == {inspect.Parameter.KEYWORD_ONLY}
+        assert set(kinds[2:]) <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+        assert kinds[-1] is inspect.Parameter.VAR_KEYWORD  # the fields of the trainer

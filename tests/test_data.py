@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fedjax_masks.claims.divisions import CLASSES, DIVISION
 from fedjax_masks.data import crop_flip, label_histogram, load_task, rows_of, synthetic_task, task_from_arrays
-from fedjax_masks.data.cache import cached, is_intact
+from fedjax_masks.data.cache import is_intact, load_or_build
 
 REAL = Path(os.environ.get("FEDJAX_MASKS_DATA") or Path(__file__).parents[2] / "shared/data/tfds")
 
@@ -116,31 +116,37 @@ NAN = np.where(np.arange(40)[:, None] == 39, np.nan, np.zeros((40, 2)))
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y_test": None}, "y_test missing; accepted: x_train, y_train, x_test and y_test"),
-        ({"x_train": np.zeros(40)}, r"x_train: float64 \[40\]; accepted: \[num, features\]"),
-        ({"x_train": np.zeros((40, 1, 1, 1, 1))}, "x_train: float64"),
-        ({"x_train": np.zeros((0, 6, 6, 1))}, "x_train: float64"),
-        ({"x_train": np.zeros((40, 2), complex)}, "x_train: complex128"),
-        ({"x_train": np.zeros((40, 2), "U3")}, "x_train: <U3"),
-        ({"x_train": np.full((40, 2), 256)}, "x_train: integers from 256 to 256; accepted: 0 to 255"),
-        ({"x_train": np.full((40, 2), -1)}, "x_train: integers from -1"),
-        ({"x_train": NAN}, "x_train: values that are NaN or infinite"),
-        ({"x_train": np.full((40, 2), 1e300)}, "x_train: values that are NaN or infinite"),
-        ({"x_train": np.array([{}] * 40)}, "x_train: it holds pickled Python objects"),
-        ({"y_train": np.zeros(39, int)}, "y_train: 39 labels for 40 examples in x_train"),
-        ({"y_train": np.zeros((40, 1), int)}, r"y_train: int64 \[40, 1\]; accepted: integers \[num\]"),
-        ({"y_train": np.full(40, 0.5)}, "y_train: float64"),
-        ({"y_train": np.arange(40) - 1}, "y_train: label -1; accepted: 0 and up"),
-        ({"y_train": np.full(40, 2**40)}, "y_train: 1 different labels from 1099511627776"),
-        ({"y_train": np.full(40, 40)}, "y_train: 1 different labels from 40 to 40; accepted: 0 to"),
-        ({"y_test": np.full(12, 4)}, "y_test: label 4; accepted: 0 to 3, as in y_train"),
-        ({"x_test": np.zeros((12, 6, 5, 1), np.uint8)}, "x_test: uint8 examples of .6, 5, 1."),
-        ({"x_test": np.zeros((12, 6, 6, 1))}, "x_test: float64 examples"),
+        ({"y_test": None}, "must have x_train, y_train, x_test and y_test, or x and y, and lacks y_test"),
+        ({"x_train": np.zeros(40)}, r"x_train must be \[num, features\].*; it is float64 \[40\]"),
+        ({"x_train": np.zeros((40, 1, 1, 1, 1))}, "x_train must .*; it is float64"),
+        ({"x_train": np.zeros((0, 6, 6, 1))}, "x_train must .*; it is float64"),
+        ({"x_train": np.zeros((40, 2), complex)}, "x_train must .*; it is complex128"),
+        ({"x_train": np.zeros((40, 2), "U3")}, "x_train must .*; it is <U3"),
+        ({"x_train": np.full((40, 2), 256)}, "x_train must be integers from 0 to 255, or .* from 256 to 256"),
+        ({"x_train": np.full((40, 2), -1)}, "x_train must .*; it has integers from -1"),
+        ({"x_train": NAN}, "x_train must be finite; it has values that are NaN or infinite"),
+        ({"x_train": np.full((40, 2), 1e300)}, "x_train must .* values that are NaN or infinite"),
+        ({"x_train": np.array([{}] * 40)}, "x_train must be a plain array; it holds pickled Python objects"),
+        (
+            {"y_train": np.zeros(39, int)},
+            "y_train must have one label per example of x_train; it has 39 labels for 40",
+        ),
+        ({"y_train": np.zeros((40, 1), int)}, r"y_train must be integers \[num\]; it is int64 \[40, 1\]"),
+        ({"y_train": np.full(40, 0.5)}, "y_train must .*; it is float64"),
+        ({"y_train": np.arange(40) - 1}, "y_train must be 0 or more; it has label -1"),
+        ({"y_train": np.full(40, 2**40)}, "y_train must .*; it has 1 different labels from 1099511627776"),
+        ({"y_train": np.full(40, 40)}, "y_train must be 0 to .*; it has 1 different labels from 40 to 40"),
+        ({"y_test": np.full(12, 4)}, "y_test must be from 0 to 3, the labels of y_train; it has label 4"),
+        (
+            {"x_test": np.zeros((12, 6, 5, 1), np.uint8)},
+            "x_test must be like x_train.*; it has uint8 examples of .6, 5, 1.",
+        ),
+        ({"x_test": np.zeros((12, 6, 6, 1))}, "x_test must be like x_train.*; it has float64 examples"),
         (
             {"client_train": np.zeros(3, int)},
-            r"client_train: int64 \[3\]; accepted: integers or strings",
+            r"client_train must be integers or strings \[40\].*; it is int64 \[3\]",
         ),
-        ({"client_train": np.zeros(40)}, "client_train: float64"),
+        ({"client_train": np.zeros(40)}, "client_train must .*; it is float64"),
     ],
 )
 def test_bad_arrays_are_refused_by_key(tmp_path, changes, message):
@@ -155,12 +161,12 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "text.npz").write_text("not an archive")
     for name, message in [
-        (f"npz:{tmp_path}/none.npz", "no such file"),
+        (f"npz:{tmp_path}/none.npz", "does not exist"),
         (f"npz:{tmp_path}", "unreadable"),
         (f"npz:{tmp_path}/one.npy", "a single array"),
         (f"npz:{tmp_path}/text.npz", "no array file|unreadable"),
         (f"npy:{tmp_path}/none", "no such folder"),
-        (f"npy:{tmp_path}", "x_train, y_train, x_test, y_test missing"),
+        (f"npy:{tmp_path}", "lacks x_train, y_train, x_test, y_test"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_task(name)
@@ -191,7 +197,7 @@ def test_cache_builds_once_and_rebuilds_what_is_damaged(tmp_path):
         return {"values": np.arange(1000), "count": np.asarray(7)}
 
     for _ in range(2):
-        found = cached("entry", build, cache_dir=tmp_path)
+        found = load_or_build("entry", build, cache_dir=tmp_path)
         np.testing.assert_array_equal(found["values"], np.arange(1000))
         assert isinstance(found["values"], np.memmap)
         assert int(found["count"]) == 7
@@ -208,7 +214,9 @@ def test_cache_builds_once_and_rebuilds_what_is_damaged(tmp_path):
     for number, damage in enumerate(damages, start=2):
         damage()
         assert not is_intact(tmp_path / "entry")
-        np.testing.assert_array_equal(cached("entry", build, cache_dir=tmp_path)["values"], np.arange(1000))
+        np.testing.assert_array_equal(
+            load_or_build("entry", build, cache_dir=tmp_path)["values"], np.arange(1000)
+        )
         assert len(calls) == number
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
@@ -218,7 +226,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         raise KeyError("stopped")
 
     with pytest.raises(KeyError):
-        cached("entry", build, cache_dir=tmp_path)
+        load_or_build("entry", build, cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -231,7 +239,7 @@ def test_racing_builders_agree(tmp_path):
         return {"values": np.arange(100)}
 
     def work():
-        results.append(cached("entry", build, cache_dir=tmp_path)["values"].sum())
+        results.append(load_or_build("entry", build, cache_dir=tmp_path)["values"].sum())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -253,7 +261,7 @@ def save(path, array, **options):
     sys.stdin.read()
 
 np.save = save
-cache.cached("other", lambda: {"values": np.arange(3)}, cache_dir=sys.argv[1])
+cache.load_or_build("other", lambda: {"values": np.arange(3)}, cache_dir=sys.argv[1])
 """
 
 
@@ -262,7 +270,7 @@ def test_leftovers_of_killed_processes_are_removed_but_not_those_of_living_ones(
         return sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
 
     def entry(name):
-        cached(name, lambda: {"values": np.arange(3)}, cache_dir=tmp_path)
+        load_or_build(name, lambda: {"values": np.arange(3)}, cache_dir=tmp_path)
 
     (tmp_path / ".old-killed").mkdir()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -280,7 +288,7 @@ def test_leftovers_of_killed_processes_are_removed_but_not_those_of_living_ones(
 
 def test_an_entry_that_cannot_be_read_is_not_built_again(tmp_path, monkeypatch):
     """As where a network file system answers with EIO: what is there may have taken hours."""
-    cached("entry", lambda: {"a": np.arange(3)}, cache_dir=tmp_path)
+    load_or_build("entry", lambda: {"a": np.arange(3)}, cache_dir=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     read = Path.read_text
 
@@ -292,14 +300,14 @@ def test_an_entry_that_cannot_be_read_is_not_built_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", failing)
         with pytest.raises(ValueError, match=r"must be readable; entry: Input/output error"):
-            cached("entry", pytest.fail, cache_dir=tmp_path)
+            load_or_build("entry", pytest.fail, cache_dir=tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_useless_cache_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cache_dir .*accepted: a writable folder"):
-        cached("entry", lambda: {"values": np.arange(3)}, cache_dir=tmp_path / "file")
+    with pytest.raises(ValueError, match=r"cache_dir=.*: must be a writable folder"):
+        load_or_build("entry", lambda: {"values": np.arange(3)}, cache_dir=tmp_path / "file")
 
 
 # --- tensorflow-datasets ---
@@ -380,11 +388,11 @@ def test_without_a_test_split_a_fifth_is_held_out(tmp_path):
 def test_unusable_prepared_data_are_refused(tmp_path):
     load = {"data_dir": tmp_path, "cache_dir": tmp_path / "cache"}
     prepare(tmp_path, images={"train": [*random_images(3), *random_images(3, height=7)]})
-    with pytest.raises(ValueError, match="'tiny': images of several sizes"):
+    with pytest.raises(ValueError, match="'tiny': must have images of one size"):
         load_task("tiny", **load)
     record = next(tmp_path.glob("tiny/*/*.array_record*"))
     record.write_bytes(record.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"'tiny': .* cannot be read") as caught:
+    with pytest.raises(ValueError, match=r"'tiny': must be readable in ") as caught:
         load_task("tiny", **load)
     assert "\n" not in str(caught.value)
 
@@ -393,21 +401,25 @@ def test_missing_data_sets_are_named_and_never_downloaded(tmp_path, monkeypatch)
     prepare(tmp_path, images={"train": random_images(6)})
     monkeypatch.setattr("fedjax_masks.data.prepared._prepare", None)  # a download would fail
     for name in ("mnist", "../tiny", "", "/etc"):
-        with pytest.raises(ValueError, match=f"data set '{name}': not in data_dir .*prepared there: tiny"):
+        with pytest.raises(
+            ValueError, match=f"data.name='{name}': must be prepared in data_dir=.*prepared in it: tiny"
+        ):
             load_task(name, data_dir=tmp_path)
     with pytest.raises(ValueError, match="did you mean 'tiny'"):
         load_task("tiney", data_dir=tmp_path)
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match=r"data_dir=.*: must be a folder"):
         load_task("mnist", data_dir=tmp_path / "none")
     (tmp_path / "above").mkdir()
     (tmp_path / "tiny").rename(tmp_path / "above" / "tiny")
-    with pytest.raises(ValueError, match=f"did you mean data_dir '{tmp_path / 'above'}'"):
+    with pytest.raises(ValueError, match=f"did you mean data_dir='{tmp_path / 'above'}'"):
         load_task("tiny", data_dir=tmp_path)
 
 
 def test_unknown_names_are_answered_with_near_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(ValueError, match="'fashon_mnist': unknown; did you mean 'fashion_mnist'"):
+    with pytest.raises(
+        ValueError, match=r"'fashon_mnist': must be one of digits, .*; did you mean 'fashion_mnist'"
+    ):
         load_task("fashon_mnist")
 
 
@@ -419,7 +431,9 @@ def test_a_failing_download_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds, "builder", fail)
-    with pytest.raises(ValueError, match=r"'mnist': could not be .*ConnectionError: no route to host"):
+    with pytest.raises(
+        ValueError, match=r"'mnist': must be downloaded first, .*ConnectionError: no route to host"
+    ):
         load_task("mnist")
 
 
@@ -428,7 +442,7 @@ def test_without_array_record_only_prepared_data_are_missing(tmp_path, monkeypat
     load = {"clients": 2, "data_dir": tmp_path, "cache_dir": tmp_path / "cache"}
     monkeypatch.setitem(sys.modules, "array_record", None)
     with pytest.raises(
-        ValueError, match=r"'tiny' needs array_record: .*accepted without it: digits, npz:PATH"
+        ValueError, match=r"'tiny': must go with array_record: .*digits, npz:PATH and npy:DIR do without"
     ):
         load_task("tiny", **load)
     assert load_task("digits", clients=2).num_clients == 2

@@ -1,3 +1,5 @@
+"""Devices and links: seconds and joules of a round, and clients that are late, lost or away."""
+
 import math
 from dataclasses import replace
 
@@ -11,16 +13,8 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.costs.devices import (
-    DEVICES,
-    LINKS,
-    Fleet,
-    Population,
-    make_population,
-    read_trace,
-    round_seconds,
-    spent,
-)
+from fedjax_masks.costs.clock import round_cost, round_seconds
+from fedjax_masks.costs.devices import DEVICES, LINKS, Fleet, Population, make_population, read_trace
 from fedjax_masks.experiment.loop import notes
 from fedjax_masks.simulation import make_simulation
 
@@ -34,7 +28,7 @@ def algorithm():
 
 
 def fleet(**rates):
-    """Nine like clients, but for what is given."""
+    """Nine clients alike, except for the given rates."""
     base = Fleet(*[np.ones(9)] * 6, np.zeros(9))._replace(**rates)
     return Fleet(*(np.broadcast_to(np.float32(values), 9) for values in base))
 
@@ -43,19 +37,19 @@ def simulate(algorithm, population, rounds=3, plan="scan", cohort=9):
     simulation = make_simulation(
         algorithm, cases.task(), cohort=cohort, chunk=rounds, plan=plan, population=population
     )
-    state, metrics = simulation.run(simulation.init(), 0, rounds)
+    state, (metrics,) = simulation.run(simulation.init(), 0, rounds)
     return jax.device_get(state), metrics
 
 
 def test_time_and_energy_of_a_round_against_the_formula():
     client = Fleet(2e9, 4e9, 5.0, 2.0, 8e6, 16e6, 0.1)
-    took = spent(client, 8e6, 32e6, flops=6e9, traffic=2e9, messages=4)
-    assert took.seconds == pytest.approx(6 / 2 + 2 / 4 + 1 + 2 + 4 * 0.1 / 2)
-    assert took.joules == pytest.approx(3.5 * 5 + 3 * 2)
+    cost = round_cost(client, 8e6, 32e6, flops=6e9, traffic=2e9, messages=4)
+    assert cost.seconds == pytest.approx(6 / 2 + 2 / 4 + 1 + 2 + 4 * 0.1 / 2)
+    assert cost.joules == pytest.approx(3.5 * 5 + 3 * 2)
 
 
 def test_the_clock_counts_the_bytes_and_flops_of_the_metrics(algorithm):
-    """In units in which a byte, a FLOP and a round trip are told apart by their size."""
+    """In units that give a byte, a FLOP and a round trip different sizes."""
     population = Population(fleet(flops=1e6, memory=1e30, up=8e3, down=8e4, latency=np.full(9, 1e-3)))
     _, metrics = simulate(algorithm, population)
     train = metrics.train
@@ -65,7 +59,7 @@ def test_the_clock_counts_the_bytes_and_flops_of_the_metrics(algorithm):
     np.testing.assert_allclose(metrics.server["joules"], (want - 1e-3).sum(1), rtol=1e-5)
 
 
-def test_traffic_is_what_products_write_and_what_is_read_of_it(algorithm):
+def test_traffic_is_what_products_write_and_read_of_it(algorithm):
     """Two layers on batches of 4: 8 and 3 outputs; backwards their kernels, and the 8 hidden values."""
     population = Population(fleet(flops=1e30, memory=1.0, up=1e30, down=1e30))
     _, metrics = simulate(algorithm, population, rounds=1)
@@ -86,6 +80,24 @@ def test_every_message_has_an_overhead():
     np.testing.assert_allclose(more["client_seconds"] - plain["client_seconds"], taken, rtol=1e-3)
 
 
+@pytest.mark.parametrize("population", ["available=1e-9", "dropout=1", "deadline=1e-9"])
+def test_the_server_stays_to_the_bit_where_no_upload_arrives(population):
+    """Momentum of the server would go on by itself."""
+    momentum = optax.sgd(1.0, momentum=0.9)
+    model = fm.models.mlp(cases.task(), hidden=(8,))
+    algorithm = fm.fedavg(model, SGD, batch_size=4, server_optimizer=momentum)
+    before, _ = simulate(algorithm, None, rounds=2)
+    gone = make_population(f"rpi4@wifi,{population}", 9)
+    simulation = make_simulation(algorithm, cases.task(), cohort=5, chunk=2, plan="scan", population=gone)
+    after, (metrics,) = simulation.run(jax.device_put(before), 2, 2)
+    assert metrics.dropped.all()
+    chex.assert_trees_all_equal(jax.device_get(after.server), before.server)
+    plain = make_simulation(algorithm, cases.task(), cohort=5, chunk=1, plan="scan")
+    moved, _ = plain.run(jax.device_put(before), 2, 1)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(jax.device_get(moved.server), before.server)
+
+
 def test_time_alone_changes_nothing(algorithm):
     with_clock, timed = simulate(algorithm, make_population("rpi3+rpi4@4g", 9))
     without, plain = simulate(algorithm, None)
@@ -95,7 +107,7 @@ def test_time_alone_changes_nothing(algorithm):
 
 
 @pytest.mark.parametrize("plan", ["vmap", "blocks:3", "scan,mesh:8"])
-def test_no_plan_changes_who_is_late_or_lost(algorithm, plan):
+def test_no_plan_changes_the_clients_that_are_late_or_lost(algorithm, plan):
     population = make_population("rpi3+rpi4@3g,spread=1,deadline=0.0505,dropout=0.2,available=0.8", 9)
     (state, metrics), (again, other) = (simulate(algorithm, population, plan=p) for p in ("scan", plan))
     for name in ("away", "late", "lost"):
@@ -113,8 +125,8 @@ def test_a_straggler_is_left_out_of_the_merge_and_its_bytes_are_counted(algorith
     np.testing.assert_array_equal(metrics.train["late"][0] > 0, metrics.ids[0] == slow)
     assert metrics.bytes_up.min() > 0
     assert metrics.server["seconds"] == [1.0]
-    assert metrics.trained.all()  # in vain, but it has
-    # As if it had never been asked, up to the order of a sum.
+    assert metrics.trained.all()  # the straggler, too
+    # The same as without the straggler, up to the order of a sum.
     broken = cases.task().inputs.copy()
     rows = cases.task().train
     broken[rows.rows[rows.offsets[slow] : rows.offsets[slow] + rows.sizes[slow]]] = np.nan
@@ -125,8 +137,8 @@ def test_a_straggler_is_left_out_of_the_merge_and_its_bytes_are_counted(algorith
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, jax.device_get(want))
 
 
-def who_learned(population):
-    """Which of nine clients that train for themselves have after a round; and its metrics."""
+def clients_that_learned(population):
+    """Of nine clients that train locally, those that learned in a round; and its metrics."""
     local = fm.local(fm.models.mlp(cases.task(), hidden=(8,)), SGD, batch_size=4)
     start = jax.device_get(make_simulation(local, cases.task(), cohort=9).init())
     state, metrics = simulate(local, population, rounds=1)
@@ -135,9 +147,9 @@ def who_learned(population):
     return np.any(changed, axis=0), metrics
 
 
-def test_a_client_that_vanishes_has_received_and_sent_nothing_and_learned_nothing(algorithm):
+def test_a_lost_client_sends_nothing_and_learns_nothing(algorithm):
     population = Population(fleet(up=1e6, down=1e6, flops=1e9, memory=1e9), dropout=0.5)
-    learned, metrics = who_learned(population)
+    learned, metrics = clients_that_learned(population)
     lost = metrics.ids[0][metrics.train["lost"][0] > 0]
     assert 0 < len(lost) < 9
     np.testing.assert_array_equal(np.flatnonzero(~learned), lost)
@@ -147,10 +159,10 @@ def test_a_client_that_vanishes_has_received_and_sent_nothing_and_learned_nothin
     assert metrics.bytes_down.min() > 0
 
 
-def test_a_client_that_is_away_is_never_asked(algorithm):
+def test_a_client_that_is_away_receives_and_spends_nothing(algorithm):
     rates = fleet(up=1e6, down=1e6, flops=1e9, memory=1e9)
     population = Population(rates, available=0.5, dropout=0.3, deadline=9.0)
-    learned, metrics = who_learned(population)
+    learned, metrics = clients_that_learned(population)
     gone = (metrics.train["away"][0] > 0) | (metrics.train["lost"][0] > 0)
     np.testing.assert_array_equal(np.flatnonzero(~learned), metrics.ids[0][gone])
     np.testing.assert_array_equal(metrics.trained[0], ~gone)
@@ -159,8 +171,8 @@ def test_a_client_that_is_away_is_never_asked(algorithm):
     assert 0 < away.sum() < 9
     assert not (away & lost).any()
     np.testing.assert_array_equal(metrics.bytes_up[0] == 0, away | lost)
-    for spent_by_it in (metrics.bytes_down, metrics.train["client_seconds"], metrics.train["client_joules"]):
-        np.testing.assert_array_equal(spent_by_it[0] == 0, away)
+    for column in (metrics.bytes_down, metrics.train["client_seconds"], metrics.train["client_joules"]):
+        np.testing.assert_array_equal(column[0] == 0, away)
     np.testing.assert_array_equal(metrics.dropped[0], away | lost)
     assert notes(metrics, 0) == ()
 
@@ -182,7 +194,7 @@ def test_a_round_lasts_as_long_as_its_slowest_or_until_the_deadline(deadline, lo
     assert round_seconds(population, seconds, np.array([lost], bool), np.array([20.0])) == [want + 2]
 
 
-def test_a_mix_is_dealt_out_in_proportion_and_by_seed():
+def test_a_mix_of_devices_is_drawn_in_proportion_and_by_seed():
     fleets = [make_population("rpi3:1+rpi4:3@3g+wifi", 8, seed=seed).fleet for seed in (0, 0, 1)]
     for found in fleets:
         assert sorted(found.flops.tolist()) == [np.float32(DEVICES["rpi3"].flops)] * 2 + [2.5e9] * 6
@@ -215,15 +227,15 @@ def test_a_trace_is_read_row_by_row(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("rpi9@wifi", r"devices='rpi9': unknown; did you mean 'rpi"),
-        ("rpi4", r"devices='': unknown"),
-        ("rpi4@5g", r"devices='5g': unknown; accepted are 3g, 4g, wifi"),
-        ("rpi4:0@wifi", r"rpi4:0; accepted is a number above 0"),
-        ("rpi4@wifi,deadline=0", r"deadline=0; accepted is above 0"),
-        ("rpi4@wifi,deadline=soon", r"deadline=soon; accepted is a number"),
-        ("rpi4@wifi,dropout=1.5", r"dropout=1.5; accepted is a number at least 0 and at most 1"),
-        ("rpi4@wifi,colour=3", r"devices='colour': unknown"),
-        ("trace:/nowhere.csv", r"devices=trace:/nowhere.csv: .*; accepted is a CSV file"),
+        ("rpi9@wifi", r"devices='rpi9': must be one of .*; did you mean 'rpi"),
+        ("rpi4", r"devices='': must be one of "),
+        ("rpi4@5g", r"devices='5g': must be one of 3g, 4g, wifi"),
+        ("rpi4:0@wifi", r"devices.rpi4=0: must be a finite number above 0"),
+        ("rpi4@wifi,deadline=0", r"devices.deadline=0: must be a finite number above 0"),
+        ("rpi4@wifi,deadline=soon", r"devices.deadline=soon: must be a finite number"),
+        ("rpi4@wifi,dropout=1.5", r"devices.dropout=1.5: must be a finite number at least 0 and at most 1"),
+        ("rpi4@wifi,colour=3", r"devices='colour': must be one of "),
+        ("trace:/nowhere.csv", r"devices=trace:/nowhere.csv: must be a CSV file: "),
     ],
 )
 def test_a_bad_population_is_refused_in_one_line(spec, message):
@@ -235,11 +247,11 @@ def test_a_bad_population_is_refused_in_one_line(spec, message):
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (["1,1,1,1,0,1,0"], HEADER, r"up of row 1; accepted is a number above 0"),
-        (["1,1,1,1,1,1,nan"], HEADER, r"latency of row 1; accepted is a number at least 0"),
-        (["1,1,1,1,1,1"], HEADER, r"latency of row 1"),
-        (["1,1"], "flops,memory", r"no column 'compute_watts'"),
-        ([], HEADER, r"0 rows; accepted are 1"),
+        (["1,1,1,1,0,1,0"], HEADER, r"row 1: up=0: must be a finite number above 0"),
+        (["1,1,1,1,1,1,nan"], HEADER, r"row 1: latency=nan: must be a finite number at least 0"),
+        (["1,1,1,1,1,1"], HEADER, r"row 1: latency=None: must be a finite number"),
+        (["1,1"], "flops,memory", r"'compute_watts' is missing"),
+        ([], HEADER, r"must have 1 rows, one per client, and has 0"),
     ],
 )
 def test_a_malformed_trace_is_refused_in_one_line(tmp_path, rows, header, message):
@@ -267,7 +279,7 @@ def test_records_add_up_seconds_and_joules(algorithm):
     assert plain.records[0]["sim_seconds"] is None
 
 
-def test_clients_that_are_gone_have_computed_nothing(algorithm):
+def test_absent_clients_compute_nothing(algorithm):
     gone, runs = [], {}
     for name, population in (("all", None), ("some", Population(fleet(), available=0.5, dropout=0.3))):
         runs[name] = fm.simulate(
@@ -297,7 +309,7 @@ def test_servers_that_train_take_time():
         chunk=2,
         population=Population(fleet(), DEVICES["server"]._replace(flops=100.0)),
     )
-    _, metrics = simulation.run(simulation.init(), 0, 2)
+    _, (metrics,) = simulation.run(simulation.init(), 0, 2)
     steps = -(-task.train.sizes // 4)
     np.testing.assert_allclose(metrics.server["flops"][0], steps.sum() * 2 * 4 * 8 * 3 * 2)
     # In a round of replays nobody sends anything, and only the server works.
@@ -307,7 +319,7 @@ def test_servers_that_train_take_time():
 
 
 @pytest.mark.parametrize("available", [0.5, 1e-9])
-def test_records_tell_which_share_of_the_cohort_was_away_late_or_lost(algorithm, available):
+def test_records_hold_the_shares_of_a_cohort_that_were_away_late_or_lost(algorithm, available):
     seen = []
     rates = fleet(up=1e6, down=1e6, flops=1e9, memory=1e9)
     run = fm.simulate(

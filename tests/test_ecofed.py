@@ -1,3 +1,5 @@
+"""EcoFed against its paper: quantisation, replays, the server's cache, and bytes."""
+
 from functools import partial
 
 import cases
@@ -12,13 +14,15 @@ import fedjax_masks as fm
 from fedjax_masks.algorithms.ecofed import quantize
 from fedjax_masks.algorithms.fedavg import averaging
 from fedjax_masks.algorithms.splitfed import Sides
-from fedjax_masks.core import training, trees
+from fedjax_masks.communication import codecs
+from fedjax_masks.core import trees
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.training import Trainer
 from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import make_simulation
 from fedjax_masks.simulation.cohorts import draw_cohort
-from fedjax_masks.transforms import compression
+from fedjax_masks.transforms.compression import with_codecs
 
 SGD = optax.sgd(0.1)
 COHORT = 3
@@ -39,7 +43,7 @@ def simulate(algorithm, task, rounds, *, cohort=COHORT, population=None):
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=1, plan="scan", population=population)
     states, history = [jax.device_get(simulation.init())], []
     for number in range(rounds):
-        state, metrics = simulation.run(jax.device_put(states[-1]), number, 1)
+        state, (metrics,) = simulation.run(jax.device_put(states[-1]), number, 1)
         states.append(jax.device_get(state))
         history.append(metrics)
     return states, history
@@ -79,7 +83,7 @@ def test_sent_every_round_and_whole_it_is_splitfed_whose_devices_do_not_learn(ta
     vanilla = fm.splitfed(model, still, batch_size=5, split="conv2")
     split, whole = (simulate(algorithm, task, 3)[0][-1] for algorithm in (ours, vanilla))
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), split.server.params, whole.server.server)
-    chex.assert_trees_all_equal(split.common, whole.server.device)
+    chex.assert_trees_all_equal(split.server.device, whole.server.device)
 
 
 def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(task, model):
@@ -88,10 +92,10 @@ def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(task
         lambda a: jnp.ones((1,) * a.ndim, bool), jax.eval_shape(model.init, jax.random.key(0))
     )
     moves = {name: trees.zeros_like(m) if name in ("conv1", "conv2") else m for name, m in moves.items()}
-    fit = training.supervised(model.apply, SGD, epochs=1, batch_size=5, augment=None)
+    fit = Trainer(SGD, batch_size=5).supervised(model.apply)
     frozen = averaging(model, partial(fit, update_mask=moves))
     split, whole = (simulate(algorithm, task, 3)[0][-1] for algorithm in (ours, frozen))
-    both = {**split.common, **split.server.params}
+    both = {**split.server.device, **split.server.params}
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), both, whole.server.params)
 
 
@@ -101,28 +105,28 @@ def test_devices_send_every_other_round_and_never_change(task, model):
     assert sends == [True, False, True, False, True]
     assert not sum(metrics.bytes_down.sum() for metrics in history)
     for before, after, metrics, sent in zip(states, states[1:], history, sends):
-        chex.assert_trees_all_equal(after.common, before.common)
-        old, new = (state.kept.activations.values for state in (before, after))
+        chex.assert_trees_all_equal(after.server.device, before.server.device)
+        old, new = (state.profiles.activations.values for state in (before, after))
         changed = np.any(new != old, axis=(1, 2, 3, 4, 5))
         assert set(np.flatnonzero(changed)) <= set(metrics.ids[0] if sent else [])
-        known = set(np.flatnonzero(before.kept.size)) | set(metrics.ids[0] if sent else [])
-        assert set(np.flatnonzero(after.kept.size)) == known
+        known = set(np.flatnonzero(before.profiles.size)) | set(metrics.ids[0] if sent else [])
+        assert set(np.flatnonzero(after.profiles.size)) == known
         with np.testing.assert_raises(AssertionError):
             chex.assert_trees_all_equal(after.server.params, before.server.params)
 
 
 def test_the_first_replay_is_of_the_first_cohort(task, model):
-    """Whatever else the cache holds is not looked at."""
+    """Other clients' activations are not read."""
     algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
     simulation = make_simulation(algorithm, task, cohort=COHORT, chunk=1, plan="scan")
-    state, metrics = simulation.run(simulation.init(), 0, 1)
+    state, (metrics,) = simulation.run(simulation.init(), 0, 1)
     state = jax.device_get(state)
     others = ~np.isin(np.arange(task.num_clients), metrics.ids)
-    activations = state.kept.activations
+    activations = state.profiles.activations
     values = np.where(others.reshape(-1, *(1,) * 5), np.nan, activations.values)
-    kept = state.kept._replace(activations=activations._replace(values=values))
-    ruined = state._replace(kept=kept)
-    (clean, _), (replayed, again) = (simulation.run(jax.device_put(s), 1, 1) for s in (state, ruined))
+    profiles = state.profiles._replace(activations=activations._replace(values=values))
+    ruined = state._replace(profiles=profiles)
+    (clean, _), (replayed, (again,)) = (simulation.run(jax.device_put(s), 1, 1) for s in (state, ruined))
     np.testing.assert_array_equal(again.ids, metrics.ids)
     chex.assert_trees_all_equal(replayed.server.params, clean.server.params)
     assert not np.array_equal(
@@ -132,16 +136,16 @@ def test_the_first_replay_is_of_the_first_cohort(task, model):
 
 def test_replays_are_drawn_evenly_from_all_earlier_cohorts():
     algorithm = fm.ecofed(fm.models.cnn(synthetic_task((8, 8, 1), 3, [9])), SGD, period=3)
-    asked = []
+    draws, select = [], algorithm.schedule.select
 
     def draw(index, among=None):
-        asked.append((index, among))
+        draws.append((index, among))
         return np.array([index, index + 1, 7])
 
-    assert algorithm.select(6, draw).tolist() == [6, 7, 7]
-    assert asked == [(6, None)]
-    algorithm.select(8, draw)
-    index, among = asked[-1]
+    assert select(6, draw).tolist() == [6, 7, 7]
+    assert draws == [(6, None)]
+    select(8, draw)
+    index, among = draws[-1]
     assert index == 8
     assert among.tolist() == [0, 1, 3, 4, 6, 7]  # those of rounds 0, 3 and 6, each once
     counts = np.bincount(np.concatenate([draw_cohort(s, 8, 9, 3, among) for s in range(600)]), minlength=9)
@@ -150,18 +154,18 @@ def test_replays_are_drawn_evenly_from_all_earlier_cohorts():
     assert np.abs(counts[among] - 300).max() < 61
 
 
-def test_what_the_wire_leaves_is_what_the_server_keeps(task, model):
-    """With two bits a value, an example has at most three, whatever its device computed."""
+def test_the_cache_holds_the_activations_behind_a_codec(task, model):
+    """Two bits leave an example three different values at most."""
     plain = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
-    states, metrics = simulate(compression.with_wire(plain, up=compression.quantize(2)), task, 2)
+    states, metrics = simulate(with_codecs(plain, up=codecs.quantize(2)), task, 2)
     for client in metrics[0].ids[0]:
-        assert len(np.unique(states[1].kept.activations.values[client])) <= 3
+        assert len(np.unique(states[1].profiles.activations.values[client])) <= 3
     exact, _ = simulate(plain, task, 2)
     with np.testing.assert_raises(AssertionError):
         chex.assert_trees_all_close(states[2].server.params, exact[2].server.params, atol=1e-4)
 
 
-def test_who_is_lost_is_not_replayed_and_nobody_is_lost_in_a_replay(task, model):
+def test_lost_clients_are_not_replayed_and_nobody_is_lost_in_a_replay(task, model):
     population = make_population("rpi4@wifi,dropout=0.4,available=0.8", task.num_clients)
     algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv1")
     states, history = simulate(algorithm, task, 6, cohort=5, population=population)
@@ -169,24 +173,24 @@ def test_who_is_lost_is_not_replayed_and_nobody_is_lost_in_a_replay(task, model)
     assert any(each.any() for each in gone[::2])
     assert not any(each.any() for each in gone[1::2])
     assert not any(metrics.train["late"].any() for metrics in history)
-    came = set()
+    cached = set()
     for after, metrics, lost in zip(states[1::2], history[::2], gone[::2]):
-        came |= set(metrics.ids[0][~lost].tolist())
-        assert set(np.flatnonzero(after.kept.size).tolist()) == came
-    # A replay of clients of whom nothing came takes nothing of the server.
-    steps = {client: -(-int(size) // 5) for client, size in enumerate(states[1].kept.size)}
+        cached |= set(metrics.ids[0][~lost].tolist())
+        assert set(np.flatnonzero(after.profiles.size).tolist()) == cached
+    # A replay of clients without activations costs the server nothing.
+    steps = {client: -(-int(size) // 5) for client, size in enumerate(states[1].profiles.size)}
     per_step = history[0].server["flops"][0] / sum(steps.values())
     replayed = sum(steps[client] for client in history[1].ids[0].tolist())
     np.testing.assert_allclose(history[1].server["flops"][0], per_step * replayed, rtol=1e-6)
 
 
-def test_the_deadline_keeps_what_came_late_out_of_the_cache(task, model):
+def test_late_uploads_stay_out_of_the_cache(task, model):
     population = make_population("rpi4@wifi,deadline=1e-9", task.num_clients)
     states, (metrics, _) = simulate(fm.ecofed(model, SGD, split="conv1"), task, 2, population=population)
     assert metrics.train["late"].all()
     assert metrics.bytes_up.all()
-    assert not states[2].kept.size.any()
-    chex.assert_trees_all_equal(states[2].server.params, states[0].server.params)
+    assert not states[2].profiles.size.any()
+    chex.assert_trees_all_equal(states[2].server, states[0].server)
 
 
 def test_a_copy_that_diverges_is_left_out_and_counted(task, model):
@@ -209,10 +213,21 @@ def test_an_upload_has_the_bytes_of_the_formula(quantized):
 
 @pytest.mark.parametrize("split", ["dense9", "dense2", ""])
 def test_a_model_is_cut_only_where_it_can_be(split, model):
-    with pytest.raises(UserError, match=r"split='.*': unknown; .*accepted are conv1, conv2, dense1"):
+    with pytest.raises(UserError, match=r"split='.*': must be one of conv1, conv2, dense1"):
         fm.ecofed(model, SGD, split=split)
 
 
 def test_a_model_of_one_layer_cannot_be_cut():
     with pytest.raises(UserError, match=r"model='mlp'"):
         fm.ecofed(fm.models.mlp(cases.task(), hidden=()), SGD)
+
+
+def test_the_devices_part_is_installed_once(task, model):
+    algorithm = fm.ecofed(model, SGD, split="conv1")
+    simulation = make_simulation(algorithm, task, cohort=COHORT)
+    assert simulation.setup_bytes == 4 * (3 * 3 * 4 + 4)
+
+
+def test_a_period_of_0_is_refused(model):
+    with pytest.raises(UserError, match=r"^period=0: must be an integer at least 1"):
+        fm.ecofed(model, SGD, period=0)

@@ -1,4 +1,4 @@
-"""Accuracies under batch statistics depend on the examples alone: not on their order, nor on numbers."""
+"""Accuracies under batch statistics depend on the examples alone, not on their order or clients' ids."""
 
 from dataclasses import replace
 
@@ -9,10 +9,9 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.cli import main
-from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import index_of, synthetic_task
-from fedjax_masks.simulation import make_batch, make_simulation
+from fedjax_masks.simulation import make_simulation
 from fedjax_masks.simulation.arrays import train_examples, with_shuffled_test
 from fedjax_masks.simulation.tracing import trace_client
 
@@ -51,25 +50,19 @@ def model_of(task):
     return fm.models.mlp(task, hidden=(16,), norm="batch")
 
 
-def algorithm(task, params=None):
-    """One model for all, which every client has as its own as well."""
-    model = model_of(task)
-    base = fm.fedavg(model, optax.sgd(0.1), batch_size=4)
-
-    def init(key, task):
-        state = base.init(key, task)
-        return state if params is None else State((), state.server._replace(params=params), ())
-
-    return base._replace(init=init, predict=lambda common, server, client, x: model.apply(server.params, x))
+def algorithm(task):
+    """One model for all, which is also every client's personal one."""
+    base = fm.fedavg(model_of(task), optax.sgd(0.1), batch_size=4)
+    return base._replace(predict={**base.predict, "personal": base.predict["global"]})
 
 
 def evaluate(task, plan="scan"):
     simulation = make_simulation(algorithm(task), task, cohort=2, chunk=1, plan=plan)
-    return simulation.evaluate(simulation.init())
+    return simulation.evaluate(simulation.init())[0]
 
 
 @pytest.mark.parametrize("plan", ["scan", "blocks:3,mesh:2"])
-def test_numbers_of_clients_and_the_order_of_the_set_do_not_matter(plan):
+def test_ids_of_clients_and_the_order_of_the_test_set_do_not_matter(plan):
     task = make_task(RAGGED)
     want = evaluate(task, plan)
     assert np.isnan(want.personal).tolist() == [size == 0 for size in RAGGED]
@@ -84,7 +77,7 @@ def test_runs_in_step_are_evaluated_alike():
     task, other = make_task(RAGGED), renumbered(make_task(RAGGED))
     found = []
     for each in (task, other):
-        batch = make_batch(
+        batch = make_simulation(
             lambda _, task=each: algorithm(task), each, values={}, seeds=[0, 1], cohort=2, chunk=1
         )
         found.append(batch.evaluate(batch.init()))
@@ -94,8 +87,8 @@ def test_runs_in_step_are_evaluated_alike():
     np.testing.assert_array_equal(found[0][0].personal, evaluate(task).personal)
 
 
-def test_a_batch_is_filled_with_the_clients_own_examples():
-    """As often as any other example of its own, the statistics are those of its examples."""
+def test_a_batch_is_filled_with_examples_of_its_client():
+    """Each example is repeated equally often, so the statistics are those of the client's examples."""
     task = make_task(EVEN)
     model = model_of(task)
     simulation = make_simulation(algorithm(task), task, cohort=2, chunk=1)
@@ -104,35 +97,34 @@ def test_a_batch_is_filled_with_the_clients_own_examples():
         np.mean(np.asarray(model.apply(params, task.test_inputs[rows])).argmax(-1) == task.test_labels[rows])
         for rows in parts(task.test)
     ]
-    np.testing.assert_allclose(simulation.evaluate(simulation.init()).personal, own, rtol=1e-12)
+    np.testing.assert_allclose(simulation.evaluate(simulation.init())[0].personal, own, rtol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["batch", None])
-def test_the_global_model_is_evaluated_like_models_of_clients_own(norm):
-    """Under batch statistics in batches of one client's examples; of other models they are only counted."""
+def test_the_global_model_is_evaluated_like_personal_models(norm):
+    """Under batch statistics, a batch holds one client's examples; other models need no second pass."""
     task = make_task(RAGGED)
     shared = fm.fedavg(fm.models.mlp(task, hidden=(16,), norm=norm), optax.sgd(0.1), batch_size=4)
-    owned = shared._replace(
-        predict=lambda common, server, client, x: shared.predict_global(common, server, x)
-    )
+    both = {**shared.predict, "personal": shared.predict["global"]}
+    owned = shared._replace(predict=both)
     found = []
     for each in (shared, owned):
         alone = make_simulation(each, task, cohort=2, chunk=1)
-        batch = make_batch(lambda _, each=each: each, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
-        found.append([alone.evaluate(alone.init()), *batch.evaluate(batch.init())])
+        batch = make_simulation(lambda _, each=each: each, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
+        found.append([*alone.evaluate(alone.init()), *batch.evaluate(batch.init())])
     for one, two in zip(*found):
         np.testing.assert_array_equal(one.personal, two.personal)
         assert one.global_accuracy == two.global_accuracy
     key, examples = jax.random.key(0), train_examples(task)
     make, _ = trace_client(lambda _: shared, (), task, key, examples)
-    assert (make(()).predict is not None) == (norm == "batch")
+    assert ("personal" in make(()).predict) == (norm == "batch")
 
 
 def test_a_normalised_residual_network_shared_by_all_is_evaluated_by_client():
     task = synthetic_task((8, 8, 1), 3, [5, 5, 5], seed=1, noise=1.5, test_per_client=7)
     shared = fm.fedavg(fm.models.resnet20(task, norm="batch", channels=(1, 1, 1)), optax.sgd(0.1))
     make, _ = trace_client(lambda _: shared, (), task, jax.random.key(0), train_examples(task))
-    assert make(()).predict is not None
+    assert sorted(make(()).predict) == ["global", "personal"]
 
 
 def test_content_alone_orders_the_test_set():
@@ -163,7 +155,7 @@ def test_batch_statistics_of_one_example_are_refused(make, batch_size):
     with pytest.raises(UserError, match="norm='batch': must see two examples or more at a time"):
         make_simulation(trained, task, cohort=2, chunk=1)
     with pytest.raises(UserError, match="norm='batch'"):
-        make_batch(lambda _: trained, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
+        make_simulation(lambda _: trained, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
 
 
 def test_group_normalisation_takes_one_example():
@@ -189,3 +181,30 @@ def test_the_command_line_refuses_batches_of_one_and_writes_nothing(tmp_path, ca
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: norm='batch': must see two examples or more")
     assert not list(tmp_path.iterdir())
+
+
+def accuracy(predict, state, client, task, rows):
+    row = None if client is None else jax.tree.map(lambda a: a[client], state.clients)
+    logits = np.asarray(predict(state.server, row, task.test_inputs[rows]))
+    return np.mean(logits.argmax(-1) == task.test_labels[rows])
+
+
+@pytest.mark.parametrize("name", ["fedavg", "lotteryfl", "local"])
+def test_every_model_is_evaluated_under_its_name(name):
+    """The global one on the whole test set, all others on each client's part of it."""
+    task = make_task(EVEN)
+    trained = getattr(fm, name)(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1))
+    simulation = make_simulation(trained, task, cohort=2, chunk=1)
+    state, _ = simulation.run(simulation.init(), 0, 1)
+    found = simulation.evaluate(state)[0]
+    assert set(found.probes) == set(trained.predict) - {"global", "personal"}
+    assert (found.global_accuracy is None) == ("global" not in trained.predict)
+    by_client = {"personal": found.personal, **found.probes}
+    for label, predict in trained.predict.items():
+        if label == "global":
+            want = accuracy(predict, state, None, task, np.arange(len(task.test_labels)))
+            np.testing.assert_allclose(found.global_accuracy, want, rtol=1e-6)
+        else:
+            rows = enumerate(parts(task.test))
+            want = [accuracy(predict, state, client, task, mine) for client, mine in rows]
+            np.testing.assert_allclose(by_client[label], want, rtol=1e-6)

@@ -38,7 +38,7 @@ def run(algorithm, task, rounds):
         algorithm, task, cohort=task.num_clients, chunk=rounds, plan="scan", poison=True
     )
     before = jax.device_get(simulation.init())
-    after, metrics = simulation.run(simulation.init(), 0, rounds)
+    after, (metrics,) = simulation.run(simulation.init(), 0, rounds)
     return before, jax.device_get(after), metrics
 
 
@@ -96,10 +96,10 @@ def test_an_update_that_no_sum_can_hold_is_left_out_and_counted(size, momentum):
     algorithm = fm.fedavg(model, optax.sgd(0.1), batch_size=4, server_optimizer=server)
 
     def with_value(value):
-        def train(key, common, message, client, data):
-            client, upload, metrics = algorithm.train(key, common, message, client, data)
+        def train(round, message, client, data):
+            client, upload, info = algorithm.train(round, message, client, data)
             mine = data.size == cases.task().train.sizes[3]
-            return client, jax.tree.map(lambda a: jnp.where(mine, value, a), upload), metrics
+            return client, jax.tree.map(lambda a: jnp.where(mine, value, a), upload), info
 
         return run(algorithm._replace(train=train), cases.task(), rounds=2)
 

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import cases
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +12,10 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.feddst import Upload, kept_counts, readjust, strongest
-from fedjax_masks.communication import payload
-from fedjax_masks.core.algorithm import Cohort
+from fedjax_masks.algorithms.feddst import Upload, drop_share, readjust, strongest, weight_counts
+from fedjax_masks.communication import payload, size
+from fedjax_masks.core.algorithm import Round
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data.tasks import rows_of
 from fedjax_masks.simulation import make_simulation
 
@@ -43,12 +43,14 @@ def largest(values, number):
     return chosen.reshape(values.shape)
 
 
-def visit(algorithm, server, client=3, mask=None):
+def visit(algorithm, server, *, index=0, version=-1, mask=None):
+    """A client's message, upload and facts in a round; the client has a version of the mask, or none."""
+    round = Round(jax.random.key(1), jnp.int32(index))
     mask = jax.tree.map(jnp.zeros_like, server.mask) if mask is None else mask
-    message = payload.poison(algorithm.send(server, jnp.int32(client)))
-    data = cases.data_of(cases.task(), client)
-    _, upload, metrics = jax.jit(algorithm.train)(jax.random.key(1), (), message, mask, data)
-    return upload, metrics
+    message = algorithm.send(round, server, jnp.int32(version))
+    data = cases.data_of(cases.task(), 3)
+    _, upload, info = jax.jit(algorithm.train)(round, payload.poison(message), mask, data)
+    return message, upload, info
 
 
 def start(algorithm):
@@ -64,7 +66,7 @@ CNN = [
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("distribution", ["erk", "uniform"])
 def test_layers_share_the_budget(sparsity, distribution):
-    counts = kept_counts(CNN, sparsity, distribution)
+    counts = weight_counts(CNN, sparsity, distribution)
     sizes = {layer.name: int(np.prod(layer.shape)) for layer in CNN}
     assert abs(sum(counts.values()) - (1 - sparsity) * sum(sizes.values())) <= 0.5 * len(CNN)
     density = {name: counts[name] / sizes[name] for name in counts}
@@ -106,16 +108,17 @@ def test_the_share_to_drop_decays_by_half_a_cosine_and_stops():
     algorithm = feddst(adjust_every=3, adjust_share=0.4, adjust_until=12)
     server = start(algorithm)
     for number in range(1, 20):
-        sent = algorithm.send(server._replace(round=jnp.int32(number - 1)), jnp.int32(0)).drop.tree
         expected = 0.2 * (1 + np.cos(np.pi * number / 12)) if number in (3, 6, 9) else 0.0
-        assert sent == pytest.approx(expected, abs=1e-6)
+        assert drop_share(jnp.int32(number - 1), 3, 0.4, 12) == pytest.approx(expected, abs=1e-6)
+        _, upload, _ = visit(algorithm, server, index=number - 1)
+        assert upload.mask.flag == (expected > 0)
 
 
 def test_a_client_grows_where_the_gradient_over_its_data_is_largest():
     """Nothing is learnt before, so that the gradient is that at the weights received."""
     task, algorithm = cases.task(), feddst(optax.sgd(0.0), adjust_every=1, adjust_share=0.5)
     server = start(algorithm)
-    upload, metrics = visit(algorithm, server)
+    _, upload, info = visit(algorithm, server)
     rows = rows_of(task.train, 3)
     inputs = task.inputs[rows].astype(np.float64)
     slopes = reference.gradient(reference.layers(server.params), inputs, task.labels[rows])[::2]
@@ -128,7 +131,7 @@ def test_a_client_grows_where_the_gradient_over_its_data_is_largest():
         np.testing.assert_array_equal(upload.mask.tree[name], held | grown)
         np.testing.assert_array_equal(upload.params.values[name]["kernel"], np.where(held, weights, 0))
         moved += (grown & ~mask).sum()
-    assert metrics["readjusted"] == pytest.approx(moved / sum(int(m.sum()) for m in server.mask.values()))
+    assert info.extra["readjusted"] == pytest.approx(moved / sum(int(m.sum()) for m in server.mask.values()))
     assert moved > 0
     assert upload.mask.flag
 
@@ -143,15 +146,17 @@ def test_the_server_averages_over_holders_and_prunes_to_the_target():
         masks.append({n: largest(rng.random(m.shape), counts[n]) for n, m in server.mask.items()})
         values.append(jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), server.params))
         kept = {n: {"kernel": jnp.array(masks[-1][n]), "bias": jnp.ones(1, bool)} for n in LAYERS}
-        bitmap = payload.When(jnp.array(True), jax.tree.map(jnp.asarray, masks[-1]))
+        bitmap = payload.Conditional(jnp.array(True), jax.tree.map(jnp.asarray, masks[-1]))
         uploads.append(
             payload.poison(Upload(payload.Masked(jax.tree.map(jnp.asarray, values[-1]), kept), bitmap))
         )
-    partials = [algorithm.reduce(up, jnp.float32(w)) for up, w in zip(uploads, weights)]
-    # A client that is left out has weight 0; what it sent adds nothing.
-    total = jax.tree.map(lambda *parts: sum(parts), *partials)
-    cohort = Cohort(jnp.array([5, 2, 1]), jnp.array(weights, jnp.float32))
-    after = algorithm.merge(jax.random.key(0), (), server, total, cohort)
+    round, stale = Round(jax.random.key(0), jnp.int32(0)), jnp.int32(-1)
+    received = [
+        algorithm.receive(round, server, stale, up, jnp.float32(w)) for up, w in zip(uploads, weights)
+    ]
+    # A client of weight 0 adds nothing.
+    total = jax.tree.map(lambda *parts: sum(parts), *(part for _, part in received))
+    after, _ = algorithm.merge(round, server, total)
     for name in LAYERS:
         owners = sum(w * m[name] for w, m in zip(weights, masks))
         sums = sum(w * np.where(m[name], v[name]["kernel"], 0) for w, m, v in zip(weights, masks, values))
@@ -161,22 +166,9 @@ def test_the_server_averages_over_holders_and_prunes_to_the_target():
         np.testing.assert_allclose(after.params[name]["kernel"], np.where(kept, mean, 0), rtol=1e-5)
         bias = (3 * values[0][name]["bias"] + values[1][name]["bias"]) / 4
         np.testing.assert_allclose(after.params[name]["bias"], bias, rtol=1e-5)
-    assert not after.told.any()
-
-
-def test_dense_and_without_readjustment_it_is_fedavg():
-    task, model = cases.task(), mlp()
-    options: Any = {"epochs": 2, "batch_size": 4}
-    simulations = [
-        make_simulation(algorithm, task, cohort=5, seed=7, chunk=3)
-        for algorithm in (
-            fm.feddst(model, optax.sgd(0.1), sparsity=0.0, adjust_every=1, adjust_share=0.0, **options),
-            fm.fedavg(model, optax.sgd(0.1), **options),
-        )
-    ]
-    ours, plain = (simulation.run(simulation.init(), 0, 3) for simulation in simulations)
-    chex.assert_trees_all_close(ours[0].server.params, plain[0].server.params, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(ours[1].bytes_up, plain[1].bytes_up)
+    # The mask has changed, and nobody has the new one.
+    assert after.version == 1
+    assert [int(version) for version, _ in received] == [0, 0, 0]
 
 
 def test_the_mask_moves_in_its_rounds_only_and_keeps_its_size():
@@ -201,11 +193,11 @@ def test_bytes_are_those_of_the_weights_kept_and_of_a_mask_that_moves():
     simulation = make_simulation(algorithm, cases.task(), cohort=9, chunk=1)
     state, weights = simulation.init(), 32 * (WEIGHTS // 2 + BIASES)
     for index, (down, up) in enumerate([(True, False), (False, True), (True, False), (False, True)]):
-        message = algorithm.send(state.server, jnp.int32(3))
-        upload, _ = visit(algorithm, state.server, mask=jax.tree.map(lambda a: a[3], state.clients))
-        assert payload.bits(message) == weights + down * WEIGHTS
-        assert payload.bits(upload) == weights + up * WEIGHTS
-        state, metrics = simulation.run(state, index, 1)
+        mask, version = jax.tree.map(lambda a: a[3], (state.clients, state.profiles))
+        message, upload, _ = visit(algorithm, state.server, index=index, version=version, mask=mask)
+        assert size.bits(message) == weights + down * WEIGHTS
+        assert size.bits(upload) == weights + up * WEIGHTS
+        state, (metrics,) = simulation.run(state, index, 1)
         assert metrics.bytes_up.sum() == 9 * -(-(weights + up * WEIGHTS) // 8)
         assert metrics.bytes_down.sum() == 9 * -(-(weights + down * WEIGHTS) // 8)
 
@@ -213,5 +205,5 @@ def test_bytes_are_those_of_the_weights_kept_and_of_a_mask_that_moves():
 @pytest.mark.parametrize("options", [{"sparsity": 1.0}, {"adjust_share": 1.5}, {"adjust_every": 0}])
 def test_bad_options_are_named(options):
     (name,) = options
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(UserError, match=f"^{name}=.*: must be"):
         feddst(**options)

@@ -9,8 +9,10 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import size
 from fedjax_masks.core.aggregation import majority, vote
+from fedjax_masks.core.algorithm import Round
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import binarize, binarize_straight_through, group_norms, top_share
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import make_simulation
@@ -22,7 +24,7 @@ def bits(text):
 
 def write_back(values, structures):
     """The protocol of one round for devices with given bits and structures."""
-    votes = [vote(jnp.array(v), jnp.array(s), jnp.array(True)) for v, s in zip(values, structures)]
+    votes = [vote(jnp.array(v), jnp.array(s)) for v, s in zip(values, structures)]
     total = jax.tree.map(lambda *parts: sum(parts), *votes)
     bits = np.asarray(majority(total, default=jnp.zeros(values[0].shape, bool)))
     return [bits & structure for structure in structures]
@@ -95,10 +97,10 @@ def vgg16_upload_bits(classes, **options):
     algorithm = fm.fedmask(fm.models.build_model("vgg16", task), optax.adam(0.1), prune_layers=8, **options)
     state = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0))
     client = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.clients)
-    message = jax.eval_shape(algorithm.send, state.server, jnp.int32(0))
-    data = cases.data_of(task, 0)
-    _, upload, _ = jax.eval_shape(algorithm.train, jax.random.key(0), state.common, message, client, data)
-    return payload.static_bits(upload), payload.static_bits(message)
+    round = Round(jax.random.key(0), jnp.int32(0))
+    message = jax.eval_shape(algorithm.send, round, state.server, ())
+    _, upload, _ = jax.eval_shape(algorithm.train, round, message, client, cases.data_of(task, 0))
+    return size.static_bits(upload), size.static_bits(message)
 
 
 def test_bytes_of_vgg16():
@@ -107,17 +109,17 @@ def test_bytes_of_vgg16():
     assert -(-up // 8) == -(-down // 8) == 16_786_136
     task = synthetic_task((32, 32, 3), 10, np.array([20]), seed=0)
     params = jax.eval_shape(fm.models.build_model("vgg16", task).init, jax.random.key(0))
-    assert payload.static_bits(params) // 8 == 537_206_056
+    assert size.static_bits(params) // 8 == 537_206_056
 
 
 def train_once(algorithm, task, rounds, cohort=None, seed=0):
     simulation = make_simulation(
-        algorithm, task, cohort=cohort or task.num_clients, seed=seed, chunk=rounds, plan="scan"
+        algorithm, task, cohort=cohort or task.num_clients, seeds=(seed,), chunk=rounds, plan="scan"
     )
     states = [jax.device_get(simulation.init())]
     state = simulation.init()
     for r in range(rounds):
-        state, metrics = simulation.run(state, r, 1)
+        state, (metrics,) = simulation.run(state, r, 1)
         states.append(jax.device_get(state))
     return states, metrics
 
@@ -136,7 +138,7 @@ def test_pruned_elements_never_return_and_the_share_kept_is_exact():
 def test_bits_flip_in_the_first_round():
     task = cases.task()
     simulation = make_simulation(cases.algorithm("fedmask"), task, cohort=9, chunk=1)
-    _, metrics = simulation.run(simulation.init(), 0, 1)
+    _, (metrics,) = simulation.run(simulation.init(), 0, 1)
     assert metrics.mean("flip_fraction")[0] > 0.01
 
 
@@ -145,8 +147,9 @@ def test_frozen_weights_stay_and_cost_their_size_once():
     simulation = make_simulation(algorithm, task, cohort=5, chunk=1)
     before = jax.device_get(simulation.init())
     state, _ = simulation.run(simulation.init(), 0, 1)
-    chex.assert_trees_all_equal(jax.device_get(state.common), before.common)
-    assert simulation.setup_bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(before.common))
+    weights = before.server.weights
+    chex.assert_trees_all_equal(jax.device_get(state.server.weights), weights)
+    assert simulation.setup_bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(weights))
 
 
 def test_a_lone_voter_keeps_its_bits_with_start_own():
@@ -157,8 +160,8 @@ def test_a_lone_voter_keeps_its_bits_with_start_own():
     one = jax.tree.map(lambda a: jnp.asarray(a[client]), state.clients)
     inputs = jnp.asarray(task.test_inputs[:16])
     np.testing.assert_array_equal(
-        algorithm.predict(state.common, state.server, one, inputs),
-        algorithm.probes["personal_accuracy_writeback"](state.common, state.server, one, inputs),
+        algorithm.predict["personal"](state.server, one, inputs),
+        algorithm.predict["personal_accuracy_writeback"](state.server, one, inputs),
     )
 
 
@@ -166,14 +169,21 @@ def test_no_bit_flips_where_the_step_is_far_too_small():
     task = cases.task()
     still = fm.fedmask(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.01), batch_size=4, sparsity=0.0)
     simulation = make_simulation(still, task, cohort=9, chunk=1)
-    _, metrics = simulation.run(simulation.init(), 0, 1)
+    _, (metrics,) = simulation.run(simulation.init(), 0, 1)
     assert (metrics.train["flip_fraction"] == 0).all()
 
 
 @pytest.mark.parametrize(
-    "options", [{"prune_ratio": 0.0}, {"prune_ratio": 1.5}, {"prune_layers": 9}, {"score_scale": 0.0}]
+    "options",
+    [
+        {"prune_ratio": 0.0},
+        {"prune_ratio": 1.5},
+        {"prune_layers": 9},
+        {"score_scale": 0.0},
+        {"encoding": "entropy"},
+    ],
 )
 def test_bad_options_are_named(options):
     (name,) = options
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(UserError, match=f"{name}=.*: must be"):
         fm.fedmask(fm.models.mlp(cases.task()), optax.adam(0.1), **options)

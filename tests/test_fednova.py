@@ -10,14 +10,15 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import size
 from fedjax_masks.core import training, trees
+from fedjax_masks.core.algorithm import Round
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import make_simulation
 
 
 def run(algorithm, task, cohort, rounds=3):
-    simulation = make_simulation(algorithm, task, cohort=cohort, seed=7, chunk=rounds)
+    simulation = make_simulation(algorithm, task, cohort=cohort, seeds=(7,), chunk=rounds)
     state = simulation.init()
     start = reference.layers(state.server.params)
     return start, simulation.run(state, 0, rounds)[0].server.params
@@ -93,5 +94,5 @@ def test_bytes():
     algorithm = fm.fednova(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1))
     params = algorithm.init(jax.random.key(0), task).server.params
     data = jax.eval_shape(lambda: cases.data_of(task, 3))
-    _, upload, _ = jax.eval_shape(algorithm.train, jax.random.key(0), (), params, (), data)
-    assert payload.static_bits(upload) == 8 * (4 * trees.size(params) + 4)
+    _, upload, _ = jax.eval_shape(algorithm.train, Round(jax.random.key(0), jnp.int32(0)), params, (), data)
+    assert size.static_bits(upload) == 8 * (4 * trees.size(params) + 4)

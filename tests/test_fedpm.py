@@ -11,8 +11,10 @@ import reference
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.fedpm import draw, straight_through_less
-from fedjax_masks.communication import payload
-from fedjax_masks.core.algorithm import Cohort
+from fedjax_masks.communication import codecs, payload, size
+from fedjax_masks.core.algorithm import Round
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.costs.devices import make_population
 from fedjax_masks.simulation import make_simulation
 
 LAYERS = ("dense1", "dense2")
@@ -34,19 +36,27 @@ def counted(server, share, masks):
     return server._replace(ones=ones, masks=jnp.int32(masks))
 
 
-def upload_of(algorithm, state, key=1, client=3):
-    message = payload.poison(algorithm.send(state.server, jnp.int32(client)))
-    data = cases.data_of(cases.task(), client)
-    return jax.jit(algorithm.train)(jax.random.key(key), state.common, message, (), data)[1]
+def send(algorithm, server):
+    return algorithm.send(Round(jax.random.key(1), jnp.int32(0)), server, ())
 
 
-def merged(algorithm, state, masks, weights):
+def upload_of(algorithm, state, client=3):
+    message = payload.poison(send(algorithm, state.server))
+    own = jax.tree.map(lambda rows: rows[client], state.clients)
+    round, data = Round(jax.random.key(1), jnp.int32(0)), cases.data_of(cases.task(), client)
+    return jax.jit(algorithm.train)(round, message, own, data)[1]
+
+
+def mask_of(upload):
+    return codecs.entropy().unpack(upload)
+
+
+def merged(algorithm, server, masks, index=0):
     """The server after a round in which clients uploaded masks."""
-    uploads = [payload.Encoded(mask) for mask in masks]
-    partials = [algorithm.reduce(up, jnp.float32(w)) for up, w in zip(uploads, weights)]
-    total = jax.tree.map(lambda *parts: sum(parts), *partials)
-    cohort = Cohort(jnp.arange(len(masks)), jnp.array(weights, jnp.float32))
-    return algorithm.merge(jax.random.key(9), state.common, state.server, total, cohort)
+    uploads = [codecs.entropy().pack(None, mask, ())[0] for mask in masks]
+    round = Round(jax.random.key(9), jnp.int32(index))
+    parts = [algorithm.receive(round, server, (), upload, jnp.float32(3))[1] for upload in uploads]
+    return algorithm.merge(round, server, jax.tree.map(lambda *leaves: sum(leaves), *parts))[0]
 
 
 def some_masks(server, num, seed):
@@ -58,10 +68,11 @@ def test_frozen_weights_are_signed_constants_that_stay_and_cost_their_size_once(
     simulation = make_simulation(cases.algorithm("fedpm"), cases.task(), cohort=5, chunk=1)
     before = jax.device_get(simulation.init())
     state, _ = simulation.run(simulation.init(), 0, 1)
-    chex.assert_trees_all_equal(jax.device_get(state.common), before.common)
-    assert simulation.setup_bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(before.common))
+    weights = before.server.weights
+    chex.assert_trees_all_equal(jax.device_get(state.server.weights), weights)
+    assert simulation.setup_bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(weights))
     for layer in LAYERS:
-        kernel = before.common[layer]["kernel"]
+        kernel = weights[layer]["kernel"]
         np.testing.assert_allclose(np.abs(kernel), np.sqrt(2 / kernel.shape[0]), rtol=1e-6)
         assert 0 < np.mean(kernel > 0) < 1
 
@@ -85,7 +96,7 @@ def test_local_training_against_numpy():
     state = state._replace(server=counted(state.server, 0.25, 8))
     upload = upload_of(algorithm, state)
     order_key, step_key, upload_key = jax.random.split(jax.random.key(1), 3)
-    weights = reference.layers(state.common)
+    weights = reference.layers(state.server.weights)
     scores = [np.full(w.shape, np.log(0.25 / 0.75)) for w in weights[::2]]
 
     def drawn(key):
@@ -103,29 +114,36 @@ def test_local_training_against_numpy():
     expected = drawn(upload_key)
     assert any((a != b).any() for a, b in zip(expected, untrained))
     for name, mask in zip(LAYERS, expected):
-        np.testing.assert_array_equal(upload.mask[name], mask)
+        np.testing.assert_array_equal(mask_of(upload)[name], mask)
 
 
 def test_the_server_counts_ones_and_forgets_them_at_a_reset():
     algorithm, state = start(reset=2)
-    rounds = [some_masks(state.server, 3, seed) for seed in range(3)]
-    sums = [{n: sum(np.asarray(m[n], int) for m in masks[:2]) for n in LAYERS} for masks in rounds]
+    rounds = [some_masks(state.server, 2, seed) for seed in range(3)]
+    sums = [{n: sum(np.asarray(m[n], int) for m in masks) for n in LAYERS} for masks in rounds]
     expected = [sums[0], {n: sums[0][n] + sums[1][n] for n in LAYERS}, sums[2]]
-    for masks, ones, total in zip(rounds, expected, (2, 4, 2)):
-        state = state._replace(server=merged(algorithm, state, masks, [3.0, 1.0, 0.0]))
-        chex.assert_trees_all_equal(state.server.ones, {n: a.astype(np.int32) for n, a in ones.items()})
-        assert state.server.masks == total
+    server = state.server
+    for index, (masks, ones, total) in enumerate(zip(rounds, expected, (2, 4, 2))):
+        server = merged(algorithm, server, masks, index)
+        chex.assert_trees_all_equal(server.ones, {n: a.astype(np.int32) for n, a in ones.items()})
+        assert server.masks == total
         for name in LAYERS:
             share = ones[name] / total
-            assert state.server.mask[name][share == 1].all()
-            assert not state.server.mask[name][share == 0].any()
+            assert server.mask[name][share == 1].all()
+            assert not server.mask[name][share == 0].any()
 
 
-def test_a_round_without_uploads_changes_nothing_but_the_round():
-    algorithm, state = start()
-    before = merged(algorithm, state, some_masks(state.server, 2, 0), [1.0, 1.0])
-    after = merged(algorithm, state._replace(server=before), some_masks(before, 2, 1), [0.0, 0.0])
-    chex.assert_trees_all_equal(after, before._replace(round=before.round + 1))
+def test_a_round_without_uploads_changes_nothing():
+    """With a reset in every round, and clients that all fail."""
+    population = make_population("rpi4@wifi,dropout=0.999999", cases.task().num_clients)
+    simulation = make_simulation(
+        cases.algorithm("fedpm"), cases.task(), cohort=5, chunk=2, population=population
+    )
+    state = simulation.init()
+    before = jax.device_get(counted(state.server, 0.25, 8))
+    after, (metrics,) = simulation.run(state._replace(server=jax.device_put(before)), 0, 2)
+    assert (metrics.train["lost"] == 1).all()
+    chex.assert_trees_all_equal(jax.device_get(after.server), before)
 
 
 @pytest.mark.parametrize(("masks", "error"), [(1, 1e-6), (7, 1e-6), (255, 1e-6), (1000, 1 / 510)])
@@ -135,18 +153,19 @@ def test_a_message_is_8_bits_per_weight_and_exact_up_to_255_masks(masks, error):
     ones = {
         n: jnp.asarray(rng.integers(0, masks + 1, a.shape), jnp.int32) for n, a in state.server.ones.items()
     }
-    message = algorithm.send(state.server._replace(ones=ones, masks=jnp.int32(masks)), jnp.int32(0))
-    assert payload.bits(message) == 8 * (6 * 8 + 8 * 3) + 32 * len(LAYERS)
+    message = send(algorithm, state.server._replace(ones=ones, masks=jnp.int32(masks)))
+    assert size.bits(message) == 8 * (6 * 8 + 8 * 3) + 32 * len(LAYERS)
     for name, count in ones.items():
-        received = message.tree[name].codes * message.tree[name].scale
+        part = message.counts.tree[name]
+        received = part.codes * part.scale
         np.testing.assert_allclose(received, count / masks, atol=error + 1e-7)
 
 
 def test_the_first_message_is_empty_and_means_one_half():
     algorithm, state = start(hidden=512)
-    assert payload.bits(algorithm.send(state.server, jnp.int32(0))) == 0
+    assert size.bits(send(algorithm, state.server)) == 0
     upload = upload_of(algorithm, state)
-    share = np.mean(np.concatenate([np.ravel(mask) for mask in upload.mask.values()]))
+    share = np.mean(np.concatenate([np.ravel(mask) for mask in mask_of(upload).values()]))
     assert abs(share - 0.5) < 4 * np.sqrt(0.25 / 4608)
 
 
@@ -155,27 +174,27 @@ def test_an_upload_costs_the_entropy_of_its_mask(share):
     algorithm, state = start(hidden=512)
     state = state._replace(server=counted(state.server, share, 100))
     upload = upload_of(algorithm, state)
-    held = np.concatenate([np.ravel(mask) for mask in upload.mask.values()])
+    held = np.concatenate([np.ravel(mask) for mask in mask_of(upload).values()])
     p = np.clip(share, 0.01, 0.99)
     assert abs(held.mean() - p) < 4 * np.sqrt(p * (1 - p) / held.size)
     entropy = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
-    assert payload.bits(upload) / held.size == pytest.approx(entropy, abs=0.02)
+    assert size.bits(upload) / held.size == pytest.approx(entropy, abs=0.02)
 
 
 def test_sure_probabilities_give_one_mask_and_no_other():
     algorithm, state = start(margin=1e-7)
     (mask,) = some_masks(state.server, 1, 5)
-    state = state._replace(server=merged(algorithm, state, [mask] * 4, [1.0] * 4))
-    chex.assert_trees_all_equal(upload_of(algorithm, state).mask, mask)
+    state = state._replace(server=merged(algorithm, state.server, [mask] * 4))
+    chex.assert_trees_all_equal(mask_of(upload_of(algorithm, state)), mask)
     inputs = jnp.asarray(cases.task().test_inputs[:8])
-    params = {n: {**p, "kernel": p["kernel"] * mask[n]} for n, p in state.common.items()}
+    params = {n: {**p, "kernel": p["kernel"] * mask[n]} for n, p in state.server.weights.items()}
     np.testing.assert_allclose(
-        algorithm.predict_global(state.common, state.server, inputs), mlp().apply(params, inputs), rtol=1e-6
+        algorithm.predict["global"](state.server, None, inputs), mlp().apply(params, inputs), rtol=1e-6
     )
 
 
 @pytest.mark.parametrize("options", [{"margin": 0.0}, {"margin": 0.5}, {"reset": 0}])
 def test_bad_options_are_named(options):
     (name,) = options
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(UserError, match=f"{name}=.*: must be"):
         fm.fedpm(mlp(), STILL, **options)

@@ -10,8 +10,9 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.fedskel import keep_count, ratios_of
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import size
 from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Round, Schedule
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
@@ -23,9 +24,9 @@ SGD = optax.sgd(0.01, momentum=0.5)
 
 
 def train_once(algorithm, task, *, client=3, whole, tier=0):
-    """State before, client after, upload and metrics of one client's round."""
+    """State before, client after, upload and facts of one client's round."""
     state = algorithm.init(jax.random.key(0), task)
-    server = state.server._replace(round=jnp.int32(0 if whole else 1))
+    round = Round(jax.random.key(1), jnp.int32(0 if whole else 1))
     before = jax.tree.map(lambda a: a[client], state.clients)
     rng = np.random.default_rng(1)
     skeleton = {}
@@ -33,11 +34,10 @@ def train_once(algorithm, task, *, client=3, whole, tier=0):
         keep = keep_count(mask.size, (0.3, 1.0)[tier])
         skeleton[name] = jnp.zeros(mask.size, bool).at[rng.permutation(mask.size)[:keep]].set(True)
     before = before._replace(skeleton=skeleton)
-    rows = jax.tree.map(lambda all_rows, row: all_rows.at[client].set(row), server.skeletons, skeleton)
-    message = algorithm.send(server._replace(skeletons=rows), jnp.int32(client))
+    message = algorithm.send(round, state.server, skeleton)
     data = cases.data_of(task, client, tier)
-    after, upload, metrics = jax.jit(algorithm.train)(jax.random.key(1), (), message, before, data)
-    return before, after, upload, metrics
+    after, upload, info = jax.jit(algorithm.train)(round, message, before, data)
+    return before, after, upload, info
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,8 @@ def test_number_of_filters_kept(outputs, ratio, kept):
 @pytest.mark.parametrize("options", [{}, {"stale_mean": True}])
 def test_ratio_one_is_fedavg(model, task, options):
     skeletal = fm.fedskel(model, SGD, batch_size=4, ratios=(1.0,), updates=2, **options)
-    plain = fm.fedavg(model, SGD, batch_size=4)._replace(select=lambda index, draw: draw(index - index % 3))
+    cycles = Schedule(select=lambda index, draw: draw(index - index % 3))
+    plain = fm.fedavg(model, SGD, batch_size=4)._replace(schedule=cycles)
     got, want = (fm.make_simulation(a, task, cohort=4, chunk=4) for a in (skeletal, plain))
     state, _ = got.run(got.init(), 0, 4)
     reference, _ = want.run(want.init(), 0, 4)
@@ -141,13 +142,11 @@ def test_communication_on_resnet18(updates, ratio):
     assert saved == pytest.approx(0.648, abs=0.006)
 
     state = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0))
-    skeleton = {k.name: jnp.arange(k.outputs)[None] < keep_count(k.outputs, ratio) for k in filters}
-    server = state.server._replace(skeletons=skeleton)
+    skeleton = {k.name: jnp.arange(k.outputs) < keep_count(k.outputs, ratio) for k in filters}
 
-    def bits(round_index):
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), server.params)
-        message = algorithm.send(server._replace(params=zeros, round=jnp.int32(round_index)), jnp.int32(0))
-        return payload.bits(message)
+    def bits(index):
+        round = Round(jax.random.key(0), jnp.int32(index))
+        return size.bits(algorithm.send(round, trees.zeros_like(state.server), skeleton))
 
     assert bits(0) == dense
     assert bits(1) == dense - 32 * outside
@@ -158,17 +157,17 @@ def test_uploads_carry_the_skeleton_and_its_mask_once(model, task):
     dense = 32 * trees.size(algorithm.init(jax.random.key(0), task).server.params)
     filters = [k for k in model.kernels if k.kind == "conv"]
     _, _, upload, _ = train_once(algorithm, task, whole=True)
-    assert payload.bits(upload) == dense + sum(k.outputs for k in filters)
+    assert size.bits(upload) == dense + sum(k.outputs for k in filters)
     _, _, upload, _ = train_once(algorithm, task, whole=False)
     weights = lambda k: np.prod(k.shape[:-1]) + 1
     outside = sum((k.outputs - keep_count(k.outputs, 0.3)) * weights(k) for k in filters)
-    assert payload.bits(upload) == dense - 32 * outside
+    assert size.bits(upload) == dense - 32 * outside
 
 
 def test_flops_of_a_client_fall_with_its_ratio(model, task):
     algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3, 1.0))
     flops = [
-        float(train_once(algorithm, task, whole=whole, tier=tier)[3]["flops"])
+        float(train_once(algorithm, task, whole=whole, tier=tier)[3].work.flops)
         for whole, tier in [(True, 0), (False, 1), (False, 0)]
     ]
     assert flops[0] == flops[1]
@@ -186,9 +185,9 @@ def test_flops_of_a_client_fall_with_its_ratio(model, task):
 @pytest.mark.parametrize("plan", [Plan(1), Plan(3), Plan(4, 2), Plan(9)])
 def test_tiers_never_share_a_block(plan):
     task = cases.task()
-    tiers = fm.Tiers(3, lambda ids: ids % 3)
+    schedule = Schedule(num_tiers=3, tier_of=lambda ids: ids % 3)
     ids, sizes = np.array([8, 0, 3, 4, 7, 6]), task.train.sizes
-    rows, places = lay_out(ids, task.train, plan, tiers)
+    rows, places = lay_out(ids, task.train, plan, schedule)
     np.testing.assert_array_equal(rows.ids[places], ids)
     assert np.sum(rows.ids < len(sizes)) == len(ids)
     np.testing.assert_array_equal(rows.sizes[places], sizes[ids])
@@ -197,10 +196,16 @@ def test_tiers_never_share_a_block(plan):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"ratios": (0.0,)}, "ratios=0.0"), ({"ratios": (0.5, 1.5)}, "ratios=1.5")]
+    ("options", "message"),
+    [
+        ({"ratios": (0.0,)}, "must be a list of a finite number above 0 and at most 1"),
+        ({"ratios": (0.5, 1.5)}, "must be a list"),
+        ({"ratios": ()}, "must be one ratio or more"),
+        ({"updates": 0}, "updates=0: must be"),
+    ],
 )
-def test_ratios_out_of_range_are_refused(model, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_out_of_range_are_refused(model, options, message):
+    with pytest.raises(UserError, match=message):
         fm.fedskel(model, SGD, **options)
 
 
@@ -221,16 +226,14 @@ def test_every_device_gets_what_it_can_do():
     fleet = make_population(chosen.devices, task.num_clients, seed=chosen.seed).fleet
     ratios, _ = ratios_of(fleet.flops)
     assert ratios == (0.1, 0.2, 1.0)
-    assert algorithm.tiers.number == 3
+    assert algorithm.schedule.num_tiers == 3
     for rate, tier in ((1.2e9, 0), (8e9, 1), (40e9, 2)):
         ids = np.flatnonzero(np.isclose(fleet.flops, rate))
         assert ids.size
-        assert set(algorithm.tiers.of(ids)) == {tier}
+        assert set(algorithm.schedule.tier_of(ids)) == {tier}
 
 
 def test_ratios_by_device_need_devices():
     values = {"algorithm.name": "fedskel", "algorithm.ratios": "devices"}
-    with pytest.raises(
-        UserError, match=r"ratios=devices: the clients have no devices; accepted with --devices"
-    ):
+    with pytest.raises(UserError, match=r"ratios=devices: must be used for clients that have devices"):
         build.build(config.make_config(values))

@@ -56,15 +56,14 @@ def test_a_client_counts_what_xla_counts_in_its_compiled_step(name, monkeypatch)
     algorithm = STEPS[name]()
     task = synthetic_task(IMAGES.input_shape, IMAGES.num_classes, [40] * 2)
     state = algorithm.init(jax.random.key(0), task)
-    server = state.server
-    if name == "skeleton":
-        server = server._replace(round=jnp.int32(1))
-    message = algorithm.send(server, jnp.int32(1))  # a constant: of a branch only what runs is compiled
-    client = jax.tree.map(lambda leaf: leaf[1], state.clients)
-    train = jax.jit(lambda client, data: algorithm.train(jax.random.key(0), (), message, client, data))
+    # Constants, so that only the branch that runs is compiled.
+    round = fm.Round(jax.random.key(0), np.int32(name == "skeleton"))
+    client, profile = (jax.tree.map(lambda leaf: leaf[1], rows) for rows in state[1:])
+    message = algorithm.send(round, state.server, profile)
+    train = jax.jit(lambda client, data: algorithm.train(round, message, client, data))
     data = cases.data_of(task, 1)
-    metrics = train(client, data)[2]
-    assert metrics["steps"] == 2
+    done = train(client, data)[2].work
+    assert done.steps == 2
     # XLA counts the loop's body once, elementwise operations, and no products with the padding's zeros.
     counted = train.lower(client, data).compile().cost_analysis()["flops"]
-    np.testing.assert_allclose(metrics["flops"] / metrics["steps"], counted, rtol=0.1)
+    np.testing.assert_allclose(done.flops / done.steps, counted, rtol=0.1)

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.cli import main
 from fedjax_masks.communication.payload import (
+    AlreadyKnown,
+    Conditional,
     Encoded,
+    Installed,
     Masked,
     Quantized,
     Sparse,
-    When,
-    decode,
-    encode,
     shape_only,
 )
+from fedjax_masks.communication.serialization import decode, encode
 from fedjax_masks.core import trees
 from fedjax_masks.core.errors import UserError, user_errors
 from fedjax_masks.costs.devices import Fleet, make_population
@@ -144,16 +145,17 @@ def test_damaged_configuration_files(tmp_path, capsys, monkeypatch, content):
 
 PAYLOAD = [
     Masked(np.arange(6, dtype=np.float32), np.arange(6) % 2 == 0),
-    When(np.bool_(True), {"a": np.arange(3, dtype=np.int8), "b": np.array([True, False, True])}),
+    Conditional(np.bool_(True), {"a": np.arange(3, dtype=np.int8), "b": np.array([True, False, True])}),
     Encoded(np.arange(4200) % 7 == 0),
     Sparse(np.ones(2, np.float16), np.array([0, 4], np.int32), shape_only((5,))),
     Quantized(np.array([-4, 3], np.int8), np.float32(1), np.zeros((3, 0), np.float32)),
+    {"known": AlreadyKnown(np.arange(3)), "installed": Installed(np.ones((2, 2), np.float32))},
 ]
 
 
 @settings(short, max_examples=300)
 @given(damaged(encode(PAYLOAD)))
-def test_damaged_payloads_are_refused_or_mean_exactly_themselves(content):
+def test_damaged_payloads_are_refused_or_decode_to_a_payload_of_these_bytes(content):
     with user_errors_only():
         with user_errors():
             received = decode(content, PAYLOAD)
@@ -164,7 +166,7 @@ def test_damaged_payloads_are_refused_or_mean_exactly_themselves(content):
 def test_a_short_payload_for_a_huge_array_allocates_nothing(content, size):
     arrays = [jax.ShapeDtypeStruct((size,), dtype) for dtype in (np.float32, bool, jax.numpy.int4)]
     for like in (*arrays, Encoded(arrays[1])):
-        with pytest.raises(ValueError, match=r"truncated|corrupt"):
+        with pytest.raises(ValueError, match=r"truncated|must be intact"):
             decode(content, like)
 
 

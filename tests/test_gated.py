@@ -1,4 +1,4 @@
-"""Gated models against the definition of their gates, and what is counted and removed by them."""
+"""Gated models against the definition of their gates, and the MACs and channels that gates save."""
 
 import math
 from types import SimpleNamespace
@@ -65,7 +65,7 @@ def test_published_parameter_counts(make, parameters, of_gates):
 
 
 @pytest.mark.parametrize("name", ["cnn", "lenet", "vgg11", "resnet18", "resnet20"])
-def test_which_layers_have_gates(name):
+def test_body_convolutions_have_gates(name):
     net = build_model(name, CIFAR)
     names = {kernel.name for kernel in gated(net).kernels if kernel.gate}
     convs = {kernel.name for kernel in net.kernels if kernel.kind == "conv"}
@@ -163,8 +163,8 @@ def test_suppressed_pairs_have_no_gradient():
     gradient = jax.jit(jax.grad(loss))
     moved = 0
     for index, x in enumerate(images()):
-        batch = training.Batch(x[None], jnp.array([index % 4]), jnp.ones(1, bool))
-        grads = jax.device_get(gradient(params, batch))
+        batch = training.Batch(x[None], jnp.array([index % 4]), jnp.ones(1, bool), jnp.int32(0))
+        grads = jax.device_get(gradient(params, batch, jax.random.key(0)))
         for name, gate in gates.items():
             suppressed = ~np.asarray(gate.active[index])
             layer = trees.get(grads, tuple(name.split("/")))
@@ -175,10 +175,11 @@ def test_suppressed_pairs_have_no_gradient():
 
 
 def test_channels_that_are_suppressed_in_all_examples_have_no_gradient(case):
-    """With batch normalisation, too: nothing of them is read."""
+    """With batch normalisation, too: nothing reads them."""
     _, model, params, _, gates = case
-    batch = training.Batch(jnp.asarray(images()), jnp.arange(6) % 4, jnp.ones(6, bool))
-    grads = jax.device_get(jax.jit(jax.grad(training.cross_entropy(model.apply)))(params, batch))
+    batch = training.Batch(jnp.asarray(images()), jnp.arange(6) % 4, jnp.ones(6, bool), jnp.int32(0))
+    gradient = jax.jit(jax.grad(training.cross_entropy(model.apply)))
+    grads = jax.device_get(gradient(params, batch, jax.random.key(0)))
     found = 0
     for name, gate in gates.items():
         unused = ~gate.active.any(0)
@@ -226,15 +227,19 @@ def test_a_gated_model_can_be_cut(case):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"ratio": 0.0}, "ratio=0.0"), ({"ratio": 1.2}, "ratio=1.2"), ({"ratio": 0.05}, "no channel of conv1")],
+    [
+        ({"ratio": 0.0}, "ratio=0.0"),
+        ({"ratio": 1.2}, "ratio=1.2"),
+        ({"ratio": 0.05}, "to keep a channel of conv1"),
+    ],
 )
-def test_ratios_that_make_no_sense_are_refused(options, message):
+def test_ratios_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         gated(MODELS["cnn"](), **options)
 
 
 def test_a_model_without_convolutions_has_no_gates():
-    with pytest.raises(ValueError, match="'mlp': has no convolution"):
+    with pytest.raises(ValueError, match="'mlp': must have a convolution"):
         gated(mlp(TASK))
 
 
@@ -290,7 +295,7 @@ def test_activity_is_a_share_of_all_examples(case):
             np.testing.assert_allclose(activity[name], gate.active.mean(0), atol=1e-6)
 
 
-def test_removing_what_a_client_never_uses_changes_nothing(case):
+def test_removing_channels_that_a_client_never_uses_changes_nothing(case):
     _, model, params, logits, gates = case
     activity = {name: gate.active.mean(0) for name, gate in gates.items()}
     keep = channels_in_use(activity, 1e-9)
@@ -319,7 +324,7 @@ def test_a_client_keeps_at_least_the_most_active_channel():
     used = channels_in_use({"a": np.array([0.1, 0.4, 0.3])}, 0.9)
     np.testing.assert_array_equal(used["a"], [False, True, False])
     model = MODELS["cnn"]()
-    with pytest.raises(ValueError, match="conv1 would lose all its 7 outputs"):
+    with pytest.raises(ValueError, match="conv1: must keep one or more of the layer's 7 outputs"):
         keep_outputs(model, random_params(model), {"conv1": np.zeros(7, bool)})
 
 

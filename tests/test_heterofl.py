@@ -5,14 +5,17 @@ import math
 import cases
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.heterofl import ownership, present, put_back, scaled, sliced, take
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import payload, size
 from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Round
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.models.compaction import keep_outputs
 
 SGD = optax.sgd(0.1, momentum=0.5)
@@ -20,20 +23,17 @@ PLAIN = {"scaler": False, "own_classes": False}
 
 
 def run(algorithm, rounds=2):
-    simulation = fm.make_simulation(algorithm, cases.task(), cohort=5, seed=7, chunk=2)
-    state, metrics = simulation.run(simulation.init(), 0, rounds)
+    simulation = fm.make_simulation(algorithm, cases.task(), cohort=5, seeds=(7,), chunk=2)
+    state, (metrics,) = simulation.run(simulation.init(), 0, rounds)
     return jax.device_get(state), metrics
 
 
-def row(clients, client):
-    return jax.tree.map(lambda leaf: leaf[client], clients)
+def row(rows, client):
+    return jax.tree.map(lambda leaf: leaf[client], rows)
 
 
-def test_of_one_tier_it_is_fedavg():
-    model = fm.models.mlp(cases.task(), hidden=(8,))
-    state, _ = run(fm.heterofl(model, SGD, batch_size=4, ratios=(1.0,), own_classes=False))
-    plain, _ = run(fm.fedavg(model, SGD, batch_size=4))
-    chex.assert_trees_all_close(state.server.average, plain.server, rtol=1e-6, atol=1e-7)
+def round_of(key):
+    return Round(jax.random.key(key), jnp.int32(0))
 
 
 def test_a_slice_is_the_model_without_the_other_channels():
@@ -64,18 +64,23 @@ def test_every_parameter_is_the_mean_of_its_owners():
     model, ratios = fm.models.mlp(task, hidden=(8,)), (1.0, 0.5)
     algorithm = fm.heterofl(model, optax.sgd(0.1), batch_size=4, ratios=ratios, **PLAIN)
     state = algorithm.init(jax.random.key(0), task)
-    before = state.server.average.params
+    before = state.server.params
     total, weights = jax.tree.map(np.zeros_like, before), jax.tree.map(np.zeros_like, before)
-    partials = []
+    contributions = []
     for client in (3, 4, 7):
-        key, size = jax.random.key(client), float(task.train.sizes[client])
+        round, number = round_of(client), float(task.train.sizes[client])
         width = 4 if client % 2 else 8
         data = cases.data_of(task, client, tier=client % 2)
-        message = payload.poison(algorithm.send(state.server, client))
-        _, upload, _ = algorithm.train(key, (), message, row(state.clients, client), data)
-        partials.append(algorithm.reduce(payload.poison(upload), size))
+        profile = row(state.profiles, client)
+        message = payload.poison(algorithm.send(round, state.server, profile))
+        _, upload, _ = algorithm.train(round, message, row(state.clients, client), data)
+        after, part = algorithm.receive(
+            round, state.server, profile, payload.poison(upload), jnp.float32(number)
+        )
+        assert after == profile == client % 2
+        contributions.append(part)
         # The slice, trained as a model of its own.
-        part = {
+        start = {
             "dense1": {
                 "kernel": before["dense1"]["kernel"][:, :width],
                 "bias": before["dense1"]["bias"][:width],
@@ -83,7 +88,7 @@ def test_every_parameter_is_the_mean_of_its_owners():
             "dense2": {"kernel": before["dense2"]["kernel"][:width], "bias": before["dense2"]["bias"]},
         }
         narrow = fm.fedavg(fm.models.mlp(task, hidden=(width,)), optax.sgd(0.1), batch_size=4)
-        _, update, _ = narrow.train(key, (), part, (), data)
+        _, update, _ = narrow.train(round, start, (), data)
         for layer, name in (
             ("dense1", "kernel"),
             ("dense1", "bias"),
@@ -91,14 +96,12 @@ def test_every_parameter_is_the_mean_of_its_owners():
             ("dense2", "bias"),
         ):
             place = tuple(slice(n) for n in update[layer][name].shape)
-            total[layer][name][place] += size * np.asarray(update[layer][name])
-            weights[layer][name][place] += size
-    cohort = fm.Cohort(np.array([3, 4, 7]), np.array([20.0, 9.0, 11.0]))
-    server = algorithm.merge(
-        jax.random.key(0), (), state.server, jax.tree.map(lambda *p: sum(p), *partials), cohort
-    )
+            total[layer][name][place] += number * np.asarray(update[layer][name])
+            weights[layer][name][place] += number
+    summed = jax.tree.map(lambda *parts: sum(parts), *contributions)
+    server, _ = algorithm.merge(round_of(0), state.server, summed)
     expected = jax.tree.map(lambda w, t, n: w + t / np.maximum(n, 1), before, total, weights)
-    chex.assert_trees_all_close(server.average.params, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(server.params, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bytes_and_flops_are_those_of_the_slice():
@@ -108,14 +111,14 @@ def test_bytes_and_flops_are_those_of_the_slice():
     state = algorithm.init(jax.random.key(0), task)
     flops = []
     for tier, width in enumerate((32, 8)):
-        message = algorithm.send(state.server, tier)
-        _, upload, metrics = algorithm.train(
-            jax.random.key(1), (), message, row(state.clients, tier), cases.data_of(task, tier, tier)
+        message = algorithm.send(round_of(1), state.server, row(state.profiles, tier))
+        _, upload, info = algorithm.train(
+            round_of(1), message, row(state.clients, tier), cases.data_of(task, tier, tier)
         )
         parameters = (6 + 1) * width + (width + 1) * 3
-        assert payload.bits(message) == payload.bits(upload) == 32 * parameters
-        np.testing.assert_allclose(metrics["density"], parameters / trees.size(state.server.average.params))
-        flops.append(float(metrics["flops"] / metrics["steps"]))
+        assert size.bits(message) == size.bits(upload) == 32 * parameters
+        np.testing.assert_allclose(info.extra["density"], parameters / trees.size(state.server.params))
+        flops.append(float(info.work.flops / info.work.steps))
     assert flops[1] < 0.4 * flops[0]
 
 
@@ -128,8 +131,8 @@ def test_a_client_predicts_with_its_slice(scaler):
     x = task.test_inputs[:5]
     for tier, width in enumerate((1.0, 0.5)):
         small = sliced(model, width)
-        part = take(state.server.average.params, ownership(model, [small]), 0)
-        logits = algorithm.predict((), state.server, row(state.clients, tier), x)
+        part = take(state.server.params, ownership(model, [small]), 0)
+        logits = algorithm.predict["personal"](state.server, row(state.clients, tier), x)
         apply = scaled(small, width) if scaler else small.apply
         np.testing.assert_allclose(logits, apply(part, x), rtol=1e-6)
 
@@ -140,14 +143,14 @@ def test_what_a_slice_passes_on_is_as_large_as_what_the_whole_model_does():
     small = sliced(model, ratio)
     owned = ownership(model, [small])
 
-    def size(apply):
+    def spread(apply):
         keys = jax.random.split(jax.random.key(0), 50)
         return float(np.mean([np.std(apply(model.init(key))) for key in keys]))
 
     x = task.inputs[:20]
-    whole = size(lambda params: model.apply(params, x))
-    narrow = size(lambda params: scaled(small, ratio)(take(params, owned, 0), x))
-    alone = size(lambda params: small.apply(take(params, owned, 0), x))
+    whole = spread(lambda params: model.apply(params, x))
+    narrow = spread(lambda params: scaled(small, ratio)(take(params, owned, 0), x))
+    alone = spread(lambda params: small.apply(take(params, owned, 0), x))
     assert alone < 0.1 * whole
     assert 0.5 * whole < narrow < 2 * whole
     params = model.init(jax.random.key(0))
@@ -162,22 +165,22 @@ def test_a_client_leaves_classes_alone_that_it_does_not_have():
     label = int(data.labels[data.rows[0]])
     own = np.arange(3) == label
     np.testing.assert_array_equal(present(data, 3), own)
-    message = payload.poison(algorithm.send(state.server, 2))
-    client, upload, _ = algorithm.train(jax.random.key(1), (), message, row(state.clients, 2), data)
+    profile = row(state.profiles, 2)
+    message = payload.poison(algorithm.send(round_of(1), state.server, profile))
+    client, upload, _ = algorithm.train(round_of(1), message, row(state.clients, 2), data)
     np.testing.assert_array_equal(client.classes, own)
     np.testing.assert_array_equal(upload.update.mask["dense2"]["kernel"], np.broadcast_to(own, (8, 3)))
-    assert payload.bits(upload) == 32 * ((6 + 1) * 8 + (8 + 1)) + 3
-    cohort = fm.Cohort(np.array([2]), np.array([1.0]))
-    partial = algorithm.reduce(payload.poison(upload), 1.0)
-    after = algorithm.merge(jax.random.key(0), (), state.server, partial, cohort).average.params
-    moved = jax.tree.map(lambda new, old: np.asarray(new != old), after, state.server.average.params)
+    assert size.bits(upload) == 32 * ((6 + 1) * 8 + (8 + 1)) + 3
+    _, part = algorithm.receive(round_of(1), state.server, profile, payload.poison(upload), jnp.float32(1))
+    after, _ = algorithm.merge(round_of(0), state.server, part)
+    moved = jax.tree.map(lambda new, old: np.asarray(new != old), after.params, state.server.params)
     np.testing.assert_array_equal(moved["dense2"]["kernel"].any(0), own)
     np.testing.assert_array_equal(moved["dense2"]["bias"], own)
-    logits = algorithm.predict((), state.server, client, task.test_inputs[:5])
+    logits = algorithm.predict["personal"](state.server, client, task.test_inputs[:5])
     np.testing.assert_array_equal(logits[:, ~own], 0)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5])
 def test_ratios_out_of_range_are_refused(ratio):
-    with pytest.raises(ValueError, match="ratios="):
+    with pytest.raises(UserError, match=r"^ratios=.*: must be"):
         fm.heterofl(fm.models.mlp(cases.task()), SGD, ratios=(ratio,))

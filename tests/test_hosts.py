@@ -98,7 +98,7 @@ def test_a_signal_to_any_process_ends_all_with_a_checkpoint(tmp_path, victim):
     [
         ((["--seed", 0], ["--seed", 1]), "seed="),
         (([], ["--partition", "shards:2"]), "data.partition="),
-        (([], ["--set", "data.name=npz:nowhere"]), "data set 'npz:nowhere'"),
+        (([], ["--set", "data.name=npz:nowhere"]), "data.name='npz:nowhere'"),
     ],
 )
 def test_processes_that_were_started_differently_end_in_one_line_each(tmp_path, each, message):
@@ -129,9 +129,9 @@ def test_a_port_in_use_and_a_first_process_that_is_not_there_end_in_one_line(tmp
     ("options", "message"),
     [
         (["--coordinator", "127.0.0.1:99999", "--num-processes", "2", "--process-id", "0"], "HOST:PORT"),
-        (["--coordinator", "127.0.0.1:1"], "needs --num-processes and --process-id"),
-        (["--coordinator", "x", "--num-processes", "2", "--process-id", "0"], "accepted is HOST:PORT"),
-        (["--coordinator", "x:1", "--num-processes", "2", "--process-id", "2"], "accepted are 0 to 1"),
+        (["--coordinator", "127.0.0.1:1"], "must go with --num-processes and --process-id"),
+        (["--coordinator", "x", "--num-processes", "2", "--process-id", "0"], "must be HOST:PORT"),
+        (["--coordinator", "x:1", "--num-processes", "2", "--process-id", "2"], "must be from 0 to 1"),
     ],
 )
 def test_processes_that_are_none(tmp_path, capsys, options, message):

@@ -20,15 +20,9 @@ def model():
 
 
 def run(algorithm, num=3):
-    simulation = fm.make_simulation(algorithm, cases.task(), cohort=5, seed=7, chunk=3)
-    state, metrics = simulation.run(simulation.init(), 0, num)
+    simulation = fm.make_simulation(algorithm, cases.task(), cohort=5, seeds=(7,), chunk=3)
+    state, (metrics,) = simulation.run(simulation.init(), 0, num)
     return jax.device_get(state), metrics
-
-
-def test_with_all_layers_shared_it_is_fedavg(model):
-    state, _ = run(fm.lgfedavg(model, SGD, batch_size=4, shared=("dense1", "dense2")))
-    chex.assert_trees_all_equal(state.server, run(fm.fedavg(model, SGD, batch_size=4))[0].server)
-    assert not jax.tree.leaves(state.clients)
 
 
 def test_against_numpy(model):
@@ -52,14 +46,15 @@ def test_against_numpy(model):
     np.testing.assert_array_equal(metrics.bytes_down, 4 * (8 + 1) * 3)
 
 
-def test_clients_see_for_themselves_and_share_the_newest_head(model):
+def test_a_client_predicts_with_its_representation_and_the_newest_head(model):
     algorithm = fm.lgfedavg(model, SGD, batch_size=4, shared=("dense2",))
     state, _ = run(algorithm)
     client = jax.tree.map(lambda a: a[4], state.clients)
     x = cases.task().inputs[:5]
     chex.assert_trees_all_equal(
-        algorithm.predict((), state.server, client, x), model.apply(client | state.server.params, x)
+        algorithm.predict["personal"](state.server, client, x), model.apply(client | state.server.params, x)
     )
+    assert "global" not in algorithm.predict
 
 
 def test_the_last_two_stages_are_shared_unless_others_are_named():
@@ -69,6 +64,6 @@ def test_the_last_two_stages_are_shared_unless_others_are_named():
 
 
 @pytest.mark.parametrize("shared", [("dense3",), ()])
-def test_stages_that_there_are_not_are_refused(model, shared):
+def test_unknown_stages_are_refused(model, shared):
     with pytest.raises(UserError, match="shared="):
         fm.lgfedavg(model, SGD, shared=shared)

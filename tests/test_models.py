@@ -9,7 +9,7 @@ import pytest
 from fedjax_masks.claims.nets import NETS, Net, parameter_count
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.models import MODELS, build_model, mlp, resnet18, resnet20, vgg11, vgg16
-from fedjax_masks.models.layers import adaptive_average_pool, max_pool, relu_max_pool
+from fedjax_masks.models.functional import adaptive_average_pool, max_pool, relu_max_pool
 
 
 def problem(*input_shape, classes=10):
@@ -262,12 +262,12 @@ def test_adaptive_average_pool_against_loops(size):
 
 
 def test_errors_name_what_is_accepted():
-    with pytest.raises(ValueError, match=r"model='lenett': unknown; did you mean 'lenet'\?"):
+    with pytest.raises(ValueError, match=r"model\.name='lenett': must be one of .*; did you mean 'lenet'\?"):
         build_model("lenett", MNIST)
-    with pytest.raises(ValueError, match=r"model option 'width': 'mlp' takes hidden, norm"):
+    with pytest.raises(ValueError, match=r"model\.width=3: must be left out; mlp takes hidden, norm"):
         build_model("mlp", MNIST, width=3)
     with pytest.raises(
-        ValueError, match=r"model='cnn': needs inputs \[height, width, channels\], got \(561,\)"
+        ValueError, match=r"model='cnn': must have inputs \[height, width, channels\], and gets \(561,\)"
     ):
         build_model("cnn", problem(561))
 

@@ -134,13 +134,15 @@ def test_one_dimensional_convolution_is_left_to_lax():
 
 
 def test_unknown_lowering_is_refused():
-    with pytest.raises(ValueError, match=r"lowering='fft': expected one of canonical, im2col, winograd, lax"):
+    with pytest.raises(ValueError, match=r"lowering=fft: must be one of canonical, im2col, winograd, lax"):
         conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), lowering="fft")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("kernel", "strides"), [((3, 2), (1, 1)), ((6, 6), (1, 1)), ((3, 3), (2, 2))])
 def test_winograd_refuses_what_it_cannot_do(kernel, strides):
-    with pytest.raises(ValueError, match=r"lowering='winograd': strides .*; accepted are"):
+    with pytest.raises(
+        ValueError, match=r"lowering='winograd': must have strides \(1, 1\) and a square kernel"
+    ):
         conv2d(jnp.ones((1, 8, 8, 1)), jnp.ones((*kernel, 1, 1)), strides=strides, lowering="winograd")
 
 

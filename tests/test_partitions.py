@@ -123,14 +123,16 @@ def test_natural_follows_the_ids(caplog):
     for client, name in enumerate(["ann", "bea", "cas"]):
         np.testing.assert_array_equal(rows_of(task.train, client), np.flatnonzero(names == name))
         np.testing.assert_array_equal(rows_of(task.test, client), np.flatnonzero(names == name))
-    with pytest.raises(ValueError, match="4 clients asked for, but the data set has 3"):
+    with pytest.raises(ValueError, match="clients=4: must be at most 3, the clients of the data set"):
         task_from_arrays(x, y, x, y, partition="natural", clients=4, client_train=names, client_test=names)
     only = names != "cas"
     held = x[only], y[only]
     task = task_from_arrays(x, y, *held, partition="natural", client_train=names, client_test=names[only])
     assert task.test.sizes.tolist() == [10, 5, 0]
     assert "no test examples for 1 of 3 clients (the first is 2)" in caplog.text
-    with pytest.raises(ValueError, match="no client would have test examples; accepted: client_test with"):
+    with pytest.raises(
+        ValueError, match="must give some client test examples, and gives none; provide client_test with"
+    ):
         task_from_arrays(x, y, *held, partition="natural", client_train=names, client_test=names[only] + "s")
 
 
@@ -189,7 +191,7 @@ def test_corruption_changes_the_training_data_of_chosen_clients_only():
     ("text", "message"),
     [
         ("shard:2", "did you mean 'shards:2'"),
-        ("", "accepted: iid, shards"),
+        ("", "must name one of iid, shards"),
         ("shards", "form shards:N"),
         ("shards:0", "form shards:N"),
         ("shards:2:3", "form shards:N"),
@@ -199,8 +201,8 @@ def test_corruption_changes_the_training_data_of_chosen_clients_only():
         ("dirichlet:-1", "form dirichlet:BETA"),
         ("dirichlet:1:0", "form dirichlet:BETA"),
         ("lotteryfl:2:1.5", "form lotteryfl:N:BALANCE"),
-        ("iid:3", "not of the form iid"),
-        ("iid+shards:2", "no 'shards'"),
+        ("iid:3", "must have the form iid, not 'iid:3'"),
+        ("iid+shards:2", "must name one of noise, .* not 'shards'"),
         ("corrupt_labels:1,x", "form corrupt_labels"),
         ("corrupt_labels:-1", "form corrupt_labels"),
         ("noise:-1", "form noise:SIGMA"),
@@ -208,11 +210,11 @@ def test_corruption_changes_the_training_data_of_chosen_clients_only():
         ("lotteryfl:2:0.25", "at most 35 clients"),
         ("shards:20", "at most 71 clients"),
         ("draw:0", "form draw:N"),
-        ("draw:20:11", "there are 10 labels"),
-        ("draw:10000000", "more than the 100000000 that are accepted"),
-        ("natural", "no client ids"),
+        ("draw:20:11", "at most 10 labels"),
+        ("draw:10000000", "at most 100000000 examples"),
+        ("natural", "must go with client ids"),
         ("shards:2+noise:0.1", "share no test examples"),
-        ("iid+corrupt_labels:100", "no client 100; accepted: 0 to 99"),
+        ("iid+corrupt_labels:100", "must name clients from 0 to 99, not 100"),
     ],
 )
 def test_refusals_are_one_clear_line(text, message):
@@ -235,7 +237,7 @@ def test_the_smallest_client_is_as_small_as_must_be_or_as_told(kind, caplog):
     assert not caplog.records
     assert smallest(f"{kind}:0.5:12", 10) >= 12
     with pytest.raises(
-        ValueError, match=f"no draw of 500 .* 10 clients 40 .*{kind}:0.5:MIN with a smaller MIN"
+        ValueError, match=f"10 clients 40 .* no draw of 500 .*{kind}:0.5:MIN with a smaller MIN"
     ):
         toy(f"{kind}:0.5:40", 10)
     # No draw gives each of twenty clients a tenth of the mean: the best one is taken, and that is said.
@@ -253,13 +255,13 @@ def test_hopeless_draws_end(text):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"clients": 0}, "clients=0: 1 to 1438"),
-        ({"clients": 5000}, "clients=5000: 1 to 1438"),
+        ({"clients": 0}, "clients=0: must be from 1 to 1438"),
+        ({"clients": 5000}, "clients=5000: must be from 1 to 1438"),
         ({"clients": 2.5}, "an integer"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**32}, "seed="),
-        ({"examples_per_client": 0}, "examples_per_client=0: at least 1"),
-        ({"test_per_client": -3}, "test_per_client=-3: at least 1"),
+        ({"examples_per_client": 0}, "examples_per_client=0: must be at least 1"),
+        ({"test_per_client": -3}, "test_per_client=-3: must be at least 1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(kwargs, message):

@@ -1,4 +1,4 @@
-"""Payloads: exact sizes, bytes of just that size, and nothing received that was not sent."""
+"""Payloads: their exact sizes, their bytes, and the poison on values that are not sent."""
 
 import itertools
 import math
@@ -12,18 +12,28 @@ from hypothesis import strategies as st
 
 from fedjax_masks.communication import entropy
 from fedjax_masks.communication.payload import (
+    AlreadyKnown,
+    Conditional,
+    Dialogue,
     Encoded,
-    Known,
+    Installed,
     Masked,
     Quantized,
     Sparse,
-    When,
-    bits,
-    decode,
-    encode,
+    fold_sent,
+    map_sent,
+    nodes,
     poison,
+    replace_nodes,
     shape_only,
+)
+from fedjax_masks.communication.serialization import decode, encode
+from fedjax_masks.communication.size import (
+    bits,
+    dialogue,
+    installed_bytes,
     static_bits,
+    total_dialogue,
     traced_bits,
 )
 
@@ -50,7 +60,7 @@ def random_array(rng, shape, dtype):
     if jnp.issubdtype(dtype, jnp.bool_):
         return rng.random(shape) < 0.3
     if jnp.issubdtype(dtype, jnp.integer):
-        # The largest integer is what poison writes: by it, what was not sent is told from what was.
+        # Poison writes the largest integer, so no value that is sent may equal it.
         info = jnp.iinfo(dtype)
         return rng.integers(int(info.min), int(info.max), shape).astype(dtype)
     return rng.normal(size=shape).astype(dtype)
@@ -64,15 +74,15 @@ def random_mask(rng, shape):
 def random_payload(rng, depth=2):
     """A pytree of arrays and wrappers, drawn from a NumPy generator."""
     shape = SHAPES[rng.integers(len(SHAPES))]
-    kind = rng.integers(9 if depth else 3)
+    kind = rng.integers(10 if depth else 3)
     if kind < 3:
         return random_array(rng, shape, list(WIDTHS)[rng.integers(len(WIDTHS))])
     if kind == 3:
         return Masked(random_array(rng, shape, "float32"), np.asarray(random_mask(rng, shape)))
     if kind == 4:
-        return Known(random_payload(rng, depth - 1))
+        return AlreadyKnown(random_payload(rng, depth - 1))
     if kind == 5:
-        return When(np.bool_(rng.random() < 0.5), random_payload(rng, depth - 1))
+        return Conditional(np.bool_(rng.random() < 0.5), random_payload(rng, depth - 1))
     if kind == 6:
         return Encoded([rng.random((7, 5)) < rng.random(), rng.random(4500) < rng.random()])
     if kind == 7:
@@ -80,6 +90,8 @@ def random_payload(rng, depth=2):
         picked = rng.permutation(size)[: size // 3 + 1].astype(np.int32)
         like = np.zeros((size, 0), np.float32)
         return Sparse(random_array(rng, picked.shape, "float32"), picked, like)
+    if kind == 8:
+        return Installed(random_array(rng, shape, "float32"))
     num = int(rng.integers(1, 9))
     codes = rng.integers(-(2 ** (num - 1)), 2 ** (num - 1) - (num == 8), shape).astype(np.int8)
     quantized = Quantized(codes, np.float32(rng.random()), np.zeros((num, 0), np.float32))
@@ -89,9 +101,9 @@ def random_payload(rng, depth=2):
 
 def reference_bits(node):
     """The definition, in plain Python, on concrete payloads."""
-    if isinstance(node, Known):
+    if isinstance(node, (AlreadyKnown, Installed)):
         return 0
-    if isinstance(node, When):
+    if isinstance(node, Conditional):
         return reference_bits(node.tree) if node.flag else 0
     if isinstance(node, Masked) and isinstance(node.values, dict):
         (quantized,), (mask,) = node.values.values(), node.mask.values()
@@ -149,7 +161,7 @@ def test_bits_bytes_and_values_agree(seed):
     assert bits(payload) == reference_bits(payload)
     assert len(data) == -(-bits(payload) // 8)
 
-    # What is not sent can neither change the bytes nor come back.
+    # Values that are not sent neither change the bytes nor come back.
     poisoned = as_numpy(poison(payload))
     assert encode(poisoned) == data
     received = decode(data, payload)
@@ -160,10 +172,10 @@ def test_bits_bytes_and_values_agree(seed):
     assert encode(received) == data
 
 
-def test_decode_takes_what_is_known_from_the_receiver_alone():
+def test_decode_takes_known_parts_from_the_receiver():
     mask = np.array([True, False, True])
-    sent = {"a": Masked(np.arange(3.0, dtype=np.float32), mask), "b": Known(np.array([1]))}
-    like = {"a": Masked(jax.ShapeDtypeStruct((3,), np.float32), mask), "b": Known(np.array([2]))}
+    sent = {"a": Masked(np.arange(3.0, dtype=np.float32), mask), "b": AlreadyKnown(np.array([1]))}
+    like = {"a": Masked(jax.ShapeDtypeStruct((3,), np.float32), mask), "b": AlreadyKnown(np.array([2]))}
     received = decode(encode(sent), like)
     assert received["a"].values.tolist() == [0, 0, 2]
     assert received["b"].tree.tolist() == [2]
@@ -192,32 +204,99 @@ def test_poison_by_dtype(dtype, unsent):
     poisoned = jax.jit(poison)(Masked(values, jnp.array([False, True, False]))).values
     assert poisoned.dtype == values.dtype
     np.testing.assert_array_equal(np.asarray(poisoned, np.float64), [unsent, 1, unsent])
-    assert poison(When(jnp.array(True), values)).tree.tolist() == [0, 1, 2]
+    assert poison(Conditional(jnp.array(True), values)).tree.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(
-        np.asarray(poison(When(jnp.array(False), values)).tree, float), [unsent] * 3
+        np.asarray(poison(Conditional(jnp.array(False), values)).tree, float), [unsent] * 3
     )
 
 
-def test_poison_negates_bools_and_leaves_what_is_known():
+def test_poison_negates_bools_and_leaves_known_parts():
     flags = jnp.array([True, False])
-    payload = When(jnp.array(False), {"sent": Encoded(flags), "known": Known(flags)})
-    poisoned = poison(payload).tree
+    payload = {"sent": Encoded(flags), "known": AlreadyKnown(flags), "installed": Installed(flags)}
+    poisoned = poison(Conditional(jnp.array(False), payload)).tree
     assert poisoned["sent"].mask.tolist() == [False, True]
     assert poisoned["known"].tree.tolist() == [True, False]
+    assert poisoned["installed"].tree.tolist() == [True, False]
+
+
+def test_installed_parts_are_counted_apart_and_never_visited():
+    weights = {"kernel": np.ones((3, 4), np.float32), "bias": np.ones(4, np.float16)}
+    payload = [Installed(weights), Conditional(np.bool_(False), Installed(weights)), np.ones(2, np.float32)]
+    assert installed_bytes(payload) == 2 * (4 * 12 + 2 * 4)
+    assert bits(payload) == 8 * len(encode(payload)) == 2 * 32
+    assert installed_bytes(jax.eval_shape(lambda: payload[:1])) == 56  # from shapes alone
+    parts = []
+    visited = map_sent(lambda part: parts.append(part.shape) or 2 * part.leaf, payload, known=True)
+    assert parts == [(2,)]
+    assert visited[0].tree is payload[0].tree
+    assert len(nodes(Installed, payload)) == 2
+    # The receiver takes an installed part from what it holds.
+    like = [Installed({name: 5 * leaf for name, leaf in weights.items()}), *payload[1:]]
+    assert decode(encode(payload), like)[0].tree["bias"].tolist() == [5] * 4
+
+
+def test_map_sent_visits_known_parts_on_request():
+    payload = {"a": AlreadyKnown(Masked(np.ones(3), np.array([True, False, True]))), "b": np.ones(2)}
+    double = lambda part: 2 * part.leaf
+    without, visited = (map_sent(double, payload, known=known) for known in (False, True))
+    assert without["a"].tree.values.tolist() == [1, 1, 1]
+    assert visited["a"].tree.values.tolist() == [2, 2, 2]
+    assert without["b"].tolist() == visited["b"].tolist() == [2, 2]
+    assert [part.sent_mask is True for part in fold_sent(lambda part: part, payload)] == [True]
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_map_sent_replaces_conditions_by_their_conjunction(outer):
+    first, second = np.array([True, True, False, False]), np.array([True, False, True, False])
+    payload = Conditional(np.bool_(outer), Masked(Masked(np.arange(4.0), first), second))
+    seen = []
+    flip = lambda condition: seen.append(np.asarray(condition).tolist()) or ~condition
+    mapped = map_sent(lambda part: part.leaf, payload, condition=flip)
+    assert bool(mapped.flag) is not outer
+    assert mapped.tree.mask.tolist() == (~(outer & second)).tolist()
+    assert mapped.tree.values.mask.tolist() == (~(outer & first & second)).tolist()
+    # Values are visited before their mask.
+    assert seen == [outer, (outer & first & second).tolist(), (outer & second).tolist()]
+    unchanged = map_sent(lambda part: part.leaf, payload)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, payload)
+
+
+def test_replace_nodes_leaves_known_parts():
+    coded = Encoded(np.ones(3, bool))
+    replaced = replace_nodes(
+        Encoded, lambda node: node.mask.sum(), [coded, AlreadyKnown(coded), Installed(coded)]
+    )
+    assert replaced == [3, AlreadyKnown(coded), Installed(coded)]
+
+
+def test_dialogues_add_up_apart_from_the_payload():
+    each = jax.ShapeDtypeStruct((10,), jnp.float32)
+    talk = dialogue(each, (each, each), jnp.int32(3), 5, messages=6, flops=7.0)
+    assert [int(value) for value in talk] == [3 * 320, 3 * 640, 6, 7]
+    payload = {"a": talk, "b": np.ones(2, np.float32), "c": Conditional(jnp.array(True), talk)}
+    assert bits(payload) == 64
+    assert [int(value) for value in total_dialogue(payload)] == [1920, 3840, 12, 14]
+    assert total_dialogue({"b": payload["b"]}) is None
+    assert isinstance(poison(payload)["a"], Dialogue)
+    assert total_dialogue(poison(payload)) == total_dialogue(payload)
+    with pytest.raises(OverflowError, match="bits of messages in a round"):
+        dialogue(each, (), jnp.int32(1), 2**32 // 320 + 1)
 
 
 def test_nested_conditions_need_all_flags():
     for outer in (False, True):
         for inner in (False, True):
             values = Masked(np.ones(4, np.float32), np.array([True, True, False, False]))
-            payload = When(np.bool_(outer), [np.zeros(3, np.uint8), When(np.bool_(inner), values)])
+            payload = Conditional(
+                np.bool_(outer), [np.zeros(3, np.uint8), Conditional(np.bool_(inner), values)]
+            )
             assert bits(payload) == outer * (24 + inner * 64) == 8 * len(encode(payload))
 
 
-def test_nested_conditions_of_shapes_have_no_static_bits():
+def test_conditional_bits_are_not_static():
     flag, values = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((4,), np.float32)
     mask = jax.ShapeDtypeStruct((4,), bool)
-    nested = When(flag, When(flag, Masked(Masked(values, mask), mask)))
+    nested = Conditional(flag, Conditional(flag, Masked(Masked(values, mask), mask)))
     assert static_bits([nested, values]) == 4 * 32
 
 
@@ -227,7 +306,7 @@ def test_traced_per_client_under_jit_and_vmap():
     stacked = {
         "masked": Masked(rng.normal(size=(6, 4, 5)).astype(np.float32), mask),
         "coded": Encoded(rng.random((6, 5000)) < 0.2),
-        "when": When(np.arange(6) % 2 == 0, np.ones((6, 9), np.float16)),
+        "conditional": Conditional(np.arange(6) % 2 == 0, np.ones((6, 9), np.float16)),
         "codes": Quantized(np.ones((6, 7), np.int8), np.ones(6, np.float32), np.zeros((6, 3, 0))),
     }
     clients = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(6)]
@@ -249,7 +328,7 @@ def test_overflow_is_refused_while_tracing():
     with pytest.raises(OverflowError):
         jax.eval_shape(
             traced_bits,
-            When(jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((2**27,), jnp.float32)),
+            Conditional(jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((2**27,), jnp.float32)),
         )
     assert static_bits(jax.ShapeDtypeStruct((2**40,), jnp.float32)) == 2**45
 
@@ -269,14 +348,14 @@ def test_overflow_is_refused_while_tracing():
 )
 def test_malformed_payloads_are_refused(payload):
     for function in (bits, encode, poison, static_bits):
-        with pytest.raises(ValueError, match="accepted"):
+        with pytest.raises(ValueError, match="must"):
             function(payload)
 
 
-def test_values_outside_their_range_are_refused():
-    with pytest.raises(ValueError, match="-4 to 3 expected, -5 to 0"):
+def test_codes_and_indices_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="must be -4 to 3, and are -5 to 0"):
         encode(Quantized(np.array([-5, 0], np.int8), np.float32(1), np.zeros((3, 0))))
-    with pytest.raises(ValueError, match="0 to 8 expected, 9 to 9"):
+    with pytest.raises(ValueError, match="must be 0 to 8, and are 9 to 9"):
         encode(Sparse(np.ones(1), np.array([9]), np.zeros((3, 3, 0))))
 
 
@@ -319,7 +398,7 @@ HOSTILE = {
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=24))
-def test_strange_bytes_are_refused_or_mean_exactly_themselves(data):
+def test_random_bytes_are_refused_or_decode_to_a_payload_of_these_bytes(data):
     for like in (HOSTILE, HOSTILE["mask"], HOSTILE["sparse"]):
         try:
             received = decode(data, like)
@@ -346,5 +425,5 @@ def test_impossible_masks_and_indices_are_refused():
         decode(b"\xc0", Encoded(np.zeros(5, bool)))
     with pytest.raises(ValueError, match="no pattern"):  # 1 one of 5: ranks 0 to 4 in 3 bits
         decode(b"\x3c", Encoded(np.zeros(5, bool)))
-    with pytest.raises(ValueError, match="0 to 4 expected"):
+    with pytest.raises(ValueError, match="must be 0 to 4"):
         decode(b"\x00\x00\xfc", HOSTILE["sparse"])

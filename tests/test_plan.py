@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.simulation import make_batch, make_simulation
+from fedjax_masks.simulation import make_simulation
 from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.memory import _group_bytes, _host_bytes, fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
@@ -100,7 +100,7 @@ def test_every_client_is_drawn_equally_often():
 def test_an_algorithm_selects_its_cohorts():
     task, some = cases.task(), np.array([1, 2, 4, 6, 7, 8])
     select = lambda index, draw: draw(index) if index < 3 else draw(index, some)
-    algorithm = cases.algorithm("fedavg")._replace(select=select)
+    algorithm = cases.algorithm("fedavg")._replace(schedule=fm.Schedule(select))
     cohorts = select_cohorts(range(8), 0, 5, task.num_clients, algorithm)
     ids = lay_out_rounds(cohorts, task, algorithm, Plan(1)).ids
     for index in range(3):
@@ -119,21 +119,25 @@ def test_a_selection_that_goes_by_what_has_happened_is_refused():
     def note(chunk):
         losses[chunk.metrics.ids[-1]] = chunk.metrics.train["loss"][-1]
 
-    algorithm = cases.algorithm("fedavg")._replace(select=highest_losses)
+    algorithm = cases.algorithm("fedavg")._replace(schedule=fm.Schedule(highest_losses))
     with pytest.raises(
         UserError, match=r"select=.*highest_losses: must depend on its arguments alone.*round 1 "
     ):
         fm.simulate(algorithm, task, rounds=4, cohort=5, eval_every=1, on_chunk=[note])
-    batch = make_batch(lambda _: algorithm, task, values={}, seeds=[0, 1], cohort=5, chunk=1, plan="scan")
+    batch = make_simulation(
+        lambda _: algorithm, task, values={}, seeds=[0, 1], cohort=5, chunk=1, plan="scan"
+    )
     state, _ = batch.run(batch.init(), 0, 1)
     losses[:] = np.arange(9)
-    with pytest.raises(UserError, match=r"must depend on its arguments alone.*round 0 "):
+    with pytest.raises(UserError, match=r"must depend on its arguments alone.*round 1 "):
         batch.run(state, 1, 1)
 
 
 def test_a_selection_that_throws_dice_is_refused_in_its_first_round():
     dice = np.random.default_rng(0)
-    algorithm = cases.algorithm("fedavg")._replace(select=lambda index, draw: dice.permutation(9)[:5])
+    algorithm = cases.algorithm("fedavg")._replace(
+        schedule=fm.Schedule(lambda index, draw: dice.permutation(9)[:5])
+    )
     simulation = make_simulation(algorithm, cases.task(), cohort=5, chunk=2, plan="scan")
     with pytest.raises(UserError, match=r"select=.*: must depend on its arguments alone.*round 0 "):
         simulation.run(simulation.init(), 0, 2)
@@ -154,7 +158,7 @@ def test_a_selection_that_throws_dice_is_refused_in_its_first_round():
     ],
 )
 def test_a_selection_is_a_cohort_of_distinct_clients(ids):
-    algorithm = cases.algorithm("fedavg")._replace(select=lambda index, draw: ids)
+    algorithm = cases.algorithm("fedavg")._replace(schedule=fm.Schedule(lambda index, draw: ids))
     with pytest.raises(
         UserError, match=r"^select=.*lambda.*: must return 5 distinct clients, the cohort, of 9.*in round 3"
     ):
@@ -166,7 +170,7 @@ def test_a_selection_is_a_cohort_of_distinct_clients(ids):
     [(3, [1, 2]), (3, [1, 2, 3, 4, 4]), (3, [0.5, 1, 2, 3, 4]), (3, 9), (3, np.ones(9, bool)), (-1,), (1.5,)],
 )
 def test_a_draw_is_for_a_round_among_enough_clients(draws):
-    algorithm = cases.algorithm("fedavg")._replace(select=lambda index, draw: draw(*draws))
+    algorithm = cases.algorithm("fedavg")._replace(schedule=fm.Schedule(lambda index, draw: draw(*draws)))
     with pytest.raises(
         UserError, match=r"^select=.*lambda.*: must draw (for a round|among 5 distinct clients)"
     ):

@@ -1,9 +1,12 @@
+"""Pre-training on fractals, public data and files, and runs that start from it."""
+
 from types import SimpleNamespace
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import save_file
@@ -14,7 +17,7 @@ from fedjax_masks.core import trees
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.data.fractals import draw_system, fractal_images
 from fedjax_masks.experiment import build, config, pretraining
-from fedjax_masks.experiment.pretraining import Pretraining, pretrain, start_from
+from fedjax_masks.experiment.pretraining import PretrainingConfig, pretrain, start_from
 from fedjax_masks.models import parameters
 
 SMALL = {"classes": 4, "per_class": 18, "epochs": 4}
@@ -64,9 +67,9 @@ def test_images_of_a_class_are_alike():
 
 
 def test_fractals_are_learned_and_cached(task, tmp_path, caplog):
-    options = Pretraining(source="fractal", **{**SMALL, "epochs": 30})
+    options = PretrainingConfig(source="fractal", **{**SMALL, "epochs": 30})
     found = pretrain(make_model, task, options, cache_dir=tmp_path)
-    assert not caplog.records  # of a schedule, which in its one round is as wanted
+    assert not caplog.records  # no warning of its schedule, which is meant for one round
     assert found.accuracy is not None
     assert found.accuracy > 2 / 4
     assert set(found.params) == {"conv1", "conv2", "dense1"}
@@ -75,19 +78,19 @@ def test_fractals_are_learned_and_cached(task, tmp_path, caplog):
     again = pretrain(make_model, task, options, cache_dir=tmp_path)
     chex.assert_trees_all_equal(again, found)
     assert entry.stat().st_mtime_ns == stamp
-    pretrain(make_model, task, Pretraining(source="fractal", **SMALL, seed=1), cache_dir=tmp_path)
+    pretrain(make_model, task, PretrainingConfig(source="fractal", **SMALL, seed=1), cache_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_public_has_no_clients_example(task, monkeypatch, tmp_path):
+def test_public_data_hold_no_example_of_a_client(task, monkeypatch, tmp_path):
     seen = []
 
     def train(make_model, problem, *_):
         seen.append(problem)
         return pretraining.Pretrained({}, 0.0)
 
-    monkeypatch.setattr(pretraining, "_trained", train)
-    pretrain(make_model, task, Pretraining(source="public"), cache_dir=tmp_path)
+    monkeypatch.setattr(pretraining, "_train", train)
+    pretrain(make_model, task, PretrainingConfig(source="public"), cache_dir=tmp_path)
     (problem,) = seen
     rows = lambda images: {row.tobytes() for row in np.asarray(images)}
     theirs = rows(task.inputs[task.train.rows])
@@ -97,21 +100,15 @@ def test_the_public_has_no_clients_example(task, monkeypatch, tmp_path):
     assert public & theirs == doubles  # the data set itself may hold an image twice
 
 
-def test_what_is_given_is_where_a_run_starts(task, model):
+def test_a_run_starts_from_given_parameters(task, model):
     given = jax.tree.map(lambda a: a + 1, model.init(jax.random.key(7)))
     part = {name: given[name] for name in ("conv1", "conv2")}
     started = start_from(model, part)
     params = started.init(jax.random.key(0))
     chex.assert_trees_all_equal({name: params[name] for name in part}, part)
     chex.assert_trees_all_equal(params["dense1"], model.init(jax.random.key(0))["dense1"])
-    state = fm.ecofed(started, optax_sgd(), split="conv2").init(jax.random.key(0), task)
-    chex.assert_trees_all_equal(state.common, part)
-
-
-def optax_sgd():
-    import optax
-
-    return optax.sgd(0.1)
+    state = fm.ecofed(started, optax.sgd(0.1), split="conv2").init(jax.random.key(0), task)
+    chex.assert_trees_all_equal(state.server.device, part)
 
 
 def save_safetensors(path, params):
@@ -120,7 +117,7 @@ def save_safetensors(path, params):
 
 def save_orbax(path, params):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, {"params": params})  # as flax has it
+        checkpointer.save(path, {"params": params})  # as flax writes it
 
 
 @pytest.mark.parametrize(
@@ -132,59 +129,60 @@ def test_stages_are_taken_over_until_one(task, model, tmp_path, kind, save):
     given = model.init(jax.random.key(3))
     save(file, given)
     source = f"{kind}:{file}"
-    chex.assert_trees_all_equal(pretrain(make_model, task, Pretraining(source=source)).params, given)
-    first = pretrain(make_model, task, Pretraining(source=source, until="conv1")).params
+    chex.assert_trees_all_equal(pretrain(make_model, task, PretrainingConfig(source=source)).params, given)
+    first = pretrain(make_model, task, PretrainingConfig(source=source, until="conv1")).params
     chex.assert_trees_all_equal(first, {"conv1": given["conv1"]})
 
 
 def test_lists_of_arrays_are_refused(tmp_path):
     save_orbax(tmp_path / "lists", {"conv1": [np.ones(2), np.ones(3)]})
-    with pytest.raises(UserError, match=r"orbax:.*lists: it holds lists; accepted are named arrays"):
+    with pytest.raises(UserError, match=r"orbax:.*lists: must be a file of named arrays: it holds lists"):
         parameters.read(f"orbax:{tmp_path / 'lists'}")
 
 
-def test_the_run_says_what_it_started_from(tmp_path, capsys):
+def test_a_run_starts_from_a_file_that_pretrain_wrote(tmp_path, capsys):
     file = tmp_path / "first.npz"
     flags = ["--set", "pretraining.classes=4", "--set", "pretraining.per_class=12", "--epochs", "1"]
     cache = ["--set", f"data.cache_dir={tmp_path / 'cache'}"]
-    assert main(["pretrain", *flags, *cache, "--out", str(file)]) == 0
+    assert main.main(["pretrain", *flags, *cache, "--out", str(file)]) == 0
     assert capsys.readouterr().out.startswith("stages: conv1, conv2, dense1, accuracy on held-out images")
     values = {"algorithm.name": "ecofed", "pretraining.source": f"npz:{file}", "pretraining.until": "conv2"}
     algorithm, task = build.build(config.make_config(values))
     state = algorithm.init(jax.random.key(0), task)
     stored = parameters.read(f"npz:{file}")
-    chex.assert_trees_all_equal(jax.device_get(state.common), {n: stored[n] for n in ("conv1", "conv2")})
+    device = jax.device_get(state.server.device)
+    chex.assert_trees_all_equal(device, {name: stored[name] for name in ("conv1", "conv2")})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "imagenet"}, r"source='imagenet': unknown; .*accepted are fractal, npz:FILE"),
+        ({"source": "imagenet"}, r"source='imagenet': must be one of fractal, npz:FILE"),
         (
             {"source": "fractal", "until": "conv9"},
-            r"until='conv9': unknown; .*accepted are conv1",
+            r"until='conv9': must be one of conv1",
         ),
         (
             {"source": "npz:nowhere.npz"},
-            r"source=npz:nowhere.npz: .*accepted are named arrays",
+            r"source=npz:nowhere.npz: must be a file of named arrays: ",
         ),
     ],
 )
-def test_a_source_that_is_none(task, options, message):
+def test_unknown_sources_are_refused(task, options, message):
     with pytest.raises(UserError, match=message):
-        pretrain(make_model, task, Pretraining(**options))
+        pretrain(make_model, task, PretrainingConfig(**options))
 
 
-def test_public_without_a_public():
+def test_public_data_are_refused_where_clients_have_all_examples():
     task = fm.load_task("digits", clients=10)
-    with pytest.raises(UserError, match=r"all examples belong to clients; data.examples_per_client"):
-        pretrain(make_model, task, Pretraining(source="public"))
+    with pytest.raises(UserError, match=r"all belong to clients; data.examples_per_client"):
+        pretrain(make_model, task, PretrainingConfig(source="public"))
 
 
-def test_fractals_for_what_are_no_images():
+def test_fractals_are_refused_for_inputs_that_are_no_images():
     task = SimpleNamespace(input_shape=(6,), num_classes=3)
-    with pytest.raises(UserError, match=r"needs images"):
-        pretrain(fm.models.mlp, task, Pretraining(source="fractal"))
+    with pytest.raises(UserError, match=r"must go with images"):
+        pretrain(fm.models.mlp, task, PretrainingConfig(source="fractal"))
 
 
 @pytest.mark.parametrize(
@@ -205,20 +203,20 @@ def test_a_checkpoint_of_another_model_is_refused(model, change, message):
 
 @pytest.mark.parametrize("kind", parameters.FORMATS)
 @pytest.mark.parametrize("content", [b"PK\x03\x04 and no more", b"\xff" * 100, b""])
-def test_a_file_that_is_none_of_arrays(task, tmp_path, kind, content):
+def test_files_without_named_arrays_are_refused(task, tmp_path, kind, content):
     file = tmp_path / "broken"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"accepted are named arrays"):
-        pretrain(make_model, task, Pretraining(source=f"{kind}:{file}"))
+    with pytest.raises(UserError, match="must be a file of named arrays: "):
+        pretrain(make_model, task, PretrainingConfig(source=f"{kind}:{file}"))
 
 
-def test_what_is_no_archive_is_not_called_a_pickle(tmp_path):
+def test_a_file_that_is_no_archive_is_not_called_a_pickle(tmp_path):
     (tmp_path / "table.npz").write_text("device,flops\nx,1\n")
-    with pytest.raises(UserError, match=r"table.npz: it is no .npz file; accepted are named arrays"):
+    with pytest.raises(UserError, match=r"table.npz: must be a file of named arrays: it is no .npz file"):
         parameters.read(f"npz:{tmp_path / 'table.npz'}")
 
 
-def test_names_that_are_both_stage_and_array(tmp_path):
+def test_names_of_both_a_stage_and_an_array_are_refused(tmp_path):
     np.savez(tmp_path / "odd.npz", **{"conv1": np.zeros(2), "conv1.kernel": np.zeros(2)})
-    with pytest.raises(UserError, match=r"accepted are named arrays"):
+    with pytest.raises(UserError, match="must be a file of named arrays: "):
         parameters.read(f"npz:{tmp_path / 'odd.npz'}")

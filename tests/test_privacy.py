@@ -1,4 +1,4 @@
-"""Privacy of clients: what is clipped, how much noise there is, and what it is worth."""
+"""Privacy of clients: clipping, the amount of noise, and its epsilon."""
 
 import functools
 import json
@@ -12,20 +12,21 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm as gauss
 
-from fedjax_masks.communication.payload import Encoded, Known, Masked, Passed
+from fedjax_masks.communication import codecs
+from fedjax_masks.communication.payload import AlreadyKnown, Dialogue, Encoded, Installed, Masked
 from fedjax_masks.core import trees
-from fedjax_masks.core.algorithm import Cohort
+from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
-from fedjax_masks.transforms import compression
 from fedjax_masks.transforms.privacy import default_delta, epsilon, with_equal_weights
 
 MASK = np.arange(300) % 3 > 0
 PAYLOAD = {
     "plain": np.linspace(-3, 3, 400, dtype=np.float32).reshape(20, 20),
     "masked": Masked(np.full(300, 2.0, np.float32), MASK),
-    "known": Known(np.ones(50, bool)),
+    "known": AlreadyKnown(np.ones(50, bool)),
+    "installed": Installed(np.full(50, 9.0, np.float32)),
 }
 LENGTH = math.sqrt(float((PAYLOAD["plain"].astype(float) ** 2).sum()) + 4 * MASK.sum())
 
@@ -35,21 +36,22 @@ def sent_floats(payload):
 
 
 @pytest.mark.parametrize("limit", [LENGTH / 7, 2 * LENGTH])
-def test_clipping_scales_all_that_is_sent_by_one_factor(limit):
-    private = compression.clip_and_noise(limit, 0.0, cohort=5)
+def test_clipping_scales_all_sent_values_by_one_factor(limit):
+    private = codecs.clip_and_noise(limit, 0.0, cohort=5)
     packed, _ = private.pack(jax.random.key(0), PAYLOAD, ())
-    assert float(compression.global_norm(packed)) == pytest.approx(min(limit, LENGTH), rel=1e-5)
+    assert float(codecs.global_norm(packed)) == pytest.approx(min(limit, LENGTH), rel=1e-5)
     factor = min(1, limit / LENGTH)
     np.testing.assert_allclose(sent_floats(packed), factor * sent_floats(PAYLOAD), rtol=1e-5)
+    assert packed["installed"] is PAYLOAD["installed"]
 
 
-def test_the_sum_over_a_cohort_has_the_noise_that_was_asked_for():
+def test_the_sum_over_a_cohort_has_the_chosen_noise():
     limit, multiplier, cohort = 2.0, 1.5, 25
-    private = compression.clip_and_noise(limit, multiplier, cohort=cohort)
+    private = codecs.clip_and_noise(limit, multiplier, cohort=cohort)
     keys = jax.random.split(jax.random.key(0), (40, cohort))
     pack = jax.jit(jax.vmap(jax.vmap(lambda key: private.pack(key, PAYLOAD, ())[0])))
     packed = pack(keys)
-    clipped, _ = compression.clip_and_noise(limit, 0.0, cohort=1).pack(keys[0, 0], PAYLOAD, ())
+    clipped, _ = codecs.clip_and_noise(limit, 0.0, cohort=1).pack(keys[0, 0], PAYLOAD, ())
     noise = np.asarray(packed["plain"].sum(1) - cohort * clipped["plain"])
     expected = multiplier * limit
     # The deviation of n draws errs by 1 / sqrt(2 n), relatively.
@@ -63,7 +65,7 @@ def test_the_sum_over_a_cohort_has_the_noise_that_was_asked_for():
 
 
 def test_arrays_and_clients_draw_independently():
-    private = compression.clip_and_noise(1.0, 1.0, cohort=4)
+    private = codecs.clip_and_noise(1.0, 1.0, cohort=4)
     same = {"a": jnp.zeros(500), "b": jnp.zeros(500)}
     first, _ = private.pack(jax.random.key(0), same, ())
     second, _ = private.pack(jax.random.key(1), same, ())
@@ -73,23 +75,28 @@ def test_arrays_and_clients_draw_independently():
 
 @pytest.mark.parametrize(
     "extra",
-    [np.ones(3, bool), np.ones(3, np.int32), Encoded(np.ones(3, bool)), Passed(np.uint32(1), np.uint32(1))],
-    ids=["bool", "int32", "Encoded", "Passed"],
+    [
+        np.ones(3, bool),
+        np.ones(3, np.int32),
+        Encoded(np.ones(3, bool)),
+        Dialogue(*map(np.uint32, range(4))),
+    ],
+    ids=["bool", "int32", "Encoded", "Dialogue"],
 )
-def test_what_noise_does_not_hide_is_refused(extra):
-    private = compression.clip_and_noise(1.0, 1.0, cohort=4)
-    with pytest.raises(ValueError, match=r"sends \w+; accepted are floats alone"):
+def test_values_that_noise_does_not_hide_are_refused(extra):
+    private = codecs.clip_and_noise(1.0, 1.0, cohort=4)
+    with pytest.raises(ValueError, match=r"must get floats alone, and the payload sends \w+"):
         private.pack(jax.random.key(0), {**PAYLOAD, "extra": extra}, ())
     with pytest.raises(ValueError, match="sends nothing"):
         private.pack(jax.random.key(0), (), ())
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match="must get a key"):
         private.pack(None, PAYLOAD, ())
 
 
 @pytest.mark.parametrize(("norm", "multiplier", "cohort"), [(0.0, 1.0, 1), (1.0, -1.0, 1), (1.0, 1.0, 0)])
 def test_arguments_out_of_range_are_refused(norm, multiplier, cohort):
-    with pytest.raises(ValueError, match="accepted is a number"):
-        compression.clip_and_noise(norm, multiplier, cohort=cohort)
+    with pytest.raises(ValueError, match=r"must be (a finite number|an integer)"):
+        codecs.clip_and_noise(norm, multiplier, cohort=cohort)
 
 
 def exact(deviation, delta):
@@ -121,15 +128,15 @@ def test_epsilon_beside_a_published_one():
 
 
 @pytest.mark.parametrize("worse", [{"rounds": 20}, {"cohort": 20}, {"multiplier": 1.0}, {"delta": 1e-6}])
-def test_epsilon_grows_with_what_is_revealed(worse):
+def test_epsilon_grows_with_rounds_and_cohorts_and_shrinks_with_noise(worse):
     base = {"clients": 100, "cohort": 10, "rounds": 10, "multiplier": 2.0}
     assert epsilon(**base) < epsilon(**{**base, **worse})
     assert epsilon(**base) == epsilon(**base, delta=default_delta(100))
 
 
 @pytest.mark.parametrize("wrong", [{"cohort": 11}, {"multiplier": 0.0}, {"rounds": 0}, {"delta": 1.0}])
-def test_requests_that_cannot_be_met(wrong):
-    with pytest.raises(ValueError, match=r"epsilon: .*accepted"):
+def test_impossible_guarantees_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"epsilon: .*must be"):
         epsilon(**{"clients": 10, "cohort": 2, "rounds": 1, "multiplier": 1.0, **wrong})
 
 
@@ -137,13 +144,12 @@ SIZES = np.array([7, 12, 1, 20], np.float32)
 
 
 def updates(algorithm, uploads):
-    """What a round's merge adds to the model."""
-    private = compression.clip_and_noise(0.01, 0.0, cohort=len(SIZES))
+    """The change of the model by the merge of a round."""
+    private = codecs.clip_and_noise(0.01, 0.0, cohort=len(SIZES))
     packed = [private.pack(jax.random.key(0), upload, ())[0] for upload in uploads]
-    partials = [algorithm.reduce(*pair) for pair in zip(packed, SIZES)]
-    total = functools.reduce(trees.add, partials)
-    server = algorithm.init(jax.random.key(0), cases.task()).server
-    after = algorithm.merge(None, (), server, total, Cohort(jnp.arange(len(SIZES)), jnp.asarray(SIZES)))
+    server, round = algorithm.init(jax.random.key(0), cases.task()).server, Round(None, jnp.int32(0))
+    parts = [algorithm.receive(round, server, (), *pair)[1] for pair in zip(packed, SIZES)]
+    after, _ = algorithm.merge(round, server, functools.reduce(trees.add, parts))
     return trees.sub(after.params, server.params)
 
 
@@ -155,28 +161,27 @@ def test_a_client_moves_the_sum_by_two_norms_at_most_whatever_its_size():
 
     def moved(algorithm):
         change = trees.sub(updates(algorithm, replaced), updates(algorithm, uploads))
-        return len(SIZES) * float(compression.global_norm(change))
+        return len(SIZES) * float(codecs.global_norm(change))
 
     assert moved(with_equal_weights(plain)) == pytest.approx(0.02, rel=1e-3)
     assert moved(with_equal_weights(plain, 10.0)) == pytest.approx(0.02, rel=1e-3)
     assert moved(plain) == pytest.approx(0.02 * 4 * 20 / SIZES.sum(), rel=1e-3)
 
 
-def test_a_private_run_tells_its_guarantee(tmp_path):
+def test_the_summary_of_a_private_run_has_its_guarantee(tmp_path):
     values = {"algorithm.name": "fedavg", "model.name": "mlp", "model.hidden": "8", "data.clients": 10}
     values |= {"cohort": 4, "rounds": 2, "privacy.norm": 0.5, "privacy.multiplier": 2.0}
     run = run_experiment(make_config(values), tmp_path / "run", quiet=True)
-    told = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (
-        told["epsilon"] == run.summary["epsilon"] == epsilon(clients=10, cohort=4, rounds=2, multiplier=2.0)
-    )
-    assert told["delta"] == default_delta(10)
+    stored = json.loads((tmp_path / "run" / "summary.json").read_text())
+    expected = epsilon(clients=10, cohort=4, rounds=2, multiplier=2.0)
+    assert stored["epsilon"] == run.summary["epsilon"] == expected
+    assert stored["delta"] == default_delta(10)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"algorithm.name": "fedmask"}, "accepted are floats alone"),
+        ({"algorithm.name": "fedmask"}, "must get floats alone"),
         ({"algorithm.name": "fedavg", "devices": "rpi4@wifi,dropout=0.1"}, "noise with them"),
     ],
     ids=["fedmask", "dropout"],

@@ -6,7 +6,7 @@ from pathlib import Path
 import collect
 import expected
 import pytest
-from common import by_setting, lines
+from common import by_setting, read_lines
 
 from fedjax_masks.core.trees import flat
 from fedjax_masks.experiment.config import Config, as_dict, make_config
@@ -83,7 +83,7 @@ def test_a_recipe_expects_figures_of_its_own_settings(recipe):
 
 @pytest.mark.parametrize("recipe", WITH_RESULTS, ids=lambda recipe: recipe.stem)
 def test_committed_results_are_complete_and_as_expected(recipe):
-    runs = lines(expected.results_of(recipe))
+    runs = read_lines(expected.results_of(recipe))
     assert sorted(run["run"] for run in runs) == sorted(job.name for job in read_sweep(recipe))
     assert not off(recipe, runs)
 
@@ -117,7 +117,7 @@ def write(folder, text):
 )
 def test_what_is_exact_holds_for_each_seed_and_a_trend_in_the_mean(tmp_path, line, values):
     (found,) = expected.read_expected(write(tmp_path, f"# expected {line}\nrounds = 3\n"))
-    assert expected.found_values(found, RUNS) == pytest.approx(values)
+    assert expected.result_values(found, RUNS) == pytest.approx(values)
 
 
 def test_a_line_that_cannot_be_read_is_named(tmp_path):

@@ -175,9 +175,9 @@ def test_a_cut_off_line_is_left_out_and_a_repeated_round_replaced(tmp_path):
     ("damage", "message"),
     [
         (lambda path: (path / "config.json").unlink(), "no config.json"),
-        (lambda path: (path / "config.json").write_text("{"), "cannot be read as JSON"),
-        (lambda path: (path / "summary.json").write_text("[1]"), "holds a list"),
-        (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), "cannot be read as JSON"),
+        (lambda path: (path / "config.json").write_text("{"), "must be readable as JSON"),
+        (lambda path: (path / "summary.json").write_text("[1]"), "must hold a JSON object, not a list"),
+        (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), "must be readable as JSON"),
         (lambda path: (path / "metrics.jsonl").write_text('{"rou\n{"round": 5}\n'), "line 1"),
         (lambda path: (path / "metrics.jsonl").write_text('3\n{"round": 5}\n'), "line 1"),
         (lambda path: path.rename(path.with_name("gone")), "no such directory"),
@@ -194,7 +194,7 @@ def test_broken_runs_are_refused_in_one_line(tmp_path, damage, message):
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(ValueError, match="none given"):
+    with pytest.raises(ValueError, match="name at least one"):
         write_report([], tmp_path / "report.html")
     with pytest.raises(ValueError, match="html"):
         write_report([make_run(tmp_path / "a")], tmp_path)

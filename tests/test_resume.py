@@ -25,7 +25,7 @@ from fedjax_masks.experiment import build, checkpoint, lock, loop
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
 
-STATE = State((), {"mean": jnp.zeros((3, 2)), "count": jnp.asarray(7, jnp.int32)}, (jnp.ones((4, 5)),))
+STATE = State({"mean": jnp.zeros((3, 2)), "count": jnp.asarray(7, jnp.int32)}, (jnp.ones((4, 5)),))
 VALUES = {
     "algorithm.name": "fedavg",
     "model.name": "mlp",
@@ -304,7 +304,7 @@ def test_a_run_without_checkpoints_loses_no_record(out, whole):
     assert without_time(out) == without_time(whole)
     assert (out / "metrics.jsonl.before").read_bytes() == before
     shutil.rmtree(out / "checkpoints")
-    refused(out, "must have checkpoints to go on from")
+    refused(out, "must have checkpoints to resume")
 
 
 def test_other_data_of_the_same_shapes_are_refused(tmp_path):
@@ -314,7 +314,7 @@ def test_other_data_of_the_same_shapes_are_refused(tmp_path):
     values = {"data.name": f"npz:{file}", "data.clients": "3", "cohort": "2"}
     run_experiment(config_with(**values), out, quiet=True)
     np.savez(file, **{**arrays, "x": -arrays["x"]})
-    refused(out, r"data\.name=npz:.*must hold what it held when the run began", **values)
+    refused(out, r"data\.name=npz:.*must be unchanged since the run began", **values)
     np.savez(file, **arrays)
     run_experiment(config_with(**values), out, resume=True, quiet=True)
 
@@ -333,9 +333,9 @@ def test_other_devices_and_other_parameters_are_refused(tmp_path):
     write("1e9", 1)
     run_experiment(config_with(**values), out, quiet=True)
     write("2e9", 1)
-    refused(out, r"devices=trace:.*must hold what it held", **values)
+    refused(out, r"devices=trace:.*must be unchanged", **values)
     write("1e9", 2)
-    refused(out, r"pretraining\.source=npz:.*must hold what it held", **values)
+    refused(out, r"pretraining\.source=npz:.*must be unchanged", **values)
 
 
 def test_every_example_and_its_owner_are_part_of_the_fingerprint(whole):
@@ -371,7 +371,7 @@ def test_a_directory_belongs_to_one_process(tmp_path):
     with lock.exclusive(out):
         with pytest.raises(UserError, match=rf"process {os.getpid()} on .* does now"):
             run_experiment(config_with(), out, quiet=True)
-        with pytest.raises(UserError, match="must be a directory that nobody else writes to"):
+        with pytest.raises(UserError, match="must be a directory that no other process writes to"):
             run_experiment(config_with(), out, resume=True, quiet=True)
     assert not list(tmp_path.iterdir())
 
@@ -419,7 +419,7 @@ def test_a_sweep_belongs_to_one_process(tmp_path, capsys):
     file.write_text("\n".join([*lines, "[grid]", "seed = [0]"]))
     with lock.exclusive(tmp_path / "out"):
         assert main.main(["sweep", str(file), "--out", str(tmp_path / "out"), "--quiet"]) == 2
-    assert "must be a directory that nobody else writes to" in capsys.readouterr().err
+    assert "must be a directory that no other process writes to" in capsys.readouterr().err
 
 
 def test_what_others_put_into_a_failing_runs_directory_stays(tmp_path, monkeypatch):

@@ -20,10 +20,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_masks as fm
+from fedjax_masks.analysis import canvas
 from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.experiment import build, checkpoint, experiment, loop, participation, signals, trackers
+from fedjax_masks.experiment import (
+    build,
+    checkpoint,
+    disk,
+    execution,
+    experiment,
+    loop,
+    participation,
+    signals,
+)
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
 from fedjax_masks.experiment.loop import notes
@@ -212,14 +222,14 @@ def test_the_clients_that_trained_have_a_mean_of_their_own(task, eval_clients):
 
 @given(st.lists(st.lists(st.integers(0, 300), max_size=6), max_size=5))
 def test_a_set_of_clients_survives_as_text(chunks):
-    seen, expected = participation.NOBODY, set()
+    seen, expected = participation.EMPTY, set()
     for ids in chunks:
         seen = json.loads(json.dumps(participation.add(seen, np.array(ids, np.int32))))
         expected |= set(ids)
     assert participation.count(seen) == len(expected)
     every = np.arange(400)
     assert every[participation.members(seen, every)].tolist() == sorted(expected)
-    assert participation.add(participation.NOBODY, np.array(sorted(expected), np.int32)) == seen
+    assert participation.add(participation.EMPTY, np.array(sorted(expected), np.int32)) == seen
 
 
 def test_figures_of_a_round_are_means_over_rounds_in_the_summary(task):
@@ -318,7 +328,7 @@ def test_the_directory_says_what_memory_says(uninterrupted):
 def kill_at_save(monkeypatch, number, where):
     """Ends the process at a moment of the ``number``-th checkpoint."""
     calls = {"save": 0}
-    save, rename, write = checkpoint.save, Path.rename, checkpoint.write_atomically
+    save, rename, write = checkpoint.save, Path.rename, disk.write_atomically
 
     def counted(*args, **options):
         calls["save"] += 1
@@ -338,7 +348,7 @@ def kill_at_save(monkeypatch, number, where):
 
     monkeypatch.setattr(checkpoint, "save", counted)
     monkeypatch.setattr(Path, "rename", at(rename, "rename"))
-    monkeypatch.setattr(checkpoint, "write_atomically", at(write, "checksums"))
+    monkeypatch.setattr(disk, "write_atomically", at(write, "checksums"))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +369,7 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path, monkeypatch, uninterr
 
 def test_a_run_killed_while_writing_a_line_resumes(tmp_path, monkeypatch, uninterrupted):
     out = tmp_path / "run"
-    append, written = trackers.append, []
+    append, written = disk.append, []
 
     def half(path, text):
         written.append(text)
@@ -368,7 +378,7 @@ def test_a_run_killed_while_writing_a_line_resumes(tmp_path, monkeypatch, uninte
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(trackers, "append", half)
+        patch.setattr(disk, "append", half)
         with pytest.raises(Killed):
             run_experiment(config_with(), out, quiet=True)
     run_experiment(config_with(), out, resume=True, quiet=True)
@@ -396,7 +406,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     tmp_path, monkeypatch, caplog, uninterrupted, number, share
 ):
     out, sent = tmp_path / "run", getattr(signal, number)
-    config, append, before = config_with(checkpoint_share=share), trackers.append, []
+    config, append, before = config_with(checkpoint_share=share), disk.append, []
 
     def send(path, text):
         append(path, text)
@@ -406,7 +416,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
 
     handler = signal.getsignal(sent)
     with monkeypatch.context() as patch:
-        patch.setattr(trackers, "append", send)
+        patch.setattr(disk, "append", send)
         with pytest.raises((SystemExit, KeyboardInterrupt)) as end:
             run_experiment(config, out, quiet=True)
     assert isinstance(end.value, KeyboardInterrupt) or end.value.code == 128 + signal.SIGTERM
@@ -425,11 +435,11 @@ def test_a_signal_ends_a_run_between_any_two_rounds(tmp_path, monkeypatch, unint
     out, asked, preparing = tmp_path / "run", [], 2  # times that it is asked before the first round
 
     @contextlib.contextmanager
-    def noted():
+    def watch():
         yield lambda: asked.append(1) or (signal.SIGTERM if len(asked) == ended + preparing else 0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "noted", noted)
+        patch.setattr(signals, "watch", watch)
         patch.setattr(loop, "_PATIENCE", 1e-9)
         with pytest.raises(SystemExit):
             run_experiment(config_with(checkpoint_share=0.0), out, quiet=True)
@@ -448,7 +458,7 @@ def test_a_second_signal_is_not_noted(first, second):
     before = {number: signal.signal(number, lambda *_: came.append(1)) for number in numbers}
     try:
         # Whoever has not ended by itself is ended where the block ends.
-        with pytest.raises((SystemExit, KeyboardInterrupt)), signals.noted() as asked:  # noqa: PT012
+        with pytest.raises((SystemExit, KeyboardInterrupt)), signals.watch() as asked:  # noqa: PT012
             assert not asked()
             signal.raise_signal(getattr(signal, first))
             assert (asked(), came) == (getattr(signal, first), [])
@@ -499,13 +509,13 @@ def test_sigterm_before_the_first_round_leaves_nothing(tmp_path, monkeypatch, st
 
 def test_a_signal_in_the_last_round_ends_the_process_and_not_the_run(tmp_path, monkeypatch, uninterrupted):
     """Else a sweep would go on with all its other runs."""
-    out, save = tmp_path / "run", experiment.save_figure
+    out, save = tmp_path / "run", canvas.save_figure
 
     def late(*args):
         signal.raise_signal(signal.SIGTERM)
         save(*args)
 
-    monkeypatch.setattr(experiment, "save_figure", late)
+    monkeypatch.setattr(canvas, "save_figure", late)
     with pytest.raises(SystemExit) as end:
         run_experiment(config_with(), out, quiet=True)
     assert end.value.code == 128 + signal.SIGTERM
@@ -517,7 +527,7 @@ def test_a_run_of_another_thread_leaves_signals_alone():
     seen = []
 
     def note():
-        with signals.noted() as asked:
+        with signals.watch() as asked:
             seen.append((asked(), signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=note)
@@ -577,7 +587,7 @@ def test_a_run_whose_last_checkpoint_finds_no_room_has_not_ended(tmp_path, monke
 
 
 def test_a_record_that_finds_no_room_ends_the_run_which_resumes(tmp_path, monkeypatch, uninterrupted):
-    out, append, calls = tmp_path / "run", trackers.append, []
+    out, append, calls = tmp_path / "run", disk.append, []
 
     def crowded(path, text):
         calls.append(text)
@@ -586,7 +596,7 @@ def test_a_record_that_finds_no_room_ends_the_run_which_resumes(tmp_path, monkey
             append(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trackers, "append", crowded)
+        patch.setattr(disk, "append", crowded)
         with pytest.raises(UserError, match=r"out=.*free space") as error:
             run_experiment(config_with(), out, quiet=True)
     assert "\n" not in str(error.value)
@@ -610,7 +620,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_built(
     # The superuser may write everywhere, so the system's answer stands for a read-only disk.
     monkeypatch.setattr(build, "build", None)
     monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and path == tmp_path))
-    with pytest.raises(UserError, match=r"out=.*read-only; accepted is a writable directory"):
+    with pytest.raises(UserError, match=r"out=.*must be writable; .* is read-only"):
         run_experiment(config_with(), tmp_path / "deep" / "run", quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -685,7 +695,7 @@ def test_failing_before_the_first_round_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(experiment, "run_rounds", fail)
+    monkeypatch.setattr(execution, "run_rounds", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         run_experiment(config_with(), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
@@ -693,7 +703,6 @@ def test_failing_before_the_first_round_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_checkpoint_gives_back_every_bit(tmp_path):
     state = State(
-        common=(),
         server={"half": jnp.arange(3, dtype=jnp.bfloat16), "count": jnp.asarray(7, jnp.int32), "none": None},
         clients=(jnp.zeros((0, 4)), jnp.asarray([[True], [False]]), jnp.asarray([jnp.nan, -0.0, 1e-40])),
     )

@@ -3,14 +3,16 @@
 import cases
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import size
 from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Round
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import make_simulation
 
@@ -18,7 +20,7 @@ from fedjax_masks.simulation import make_simulation
 def test_one_client_is_plain_sgd():
     task = synthetic_task((6,), 3, np.array([22]), seed=3)
     algorithm = fm.scaffold(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1), batch_size=4, epochs=2)
-    simulation = make_simulation(algorithm, task, cohort=1, seed=7, chunk=4)
+    simulation = make_simulation(algorithm, task, cohort=1, seeds=(7,), chunk=4)
     state = simulation.init()
     expected = reference.layers(state.server.average.params)
     for ((client, key),) in reference.rounds(task, seed=7, num=4, cohort=1):
@@ -35,7 +37,7 @@ def test_against_numpy_with_partial_participation(momentum):
     task = cases.task()
     model = fm.models.mlp(task, hidden=(8,))
     algorithm = fm.scaffold(model, optax.sgd(0.1, momentum=momentum), batch_size=4, epochs=2)
-    simulation = make_simulation(algorithm, task, cohort=5, seed=7, chunk=3)
+    simulation = make_simulation(algorithm, task, cohort=5, seeds=(7,), chunk=3)
     state = simulation.init()
     params = reference.layers(state.server.average.params)
     control = [np.zeros_like(a) for a in params]
@@ -91,14 +93,27 @@ def test_one_long_step_is_a_step_of_centralised_descent():
     reference.assert_close(state.server.average.params, expected)
 
 
+def test_a_schedule_over_rounds_is_a_smaller_step():
+    task = cases.task()
+    model = fm.models.mlp(task, hidden=(8,))
+    ends = []
+    for rate, schedule in ((0.1, lambda index: 0.5), (0.05, None)):
+        trainer = fm.Trainer(optax.sgd(rate), batch_size=4, schedule=schedule)
+        simulation = make_simulation(fm.scaffold(model, trainer), task, cohort=5, chunk=3)
+        ends.append(simulation.run(simulation.init(), 0, 3)[0])
+    chex.assert_trees_all_close(*(end.server.control for end in ends), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(*(end.clients for end in ends), rtol=1e-4, atol=1e-5)
+
+
 def test_bytes():
     task = cases.task()
     algorithm = fm.scaffold(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1))
     state = algorithm.init(jax.random.key(0), task)
-    message = algorithm.send(state.server, 3)
-    size = trees.size(state.server.average.params)
-    assert payload.bits(message) == 8 * (8 * size)
+    round = Round(jax.random.key(0), jnp.int32(0))
+    message = algorithm.send(round, state.server, ())
+    parameters = trees.size(state.server.average.params)
+    assert size.bits(message) == 8 * (8 * parameters)
     data = jax.eval_shape(lambda: cases.data_of(task, 3))
     client = jax.tree.map(lambda a: a[3], state.clients)
-    _, upload, _ = jax.eval_shape(algorithm.train, jax.random.key(0), (), message, client, data)
-    assert payload.static_bits(upload) == 8 * (8 * size)
+    _, upload, _ = jax.eval_shape(algorithm.train, round, message, client, data)
+    assert size.static_bits(upload) == 8 * (8 * parameters)

@@ -4,10 +4,15 @@ import cases
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import fedjax_masks as fm
+from fedjax_masks.communication.payload import Installed
+from fedjax_masks.core.algorithm import Info, Schedule
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.work import no_work
 from fedjax_masks.transforms.sequence import then
 
 SGD = optax.sgd(0.1)
@@ -23,39 +28,104 @@ def model(task):
     return fm.models.mlp(task, hidden=(8,))
 
 
+def at_once(first, second):
+    """The second takes over in round 1, from the server's initial state of its own."""
+    return then(first, second, done=lambda server: jnp.array(True), handover=lambda early, late: late)
+
+
+def run(algorithm, task, rounds, **options):
+    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=rounds, **options)
+    state, (metrics,) = simulation.run(simulation.init(), 0, rounds)
+    return jax.device_get(state), metrics
+
+
 def test_an_algorithm_handed_over_to_itself_goes_on_as_it_was(model, task):
     alone = fm.fedavg(model, SGD, batch_size=4)
-    counting = alone._replace(
-        init=lambda key, task: alone.init(key, task)._replace(common=jnp.int32(0)),
-    )
-    twice = then(
-        counting,
-        counting,
-        done=lambda server: jnp.asarray(True),
-        handover=lambda common, early, late: early,
-    )
+    twice = then(alone, alone, done=lambda server: jnp.asarray(True), handover=lambda early, late: early)
     # The sequence splits the initial key.
     early_key = lambda key, task: alone.init(jax.random.split(key)[0], task)
-    want = fm.make_simulation(alone._replace(init=early_key), task, cohort=4, chunk=3)
-    got = fm.make_simulation(twice, task, cohort=4, chunk=3, poison=True)
-    reference, wanted = want.run(want.init(), 0, 3)
-    state, metrics = got.run(got.init(), 0, 3)
+    reference, wanted = run(alone._replace(init=early_key), task, 3)
+    state, metrics = run(twice, task, 3, poison=True)
     chex.assert_trees_all_close(state.server.second.params, reference.server.params, rtol=1e-6)
     chex.assert_trees_all_equal(metrics.bytes_up, wanted.bytes_up)
     chex.assert_trees_all_equal(metrics.bytes_down, wanted.bytes_down)
+    assert sorted(metrics.train) == sorted(wanted.train)
+    assert not metrics.server
     x = jnp.asarray(task.test_inputs[:4])
-    chex.assert_trees_all_close(
-        twice.predict_global(state.common, state.server, x),
-        model.apply(reference.server.params, x),
-        rtol=1e-5,
+    logits = twice.predict["global"](state.server, None, x)
+    chex.assert_trees_all_close(logits, model.apply(reference.server.params, x), rtol=1e-5)
+
+
+def test_profiles_and_states_of_one_algorithm_rest_while_the_other_runs(model, task):
+    """Versions of a mask before the handover, masks after it: -1 and whole where nobody has been."""
+    both = at_once(fm.feddst(model, SGD, batch_size=4), fm.lotteryfl(model, SGD, batch_size=4, threshold=0.0))
+    state, metrics = run(both, task, 3, poison=True)
+    versions, masks = state.profiles
+    first = np.isin(np.arange(task.num_clients), metrics.ids[0])
+    later = np.isin(np.arange(task.num_clients), metrics.ids[1:])
+    np.testing.assert_array_equal(versions, np.where(first, 0, -1))
+    assert masks["dense1"][~later].all()
+    assert not masks["dense1"][later].all()
+    chex.assert_trees_all_equal(state.clients.second.mask, masks)
+
+
+def test_models_and_facts_are_those_that_both_have(model, task):
+    skeletal = fm.fedskel(model, SGD, batch_size=4, updates=1, prune_dense=True)
+    skeletal = skeletal._replace(schedule=Schedule())
+    lottery = fm.lotteryfl(model, SGD, batch_size=4)
+    both = at_once(skeletal, lottery)
+    assert sorted(both.predict) == ["global", "personal"]
+    state, metrics = run(both, task, 2)
+    assert "density" in metrics.train
+    assert "validation_accuracy" not in metrics.train
+    client, x = jax.tree.map(lambda a: a[0], state.clients), jnp.asarray(task.test_inputs[:4])
+    for later, params in ((False, client.first.params), (True, client.second.params)):
+        logits = both.predict["personal"](state.server._replace(later=later), client, x)
+        chex.assert_trees_all_close(logits, model.apply(params, x), rtol=1e-5)
+
+
+def test_a_server_that_trains_reports_its_work_in_its_own_rounds(task):
+    model = fm.models.cnn(cases.task((8, 8, 1))).rebuild((4, 6, 8, 3))
+    average = fm.fedavg(model, SGD, batch_size=4)
+    eco = fm.ecofed(model, SGD, batch_size=4, split="conv1", period=1)
+    eco = eco._replace(schedule=average.schedule)
+    _, metrics = run(at_once(average, eco), cases.task((8, 8, 1)), 2)
+    assert metrics.server["steps"][0] == 0 < metrics.server["steps"][1]
+    assert (metrics.train["steps"][0] > 0).all()
+    assert not metrics.train["steps"][1].any()
+    assert (metrics.train["flops"] > 0).all()
+
+
+def test_facts_of_merging_are_those_that_both_report(model, task):
+    plain = fm.fedavg(model, SGD, batch_size=4)
+
+    def reporting(**facts):
+        def merge(*args):
+            return plain.merge(*args)[0], Info(**facts)
+
+        return plain._replace(merge=merge)
+
+    work = no_work()._replace(flops=jnp.float32(7))
+    first = reporting(loss=jnp.float32(1), work=work, extra={"a": 1, "b": 2})
+    second = reporting(extra={"b": 3.0})
+    _, metrics = run(at_once(first, second), task, 2)
+    assert metrics.server["b"].tolist() == [2, 3]
+    assert metrics.server["flops"].tolist() == [7, 0]
+    assert not {"a", "loss"} & metrics.server.keys()
+
+
+def test_what_is_installed_is_counted_for_both(model, task):
+    plain = fm.fedavg(model, SGD, batch_size=4)
+    frozen = plain._replace(
+        send=lambda *args: (plain.send(*args), Installed(jnp.zeros(10))),
+        train=lambda round, message, client, data: plain.train(round, message[0], client, data),
     )
+    simulation = fm.make_simulation(at_once(frozen, frozen), task, cohort=4, chunk=1)
+    assert simulation.setup_bytes == 2 * 40
 
 
-def test_algorithms_that_do_not_go_together_are_refused(model):
+def test_algorithms_of_different_schedules_are_refused(model):
     plain = fm.fedavg(model, SGD)
-    stacked = plain._replace(reduce=None)
-    other = plain._replace(select=lambda index, draw: draw(0))
-    serving = plain._replace(serve=lambda key, common, server, kept, upload: (kept, upload))
-    for first, second in ((plain, stacked), (plain, other), (serving, plain)):
-        with pytest.raises(ValueError, match="then: "):
-            then(first, second, done=lambda server: True, handover=lambda *states: states[-1])
+    for other in (Schedule(select=lambda index, draw: draw(0)), Schedule(num_tiers=2)):
+        with pytest.raises(UserError, match=r"^second\.schedule: must equal first\.schedule"):
+            at_once(plain, plain._replace(schedule=other))

@@ -10,8 +10,10 @@ import reference
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.sign import signs
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import serialization, size
 from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Round
+from fedjax_masks.core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +24,10 @@ def model():
 def test_every_parameter_moves_one_step_with_the_majority(model):
     task, step = cases.task(), 0.01
     algorithm = fm.sign(model, optax.sgd(0.1), step=step, batch_size=4)
-    simulation = fm.make_simulation(algorithm, task, cohort=4, seed=7, chunk=1)
+    simulation = fm.make_simulation(algorithm, task, cohort=4, seeds=(7,), chunk=1)
     state = simulation.init()
     start = reference.layers(state.server.params)
-    state, metrics = simulation.run(state, 0, 1)
+    state, (metrics,) = simulation.run(state, 0, 1)
     (clients,) = reference.rounds(task, seed=7, num=1, cohort=4)
     votes = []
     for client, key in clients:
@@ -45,12 +47,13 @@ def test_one_bit_per_parameter(model):
     task = cases.task()
     algorithm = fm.sign(model, optax.sgd(0.1))
     params = algorithm.init(jax.random.key(0), task).server.params
-    _, upload, _ = algorithm.train(jax.random.key(1), (), params, (), cases.data_of(task, 3))
-    assert payload.bits(upload) == trees.size(params) == 83
-    assert len(payload.encode(upload)) == 11
+    round = Round(jax.random.key(1), jnp.int32(0))
+    _, upload, _ = algorithm.train(round, params, (), cases.data_of(task, 3))
+    assert size.bits(upload) == trees.size(params) == 83
+    assert len(serialization.encode(upload)) == 11
 
 
-def test_what_does_not_move_votes_by_a_fair_coin():
+def test_parameters_that_do_not_move_vote_by_a_fair_coin():
     update = {"still": jnp.zeros(4000), "up": jnp.full(3, 1e-30), "down": jnp.full(3, -1e-30)}
     vote = signs(jax.random.key(0), update)
     assert 0.45 < np.mean(vote["still"]) < 0.55
@@ -59,5 +62,5 @@ def test_what_does_not_move_votes_by_a_fair_coin():
 
 
 def test_steps_that_are_not_positive_are_refused(model):
-    with pytest.raises(ValueError, match="step="):
+    with pytest.raises(UserError, match=r"^step=0\.0: must be a finite number above 0"):
         fm.sign(model, optax.sgd(0.1), step=0.0)

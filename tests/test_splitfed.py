@@ -13,8 +13,9 @@ import pytest
 import fedjax_masks as fm
 from fedjax_masks.algorithms.fedgkt import distillation
 from fedjax_masks.algorithms.splitfed import LABEL
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import serialization, size
 from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
@@ -41,8 +42,14 @@ def model(task):
 def simulate(algorithm, task, rounds, **options):
     options = {"cohort": task.num_clients, "chunk": rounds, "plan": "scan"} | options
     simulation = make_simulation(algorithm, task, **options)
-    state, metrics = simulation.run(simulation.init(), 0, rounds)
+    state, (metrics,) = simulation.run(simulation.init(), 0, rounds)
     return jax.device_get(state), metrics
+
+
+def trained(algorithm, server, task, client=3):
+    """A client's upload, and its data."""
+    round, data = Round(jax.random.key(1), jnp.int32(0)), cases.data_of(task, client)
+    return algorithm.train(round, algorithm.send(round, server, ()), (), data)[1], data
 
 
 def whole(sides):
@@ -86,19 +93,17 @@ def test_what_passes_in_a_batch_is_what_its_arrays_serialise_to(task, model, nam
     halves = cut_model(model, "conv2")
     algorithm = ALL[name](model, SGD, batch_size=5, split="conv2")
     state = algorithm.init(jax.random.key(0), task)
-    data = cases.data_of(task, 3)
-    size = int(data.size)
-    message = algorithm.send(state.server, jnp.int32(3))
-    _, upload, _ = algorithm.train(jax.random.key(1), (), message, (), data)
-    activations = halves.activate(state.server.device, data.inputs[data.rows[:size]])
+    upload, data = trained(algorithm, state.server, task)
+    number = int(data.size)
+    activations = halves.activate(state.server.device, data.inputs[data.rows[:number]])
     logits = halves.finish(state.server.server, activations)
-    labels = np.zeros((size, *LABEL.shape), LABEL.dtype)
+    labels = np.zeros((number, *LABEL.shape), LABEL.dtype)
     up = {"splitfed": (activations, labels), "lgl": (activations, labels)}.get(
         name, (activations, labels, logits)
     )
     down = {"splitfed": activations, "lgl": ()}.get(name, logits)
-    assert int(upload.passed.up) == 8 * len(payload.encode(up))
-    assert int(upload.passed.down) == 8 * len(payload.encode(down))
+    assert int(upload.dialogue.up) == 8 * len(serialization.encode(up))
+    assert int(upload.dialogue.down) == 8 * len(serialization.encode(down))
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -106,29 +111,21 @@ def test_the_servers_loss_does_not_move_the_device(task, model, name):
     """The device's half depends on labels and its head, and in FedGKT on what the server answers."""
     options = {"alpha": 0.0} if name == "fedgkt" else {}
     algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", **options)
-    start = algorithm.init(jax.random.key(0), task)
-    shifted = jax.tree.map(lambda a: a + 0.3, start.server.server)
-    other = start._replace(server=start.server._replace(server=shifted))
-    data = cases.data_of(task, 3)
-    trained = [
-        algorithm.train(jax.random.key(1), (), algorithm.send(state.server, jnp.int32(3)), (), data)[1].update
-        for state in (start, other)
-    ]
-    chex.assert_trees_all_equal(trained[0].device, trained[1].device)
-    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(trained[0].device)) > 0
+    start = algorithm.init(jax.random.key(0), task).server
+    other = start._replace(server=jax.tree.map(lambda a: a + 0.3, start.server))
+    updates = [trained(algorithm, server, task)[0].update for server in (start, other)]
+    chex.assert_trees_all_equal(updates[0].device, updates[1].device)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates[0].device)) > 0
     with np.testing.assert_raises(AssertionError):
-        chex.assert_trees_all_close(trained[0].server.tree, trained[1].server.tree)
+        chex.assert_trees_all_close(updates[0].server.tree, updates[1].server.tree)
 
 
 def test_fedgkts_device_learns_from_the_server(task, model):
-    data = cases.data_of(task, 3)
-
     def device(alpha, shift):
         algorithm = fm.fedgkt(model, SGD, batch_size=5, split="conv2", alpha=alpha)
         server = algorithm.init(jax.random.key(0), task).server
         server = server._replace(server=jax.tree.map(lambda a: a + shift, server.server))
-        message = algorithm.send(server, jnp.int32(3))
-        return algorithm.train(jax.random.key(1), (), message, (), data)[1].update.device
+        return trained(algorithm, server, task)[0].update.device
 
     with np.testing.assert_raises(AssertionError):
         chex.assert_trees_all_close(device(1.0, 0.0), device(1.0, 0.3))
@@ -220,11 +217,11 @@ def test_a_run_of_the_published_size_is_blocked_or_refused_where_memory_is_short
 
 @every_protocol
 def test_a_model_is_cut_only_where_it_can_be(name, model):
-    with pytest.raises(UserError, match=r"split='dense9': unknown; .*accepted are conv1, conv2, dense1"):
+    with pytest.raises(UserError, match=r"split='dense9': must be one of conv1, conv2, dense1"):
         ALL[name](model, SGD, split="dense9")
 
 
 def test_a_conversation_too_long_to_count_is_refused():
     big = jax.ShapeDtypeStruct((2**20,), jnp.float32)
-    with pytest.raises(OverflowError, match=r"may pass in a round"):
-        payload.messages(big, (), jnp.int32(1), 2**7)
+    with pytest.raises(OverflowError, match=r"bits of messages in a round"):
+        size.dialogue(big, (), jnp.int32(1), 2**7)

@@ -136,7 +136,7 @@ def test_evaluation_in_blocks_is_evaluation_at_once(plan):
             algorithm, task, cohort=2, chunk=2, plan=plan, storage=Storage(where, where)
         )  # on the host four clients at a time, of nine
         state, _ = simulation.run(simulation.init(), 0, 2)
-        found.append(simulation.evaluate(state))
+        found.append(simulation.evaluate(state)[0])
     device, host = found
     np.testing.assert_array_equal(host.ids, np.arange(9))
     np.testing.assert_array_equal(host.personal, device.personal)
@@ -146,7 +146,7 @@ def test_evaluation_in_blocks_is_evaluation_at_once(plan):
 def test_a_sample_of_clients_is_evaluated_as_all_are():
     algorithm, task = fedmask()
     every, some = (make_simulation(algorithm, task, cohort=2, chunk=2, eval_clients=n) for n in (None, 4))
-    everyone, sample = every.evaluate(every.init()), some.evaluate(some.init())
+    (everyone,), (sample,) = every.evaluate(every.init()), some.evaluate(some.init())
     assert len(set(sample.ids.tolist())) == 4
     np.testing.assert_array_equal(sample.personal, everyone.personal[sample.ids])
     with pytest.raises(ValueError, match="eval_clients=10: accepted are 1 to 9"):
@@ -180,8 +180,8 @@ def test_each_device_may_have_its_part_of_the_states(cohort, split):
         simulation = make_simulation(
             algorithm, task, cohort=cohort, chunk=2, plan=plan, storage=Storage(where)
         )
-        state, metrics = simulation.run(simulation.init(), 0, 2)
-        found.append((jax.device_get(state), metrics, simulation.evaluate(state)))
+        state, (metrics,) = simulation.run(simulation.init(), 0, 2)
+        found.append((jax.device_get(state), metrics, simulation.evaluate(state)[0]))
         for leaf in jax.tree.leaves(state.clients):
             rows = leaf.addressable_shards[0].data.shape[0]
             assert rows == (3 if where == "mesh" and split else 9)
@@ -196,7 +196,7 @@ def test_a_program_runs_as_many_rounds_as_the_rows_of_their_cohorts_have_room(mo
         simulation = make_simulation(
             algorithm, task, cohort=2, chunk=4, plan="scan,mesh:1", storage=Storage(where)
         )
-        state, metrics = simulation.run(simulation.init(), 0, 4)
+        state, (metrics,) = simulation.run(simulation.init(), 0, 4)
         return simulation, (state.server, metrics)
 
     _, expected = four_rounds("device")
@@ -233,9 +233,9 @@ def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not
 
     uneven = algorithm._replace(
         init=init,
-        train=lambda key, common, message, client, data: (
-            lambda own, upload, metrics: ((own, client[1]), upload, metrics)
-        )(*algorithm.train(key, common, message, client[0], data)),
+        train=lambda round, message, client, data: (
+            lambda own, upload, info: ((own, client[1]), upload, info)
+        )(*algorithm.train(round, message, client[0], data)),
     )
     assert make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host")).store is not None
     monkeypatch.setattr("fedjax_masks.simulation.storage.available_bytes", lambda: 300_000)
@@ -319,7 +319,7 @@ def test_data_that_come_chunk_by_chunk_are_the_same_data(plan):
         )
         state = simulation.init()
         for first, number in ((0, 2), (2, 1), (3, 2)):  # the second is not what was prepared
-            state, metrics = simulation.run(state, first, number)
+            state, (metrics,) = simulation.run(state, first, number)
         found.append((jax.device_get(state), metrics))
     jax.tree.map(np.testing.assert_array_equal, *found)
 

@@ -20,7 +20,7 @@ from fedjax_masks.experiment import lock, platforms
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
 
-PACKAGE = Path(main.__file__).parent
+PACKAGE = Path(main.__file__).parents[1]
 PLOTTING = PACKAGE / "analysis" / "plotting.py"
 TINY = {
     "algorithm.name": "fedavg",

@@ -14,11 +14,13 @@ from fedjax_masks.analysis.table import comparison_table
 from fedjax_masks.cli import main
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.experiment import experiment, grid, sweep
+from fedjax_masks.experiment import checkpoint, execution, grid, sweep, sweep_table
 from fedjax_masks.experiment.experiment import run_experiment
 from fedjax_masks.experiment.grid import read_sweep
-from fedjax_masks.experiment.sweep import group_jobs, over_seeds, run_sweep, write_table
-from fedjax_masks.simulation import can_trace, make_batch, make_simulation
+from fedjax_masks.experiment.groups import group_jobs
+from fedjax_masks.experiment.sweep import run_sweep
+from fedjax_masks.experiment.sweep_table import seed_statistics, write_table
+from fedjax_masks.simulation import can_trace, make_simulation
 
 BASE = """
 rounds = 3
@@ -85,22 +87,24 @@ def test_runs_in_step_give_what_they_give_alone(task, plan, personal):
     model = fm.models.mlp(task, hidden=(4,))
     make = lambda options: factory(model, optax.sgd(options["lr"]))
     rates, seeds = [0.1, 0.01, 0.3], [0, 5, 2**32 - 1]
-    batch = make_batch(make, task, values={"lr": rates}, seeds=seeds, cohort=3, chunk=4, plan=plan)
+    batch = make_simulation(make, task, values={"lr": rates}, seeds=seeds, cohort=3, chunk=4, plan=plan)
     state, metrics = batch.run(batch.init(), 0, 3)
     evaluations = batch.evaluate(state)
     assert batch.stats().num_compilations == 1
     for run, (rate, seed) in enumerate(zip(rates, seeds)):
-        one = make_simulation(make({"lr": rate}), task, cohort=3, seed=seed, chunk=4, plan=plan)
-        alone, own = one.run(one.init(), 0, 3)
+        one = make_simulation(make({"lr": rate}), task, cohort=3, seeds=(seed,), chunk=4, plan=plan)
+        alone, (own,) = one.run(one.init(), 0, 3)
         assert_close(batch.take(state, run), alone)
         assert_close(metrics[run], own)
-        assert_close(evaluations[run].personal, one.evaluate(alone).personal)
+        assert_close(evaluations[run].personal, one.evaluate(alone)[0].personal)
         assert (evaluations[run].global_accuracy is None) == personal
 
 
 def test_runs_go_on_from_given_states(task):
     make = lambda options: fm.fedavg(fm.models.mlp(task, hidden=(4,)), optax.sgd(options["lr"]))
-    batch = make_batch(make, task, values={"lr": [0.1, 0.2, 0.3]}, seeds=[0, 0, 1], cohort=3, plan="scan")
+    batch = make_simulation(
+        make, task, values={"lr": [0.1, 0.2, 0.3]}, seeds=[0, 0, 1], cohort=3, plan="scan"
+    )
     half, _ = batch.run(batch.init(), 0, 2)
     states = [batch.take(half, run) for run in range(3)]
     whole, _ = batch.run(batch.init(), 0, 5)
@@ -238,7 +242,7 @@ def test_groups_share_a_program_and_say_what_keeps_them_apart(file):
     )
     groups = group_jobs(read_sweep(file(text)))
     assert [len(group.jobs) for group in groups] == [4, 2, 2, 1, 1]
-    assert groups[0].traced == ["algorithm.lr"]
+    assert groups[0].traced_keys == ["algorithm.lr"]
     assert "4 runs in one program, over seed and algorithm.lr" in str(groups[0])
     assert "algorithm.momentum: fedavg needs to know the value" in str(groups[1])
 
@@ -293,8 +297,8 @@ def test_flops_are_means_over_rounds_as_on_the_page(file, tmp_path):
 
 
 def test_figures_that_do_not_apply_are_left_out():
-    rows = [dict.fromkeys(sweep._FIGURES) | {"round": 3}] * 2
-    found = over_seeds(rows)
+    rows = [dict.fromkeys(sweep_table._FIGURES) | {"round": 3}] * 2
+    found = seed_statistics(rows)
     assert (found["seeds"], found["global_accuracy"]) == (2, None)
     assert found["round"] == {"mean": 3, "half_width": 0}
 
@@ -302,14 +306,14 @@ def test_figures_that_do_not_apply_are_left_out():
 def test_a_killed_sweep_resumes_together_and_skips_what_has_finished(file, tmp_path, monkeypatch, finished):
     _, whole = finished
     path, out = file(SMALL), tmp_path / "out"
-    write, made = experiment._write_results, []
+    write, made = execution._write_results, []
 
     def dying(directory, run):
         write(directory, run)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_write_results", dying)
+        patch.setattr(execution, "_write_results", dying)
         with pytest.raises(Killed):
             run_sweep(path, out, quiet=True)
     with pytest.raises(UserError, match="--resume"):
@@ -318,9 +322,9 @@ def test_a_killed_sweep_resumes_together_and_skips_what_has_finished(file, tmp_p
 
     def counted(*args, **options):
         made.append(len(options["seeds"]))
-        return make_batch(*args, **options)
+        return make_simulation(*args, **options)
 
-    monkeypatch.setattr(sweep, "make_batch", counted)
+    monkeypatch.setattr(sweep, "make_simulation", counted)
     jobs = run_sweep(path, out, resume=True, quiet=True)
     assert made == [3]
     assert {file: file.stat().st_mtime_ns for file in before} == before
@@ -335,7 +339,7 @@ def test_a_sweep_killed_between_checkpoints_resumes_to_the_same_result(
 ):
     _, whole = finished
     path, out = file(SMALL), tmp_path / "out"
-    save, calls = experiment.checkpoint.save, []
+    save, calls = checkpoint.save, []
 
     def dying(*args, **options):
         calls.append(args)
@@ -344,7 +348,7 @@ def test_a_sweep_killed_between_checkpoints_resumes_to_the_same_result(
         save(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment.checkpoint, "save", dying)
+        patch.setattr(checkpoint, "save", dying)
         with pytest.raises(Killed):
             run_sweep(path, out, quiet=True)
     for job in run_sweep(path, out, resume=True, quiet=True):
@@ -361,7 +365,7 @@ def test_what_does_not_fit_into_memory_together_runs_one_after_the_other(
     def refuse(*args, **options):
         raise MemoryError("too much")
 
-    monkeypatch.setattr(sweep, "make_batch", refuse)
+    monkeypatch.setattr(sweep, "make_simulation", refuse)
     (tmp_path / "out").mkdir()
     jobs = run_sweep(file(SMALL), tmp_path / "out")
     assert "one run after the other; too much" in capsys.readouterr().err
@@ -383,7 +387,7 @@ def test_the_command_prints_the_plan_and_the_table(file, tmp_path, capsys):
 
 def test_the_table_keeps_numbers_whole_on_a_narrow_terminal(finished, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "70")
-    sweep.print_sweep(finished[1])
+    sweep_table.print_sweep(finished[1])
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.startswith(" fedavg")]
     assert len(rows) == 2

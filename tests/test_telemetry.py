@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.core import progress as lines_of
-from fedjax_masks.core.progress import lines, say, silence, working
+from fedjax_masks.core.progress import activity, lines, say, silence
 from fedjax_masks.experiment.progress import describe, progress
 
 
@@ -32,7 +32,7 @@ def told(capsys):
 
 def test_without_a_terminal_the_first_and_the_last_rounds_have_a_line(capsys):
     chunks = []
-    with progress("fedavg", done=0, rounds=5, quiet=False) as show:
+    with progress("fedavg", start=0, rounds=5, quiet=False) as show:
         run = simulate(on_chunk=[show, chunks.append])
     compiling, first, last = told(capsys)
     assert compiling == "fedavg: compiling"
@@ -51,11 +51,11 @@ def test_without_a_terminal_the_first_and_the_last_rounds_have_a_line(capsys):
 
 
 def test_nothing_is_printed_where_it_is_not_wanted(capsys):
-    with progress("a", done=0, rounds=5, quiet=True) as show:
+    with progress("a", start=0, rounds=5, quiet=True) as show:
         simulate(on_chunk=[show])
-    with progress("a", done=5, rounds=5, quiet=False), silence(False):
+    with progress("a", start=5, rounds=5, quiet=False), silence(False):
         pass
-    with silence(), progress("a", done=0, rounds=5, quiet=False) as show, lines("b") as tell, silence(False):
+    with silence(), progress("a", start=0, rounds=5, quiet=False) as show, lines("b") as tell, silence(False):
         say("c")
         tell(1, now=True)
         show(None)
@@ -118,7 +118,7 @@ def test_short_work_is_not_mentioned_and_its_thread_ends(capsys):
     import threading
 
     before = threading.active_count()
-    with working("this"), lines("that", total=3) as show:
+    with activity("this"), lines("that", total=3) as show:
         show(1)
         show(3)
         assert threading.active_count() == before + 2

@@ -1,16 +1,19 @@
-"""Top-k as an algorithm: what goes up, what stays, and its limit."""
+"""Top-k as an algorithm: its uploads, its residuals, and its limit."""
 
 import math
 
 import cases
-import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import size
+from fedjax_masks.communication.payload import Sparse
+from fedjax_masks.core.algorithm import Round
+from fedjax_masks.core.errors import UserError
 
 SGD = optax.sgd(0.1)
 
@@ -24,22 +27,23 @@ def train_once(algorithm):
     task = cases.task()
     state = algorithm.init(jax.random.key(0), task)
     client = jax.tree.map(lambda a: a[3], state.clients)
-    return algorithm.train(jax.random.key(1), (), state.server.params, client, cases.data_of(task, 3))
+    round = Round(jax.random.key(1), jnp.int32(0))
+    return algorithm.train(round, state.server.params, client, cases.data_of(task, 3))
 
 
 def test_bytes(model):
     _, upload, _ = train_once(fm.topk(model, SGD, fraction=0.1))
     sizes = [6 * 8, 8, 8 * 3, 3]
     bits = [max(1, round(0.1 * n)) * (32 + math.ceil(math.log2(n))) for n in sizes]
-    assert payload.bits(upload) == sum(bits)
+    assert size.bits(upload) == sum(bits)
 
 
 def test_the_largest_go_up_and_the_rest_stays(model):
     client, upload, _ = train_once(fm.topk(model, SGD, fraction=0.1))
     _, update, _ = train_once(fm.fedavg(model, SGD))
     for sent, left, whole in zip(
-        jax.tree.leaves(upload, is_leaf=lambda node: isinstance(node, payload.Sparse)),
-        client.wire,
+        jax.tree.leaves(upload, is_leaf=lambda node: isinstance(node, Sparse)),
+        client.codec,
         jax.tree.leaves(update),
     ):
         flat, left = np.ravel(whole), np.ravel(left)
@@ -52,9 +56,9 @@ def test_the_largest_go_up_and_the_rest_stays(model):
     assert not jax.tree.leaves(client)
 
 
-def test_all_of_it_is_fedavg(model):
-    def params(algorithm):
-        simulation = fm.make_simulation(algorithm, cases.task(), cohort=5, chunk=2)
-        return simulation.run(simulation.init(), 0, 2)[0].server.params
-
-    chex.assert_trees_all_equal(params(fm.topk(model, SGD, fraction=1.0)), params(fm.fedavg(model, SGD)))
+@pytest.mark.parametrize("fraction", [0.0, 1.5])
+def test_fractions_out_of_range_are_refused(model, fraction):
+    with pytest.raises(
+        UserError, match=f"^fraction={fraction}: must be a finite number above 0 and at most 1"
+    ):
+        fm.topk(model, SGD, fraction=fraction)

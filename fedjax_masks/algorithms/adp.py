@@ -1,34 +1,46 @@
-"""ADP: adaptive dynamic pruning, channel gates inside any federated optimiser.
+"""ADP: adaptive dynamic pruning, channel gates inside any federated optimizer.
 
 Yu, Nguyen, Anwar, Jannesari: "Adaptive Dynamic Pruning for Non-IID Federated Learning", 2021, arXiv
 2106.06921. Every convolution has a gate that keeps, for each example, its most salient channels and
-suppresses the others, in training and evaluation alike; only active channels get gradients. Gates are
+suppresses the others, in training and evaluation alike. Only active channels get gradients. Gates are
 trained and exchanged like all other parameters, by FedAvg, FedProx, FedNova or SCAFFOLD: see
 :func:`fedjax_masks.models.gated`, whose models every algorithm takes.
 
 As published, everything travels, gates included. ``upload_share`` is our extension: a client uploads
 only the channels that its own data most often activate. A model's parameters are its whole state, so
-neither control variates nor FedNova's normalisation ever touch statistics of batch normalisation.
+neither control variates nor FedNova's normalization ever touch statistics of batch normalization.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_masks.algorithms.fedavg import Server, averaging
 from fedjax_masks.algorithms.fednova import normalized
+from fedjax_masks.algorithms.fedprox import proximal
 from fedjax_masks.algorithms.scaffold import controlled
 from fedjax_masks.communication.payload import Masked
-from fedjax_masks.core import training, trees
-from fedjax_masks.core.aggregation import WeightedSum, masked_mean
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
+from fedjax_masks.core import trees
+from fedjax_masks.core.aggregation import MaskedSum, WeightedSum, masked, masked_mean
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import filter_mask, top_count
-from fedjax_masks.core.options import Decay, PositiveShare
+from fedjax_masks.core.options import Decay, PositiveShare, checks_options
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    SummingLoss,
+    Trainer,
+    TrainingOptions,
+    as_trainer,
+    mean_cross_entropy,
+    mean_over_real,
+)
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Gate, Kernel, Model, gated
 from fedjax_masks.models.gates import Activity, count_active
 
@@ -37,10 +49,10 @@ _MU = 0.01
 
 
 class Upload(NamedTuple):
-    """What a client sends with ``upload_share`` below 1.
+    """A client's upload with ``upload_share`` below 1.
 
     Attributes:
-      update: What training added: the chosen channels of gated layers, and all other parameters.
+      update: The change of the chosen channels of gated layers, and of all other parameters.
       channels: By gated layer: ``bool[outputs]``: the chosen channels.
     """
 
@@ -48,12 +60,11 @@ class Upload(NamedTuple):
     channels: dict[str, jax.Array]
 
 
+@checks_options
 def adp(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     ratio: PositiveShare = 0.7,
     saliency: Literal["mean", "sigmoid"] | None = None,
     gate_bias: float = 1.0,
@@ -61,37 +72,35 @@ def adp(
     federation: Federation = "fedavg",
     threshold: Decay = 0.0,
     upload_share: PositiveShare = 1.0,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """ADP.
 
     Args:
       model: The net that gets the gates; one with convolutions.
-      optimizer: The clients' optimiser, fresh in every round.
-      epochs: Local epochs per round; 10 as published.
-      batch_size: Examples per local step; 64 as published.
+      trainer: Local training, or its optimizer; 10 epochs and minibatches of 64 as published.
       ratio: Share of channels that are active in an example, in (0, 1].
-      saliency: What a gate sees of an input channel: its ``mean``, or the ``sigmoid`` of that; by
+      saliency: A gate's view of an input channel: its ``mean``, or the ``sigmoid`` of that; by
         default, and as published, the mean in residual networks and the sigmoid in others.
-      gate_bias: Where the gates' biases start. The published ResNet starts from 0, against its own
+      gate_bias: The initial value of the gates' biases. The published ResNet starts from 0, against its own
         gate's 1.
       l1: Factor of the sum of all gates of an example in the loss; 1e-8 to 1e-5 in the gates'
         own paper, 0 as published.
-      federation: What combines the clients; ``fedprox`` with mu = 0.01. For other options, give
-        :func:`fedjax_masks.models.gated` models to these algorithms themselves.
+      federation: The algorithm that combines the clients; ``fedprox`` with mu = 0.01. For other options,
+        give :func:`fedjax_masks.models.gated` models to these algorithms themselves.
       threshold: After each local epoch, weights of convolutions up to this magnitude are set to zero;
-        1e-3 in the published variant that does, under FedAvg.
+        1e-3 in the published variant that does so, under FedAvg.
       upload_share: Share of each gated layer's channels that a client uploads, those most often
-        active in its training; the server averages each over those who sent it. Below 1 only with
+        active in its training; the server averages each over the clients that sent it. Below 1 only with
         FedAvg.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model and no personal ones.
 
     Raises:
-      ValueError: An option is out of range or does not fit the federation, or the model has no
-        convolution.
+      UserError: An option is out of range or does not fit the federation.
+      ValueError: The model has no convolution, or ``ratio`` leaves a layer without active channels.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -101,20 +110,51 @@ def adp(
       >>> run.records[-1]["round"]
       1
     """
-    if federation not in get_args(Federation):
-        raise ValueError(f"federation={federation}: accepted are {', '.join(get_args(Federation))}")
-    if not 0 < upload_share <= 1:
-        raise ValueError(f"upload_share={upload_share}: accepted is above 0 and at most 1")
     if upload_share < 1 and federation != "fedavg":
-        raise ValueError(f"upload_share={upload_share}: {federation} uploads everything; accepted is 1")
+        raise UserError(f"upload_share={upload_share}: must be 1, since {federation} uploads everything")
+    trainer = as_trainer(trainer, training)
     net = gated(model, ratio=ratio, saliency=saliency, bias=gate_bias)
+    loss = gated_loss(net, l1)
+    after_epoch = zero_small_weights(model, threshold) if threshold else None
+    if upload_share < 1:
+        return salient(net, trainer, loss, share=upload_share, after_epoch=after_epoch)
 
-    def loss(params: Params, batch: training.Batch) -> tuple[jax.Array, Activity]:
+    def plain_loss(params: Params, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+        return loss(params, batch, key)[0]
+
+    fit = partial(trainer, loss=plain_loss, after_epoch=after_epoch)
+    match federation:
+        case "fedavg":
+            return averaging(net, fit)
+        case "fedprox":
+            return averaging(net, proximal(fit, _MU))
+        case "fednova":
+            return normalized(averaging(net, fit), trainer)
+        case "scaffold":
+            return controlled(net, trainer, fit)
+
+
+def gated_loss(net: Model, l1: float) -> SummingLoss:
+    """The cross-entropy of a gated model and ``l1`` times the mean sum of its gates; it sums activities."""
+
+    def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> tuple[jax.Array, Activity]:
+        del key
         logits, gates = net.forward(params, batch.inputs)
-        value = training.mean_cross_entropy(logits, batch)
+        value = mean_cross_entropy(logits, batch)
         if l1:
-            value += l1 * training.mean_over_real(_sum_of_gates(gates), batch.real)
+            value += l1 * mean_over_real(_sum_of_gates(gates), batch.real)
         return value, count_active(gates, batch.real)
+
+    return loss
+
+
+def _sum_of_gates(gates: Mapping[str, Gate]) -> jax.Array:
+    """``float32[batch]``: the sum over all layers and channels."""
+    return sum((jnp.sum(gate.value, -1) for gate in gates.values()), jnp.zeros(()))
+
+
+def zero_small_weights(model: Model, threshold: float) -> Callable[[Params], Params]:
+    """A function of parameters that sets weights of convolutions up to a magnitude to zero."""
 
     def cut(params: Params) -> Params:
         for kernel in model.kernels:
@@ -123,39 +163,27 @@ def adp(
                 params = trees.put(params, kernel.path, jnp.where(jnp.abs(weights) > threshold, weights, 0))
         return params
 
-    choices = {
-        "optimizer": optimizer,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "augment": augment,
-        "after_epoch": cut if threshold else None,
-    }
-    if upload_share < 1:
-        return salient(net, partial(training.train_with_sums, loss=loss, **choices), upload_share)
-    fit = partial(training.train, loss=lambda params, batch: loss(params, batch)[0], **choices)
-    return {
-        "fedavg": averaging(net, fit),
-        "fedprox": averaging(net, partial(fit, proximal=_MU)),
-        "fednova": normalized(averaging(net, fit), optimizer),
-        "scaffold": controlled(net, fit, optimizer),
-    }[federation]
+    return cut
 
 
-def _sum_of_gates(gates: Mapping[str, Gate]) -> jax.Array:
-    """``float32[batch]``: the sum over all layers and channels."""
-    return sum((jnp.sum(gate.value, -1) for gate in gates.values()), jnp.zeros(()))
-
-
-def salient(net: Model, fit: Any, share: float) -> FederatedAlgorithm:
+def salient(
+    net: Model,
+    trainer: Trainer,
+    loss: SummingLoss,
+    *,
+    share: float,
+    after_epoch: Callable[[Params], Params] | None = None,
+) -> FederatedAlgorithm:
     """FedAvg in which clients upload only the channels that matter for their own data.
 
     Args:
       net: A gated model.
-      fit: ``(key, params, data) -> (params, metrics, activity)``: how one client trains, and in how
-        many examples each channel was active.
+      trainer: Local training.
+      loss: Its loss, which sums activities.
       share: Share of each gated layer's channels that is uploaded, in (0, 1].
+      after_epoch: ``params -> params``, applied at the end of every epoch.
     """
-    average = averaging(net, lambda *args: fit(*args)[:2])
+    average = averaging(net, trainer.supervised(net.apply))  # its clients' part is replaced
     layers = {kernel.name: kernel for kernel in net.kernels if kernel.gate is not None}
     count = {name: max(1, round(share * kernel.outputs)) for name, kernel in layers.items()}
 
@@ -164,20 +192,21 @@ def salient(net: Model, fit: Any, share: float) -> FederatedAlgorithm:
         paths = (kernel.path, kernel.bias, *kernel.norm_paths, (*gate, "kernel"), (*gate, "bias"))
         return [path for path in paths if path]
 
-    def train(
-        key: chex.PRNGKey, common: Any, message: Params, client: Any, data: ClientData
-    ) -> tuple[Any, Upload, Metrics]:
-        del common
-        params, metrics, activity = fit(key, message, data)
+    def train(round: Round, message: Params, client: PyTree, data: ClientData) -> tuple[PyTree, Upload, Info]:
+        params, info, activity = trainer.summing(round, message, data, loss, after_epoch=after_epoch)
         channels = {name: top_count(activity[name], count[name]) for name in layers}
         # The server derives the mask from the channels, which the upload carries.
         update = Masked(trees.sub(params, message), filter_mask(net.kernels, params, channels, parts))
-        return client, Upload(update, channels), metrics._asdict()
+        return client, Upload(update, channels), info
 
-    def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: Upload, cohort: Cohort) -> Server:
-        zeros = trees.zeros_like(server.params)
-        update = masked_mean(*uploads.update, cohort.weight, default=zeros)
-        anyone = jnp.any(cohort.weight > 0).astype(jnp.float32)
-        return average.merge(key, common, server, WeightedSum(update, anyone), cohort)
+    def receive(
+        round: Round, server: Server, profile: PyTree, upload: Upload, weight: jax.Array
+    ) -> tuple[PyTree, MaskedSum]:
+        del round, server
+        return profile, masked(upload.update.values, upload.update.mask, weight)
 
-    return average._replace(train=train, merge=merge, reduce=None)
+    def merge(round: Round, server: Server, total: MaskedSum) -> tuple[Server, Info | None]:
+        update = masked_mean(total, default=trees.zeros_like(server.params))
+        return average.merge(round, server, WeightedSum(update, jnp.ones(())))
+
+    return average._replace(train=train, receive=receive, merge=merge)

@@ -1,4 +1,4 @@
-"""How a server turns votes on filters into one mask: the consensus rules of MPFL.
+"""The consensus rules of MPFL: votes on filters in, one mask out.
 
 A rule sees one layer: ``rule(votes, voters, required, norms) -> bool[filters]``.
 

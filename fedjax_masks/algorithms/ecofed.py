@@ -8,36 +8,51 @@ private copy of its part on each client's activations and averages the copies. W
 negative, the quantiser's scale is of their magnitude.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from fedjax_masks.communication.payload import Known, Masked, When
-from fedjax_masks.core import flops, training, trees
+from fedjax_masks.communication.payload import AlreadyKnown, Conditional, Installed, Masked
+from fedjax_masks.core import flops, trees
 from fedjax_masks.core.aggregation import WeightedSum, weighted, weighted_mean
 from fedjax_masks.core.algorithm import (
     ClientData,
-    Cohort,
     Draw,
     FederatedAlgorithm,
-    Metrics,
-    Params,
+    Info,
+    Round,
+    Schedule,
     State,
     Task,
+    Work,
 )
 from fedjax_masks.core.masks import prune
-from fedjax_masks.core.options import Count
+from fedjax_masks.core.options import Count, checks_options
+from fedjax_masks.core.training import (
+    Augment,
+    Batch,
+    LocalTraining,
+    Trainer,
+    TrainingOptions,
+    as_trainer,
+    mean_cross_entropy,
+    report_work,
+    shuffled_rows,
+)
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, cut_model
 
 _LEVELS = 127
 
 
 class Activations(NamedTuple):
-    """What a device makes of its examples, in batches; without quantisation, the scale is 1.
+    """A device's activations of its examples, in batches; without quantization, the scale is 1.
 
     Attributes:
       values: int8 or float32 ``[batches, batch, *shape]``: in units of the scale.
@@ -55,28 +70,36 @@ class Server(NamedTuple):
     """The server's state.
 
     Attributes:
-      params: The parameters behind the split.
-      round: ``int32[]``.
-      loss: ``float32[]``: mean training loss over the last round's examples.
-      flops: ``float32[]``: FLOPs of the last round's training.
+      device: The parameters up to the split, which never change.
+      params: The parameters behind it.
     """
 
+    device: Params
     params: Params
-    round: jax.Array
-    loss: jax.Array
-    flops: jax.Array
 
 
-class Kept(NamedTuple):
-    """What the server keeps of a client, for replays.
+class Profile(NamedTuple):
+    """A client's profile: activations for replays.
 
     Attributes:
-      activations: What came last.
-      size: ``int32[]``: of how many examples; 0 before anything came.
+      activations: The last that arrived.
+      size: ``int32[]``: the number of their examples; 0 before anything arrived.
     """
 
     activations: Activations
     size: jax.Array
+
+
+class Message(NamedTuple):
+    """The server's message.
+
+    Attributes:
+      device: The parameters up to the split.
+      fresh: Whether activations are to be sent in this round: devices count the rounds.
+    """
+
+    device: Installed
+    fresh: AlreadyKnown
 
 
 class Copies(NamedTuple):
@@ -86,45 +109,41 @@ class Copies(NamedTuple):
       params: Their parameters, each copy of weight 1.
       loss: ``float32[]``: losses of all examples.
       examples: ``float32[]``.
-      flops: ``float32[]``.
     """
 
     params: WeightedSum
     loss: jax.Array
     examples: jax.Array
-    flops: jax.Array
 
 
+@checks_options
 def ecofed(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     split: str | None = None,
     period: Count = 2,
     quantized: bool = True,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """EcoFed.
 
     Args:
       model: The model, to be cut in two. Its device's part should be trained already: see
         :func:`fedjax_masks.experiment.pretraining.start_from`.
-      optimizer: Of the server's copies, fresh in every round.
-      epochs: The server's passes over a client's activations, per round.
-      batch_size: Examples per step and per scale.
+      trainer: Training of the server's copies, or its optimizer. Its minibatch is also what has one scale,
+        and its augmentation changes what devices read.
       split: The device's last stage, one of ``model.splits``; None is the second, or the first of
         a model that has no other.
       period: Every how many rounds devices send activations, from round 0 on; the paper's rho.
       quantized: Whether activations are sent in 8 bits, else in 32.
-      augment: ``(key, inputs) -> inputs`` on every batch that a device reads.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model and no personal ones.
 
     Raises:
-      UserError: The model cannot be cut there.
+      UserError: The model cannot be cut there, or ``period`` is not 1 or more.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -135,6 +154,10 @@ def ecofed(
       [True, False]
     """
     _, apart, activate, finish = cut_model(model, split)
+    trainer = as_trainer(trainer, training)
+    batch_size = trainer.batch_size
+    read = partial(activations_of, activate, batch_size, trainer.augment, quantized)
+    train_copy = partial(_train_copy, replace(trainer, augment=None), finish)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         device, params = apart(model.init(key))
@@ -146,113 +169,130 @@ def ecofed(
             jnp.zeros(batches, jnp.float32),
             jnp.zeros((batches, batch_size, 2), jnp.int32),
         )
-        nothing = jnp.zeros((), jnp.float32)
-        kept = trees.replicate(Kept(none, jnp.int32(0)), task.num_clients)
-        return State(device, Server(params, jnp.int32(0), nothing, nothing), (), kept)
+        profiles = trees.replicate(Profile(none, jnp.int32(0)), task.num_clients)
+        return State(Server(device, params), profiles=profiles)
 
-    def send(server: Server, client_id: jax.Array) -> Known:
-        del client_id
-        return Known(server.round % period == 0)  # devices count the rounds
+    def send(round: Round, server: Server, profile: Profile) -> Message:
+        del profile
+        return Message(Installed(server.device), AlreadyKnown(round.index % period == 0))
 
     def train(
-        key: chex.PRNGKey, common: Params, message: Known, client: Any, data: ClientData
-    ) -> tuple[Any, When, Metrics]:
-        rows = training.shuffled_rows(jax.random.fold_in(key, 0), data, batch_size).reshape(-1, batch_size)
-        real = (jnp.arange(rows.size) < data.size).reshape(rows.shape)
-
-        def look(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-            inputs = data.inputs[rows[index]]
-            if augment is not None:
-                inputs = augment(jax.random.fold_in(jax.random.fold_in(key, 1), index), inputs)
-            values = activate(common, inputs)
-            return quantize(values, real[index]) if quantized else (values, jnp.float32(1))
-
-        counted = flops.trace(look, jnp.int32(0))
-        labels = jnp.stack([data.labels[rows], jnp.zeros_like(rows)], -1)
-
-        def activations() -> Activations:
-            values, scale = jax.lax.map(counted.call, jnp.arange(len(rows), dtype=jnp.int32))
-            return Activations(values, scale, labels)
-
-        fresh = message.tree
-        shapes = jax.eval_shape(activations)
-        sent = jax.lax.cond(fresh, activations, lambda: trees.zeros_like(shapes))
-        mask = Activations(
-            real.reshape(*real.shape, *(1,) * (sent.values.ndim - 2)), real.any(1), real[..., None]
-        )
-        batches = -(-data.size // batch_size)
-        metrics = {
-            "examples": jnp.where(fresh, data.size, 0).astype(jnp.float32),
-            "slots": jnp.where(fresh, rows.size, 0).astype(jnp.float32),
-            "flops": jnp.where(fresh, batches * counted.flops, 0).astype(jnp.float32),
-            "traffic": jnp.where(fresh, batches * counted.traffic, 0).astype(jnp.float32),
-        }
+        round: Round, message: Message, client: PyTree, data: ClientData
+    ) -> tuple[PyTree, Conditional, Info]:
+        fresh = message.fresh.tree
+        activations, mask, work = read(round, message.device.tree, data, fresh)
         # The server knows how many examples each client has: it weighs clients by them.
-        return client, When(fresh, Masked(sent, mask)), metrics
+        upload = Conditional(fresh, Masked(activations, mask))
+        return client, upload, Info(work=report_work(activations.scale[0], work).work)
 
-    def serve(
-        key: chex.PRNGKey, common: Params, server: Server, kept: Kept, upload: When
-    ) -> tuple[Kept, Copies]:
-        """Trains a copy of the server's part on one client's activations, those that came or those kept."""
-        del common
+    def receive(
+        round: Round, server: Server, profile: Profile, upload: Conditional, weight: jax.Array
+    ) -> tuple[Profile, Copies]:
+        """Trains a copy of the server's part on a client's activations, new ones or those of its profile."""
+        del weight  # all copies count alike
         values, mask = upload.tree
-        room = kept.activations.scale.shape[0]  # a device may lay its examples out in more batches
+        room = profile.activations.scale.shape[0]  # a device may lay its examples out in more batches
         news = jax.tree.map(lambda a: a[:room], prune(values, mask))
-        kept = trees.where(upload.flag, Kept(news, jnp.sum(mask.labels, dtype=jnp.int32)), kept)
-        values, scale, labels = kept.activations
-        places = jnp.arange(room * batch_size)
-        data = ClientData(places, labels[..., 0].ravel(), places, kept.size, kept.size, jnp.int32(0))
+        news = Profile(news, jnp.sum(mask.labels, dtype=jnp.int32))
+        profile = trees.where(upload.flag, news, profile)
+        return profile, train_copy(round, server.params, profile)
 
-        def loss(params: Params, batch: training.Batch) -> jax.Array:
-            at = jnp.divmod(batch.inputs, batch_size)
-            scales = scale[at[0]].reshape(-1, *(1,) * (values.ndim - 2))
-            return training.mean_cross_entropy(finish(params, values[at] * scales), batch)
+    def merge(round: Round, server: Server, total: Copies) -> tuple[Server, Info]:
+        del round
+        params = weighted_mean(total.params, default=server.params)
+        return server._replace(params=params), Info(total.loss / jnp.maximum(total.examples, 1))
 
-        params, metrics = training.train(
-            key,
-            server.params,
-            data,
-            loss=loss,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            order=_stored_order,
-        )
-        copy = weighted(params, (kept.size > 0).astype(jnp.float32))
-        return kept, Copies(copy, metrics.loss * metrics.examples, metrics.examples, metrics.flops)
+    def predict(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
+        return finish(server.params, activate(server.device, x))
 
-    def reduce(copy: Copies, weight: jax.Array) -> Copies:
-        del weight  # zeros are all that is left of a client that counts for nothing
-        return copy
+    schedule = Schedule(partial(_select, period))
+    return FederatedAlgorithm(init, send, train, receive, merge, {"global": predict}, schedule)
 
-    def merge(key: chex.PRNGKey, common: Params, server: Server, copies: Copies, cohort: Cohort) -> Server:
-        del key, common, cohort
-        params = weighted_mean(copies.params, default=server.params)
-        loss = copies.loss / jnp.maximum(copies.examples, 1)
-        return Server(params, server.round + 1, loss, copies.flops)
 
-    def select(index: int, draw: Draw) -> np.ndarray:
-        if index % period == 0:
-            return draw(index)
-        return draw(index, np.unique([draw(earlier) for earlier in range(0, index, period)]))
+def activations_of(
+    activate: Callable[[Params, jax.Array], jax.Array],
+    batch_size: int,
+    augment: Augment | None,
+    quantized: bool,
+    round: Round,
+    device: Params,
+    data: ClientData,
+    fresh: jax.Array,
+) -> tuple[Activations, Activations, Work]:
+    """A device's activations of all its examples, in random order.
 
-    def predict_global(common: Params, server: Server, x: jax.Array) -> jax.Array:
-        return finish(server.params, activate(common, x))
+    Args:
+      activate: ``(device, inputs) -> activations``.
+      batch_size: Examples per scale.
+      augment: ``(key, inputs) -> inputs``.
+      quantized: Whether activations get 8 bits.
+      round: The round; its key decides the order of examples and their augmentation.
+      device: The device's parameters.
+      data: The client's data.
+      fresh: ``bool[]``: False computes nothing.
 
-    def report(server: Server) -> Metrics:
-        return {"loss": server.loss, "flops": server.flops}
+    Returns:
+      The activations, zeros where nothing is computed; the mask of the real ones; and the work.
+    """
+    order_key, augment_key = (jax.random.fold_in(round.key, number) for number in range(2))
+    rows = shuffled_rows(order_key, data, batch_size).reshape(-1, batch_size)
+    real = (jnp.arange(rows.size) < data.size).reshape(rows.shape)
 
-    return FederatedAlgorithm(
-        init,
-        send,
-        train,
-        merge,
-        serve=serve,
-        reduce=reduce,
-        predict_global=predict_global,
-        select=select,
-        report=report,
+    def look(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inputs = data.inputs[rows[index]]
+        if augment is not None:
+            inputs = augment(jax.random.fold_in(augment_key, index), inputs)
+        values = activate(device, inputs)
+        return quantize(values, real[index]) if quantized else (values, jnp.float32(1))
+
+    step = flops.trace(look, jnp.int32(0))
+    labels = jnp.stack([data.labels[rows], jnp.zeros_like(rows)], -1)
+
+    def activations() -> Activations:
+        values, scale = jax.lax.map(step.call, jnp.arange(len(rows), dtype=jnp.int32))
+        return Activations(values, scale, labels)
+
+    shapes = jax.eval_shape(activations)
+    sent = jax.lax.cond(fresh, activations, lambda: trees.zeros_like(shapes))
+    mask = Activations(
+        real.reshape(*real.shape, *(1,) * (sent.values.ndim - 2)), real.any(1), real[..., None]
     )
+    batches = -(-data.size // batch_size)
+    numbers = (0, data.size, rows.size, batches * step.flops, batches * step.traffic)
+    return sent, mask, Work(*(jnp.where(fresh, number, 0).astype(jnp.float32) for number in numbers))
+
+
+def _train_copy(
+    trainer: Trainer,
+    finish: Callable[[Params, jax.Array], jax.Array],
+    round: Round,
+    params: Params,
+    profile: Profile,
+) -> Copies:
+    """Trains a copy of the server's part on a client's activations."""
+    values, scale, labels = profile.activations
+    batch_size = labels.shape[1]
+    places = jnp.arange(scale.shape[0] * batch_size)
+    data = ClientData(places, labels[..., 0].ravel(), places, profile.size, profile.size, jnp.int32(0))
+
+    def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+        del key
+        place = jnp.divmod(batch.inputs, batch_size)
+        scales = scale[place[0]].reshape(-1, *(1,) * (values.ndim - 2))
+        return mean_cross_entropy(finish(params, values[place] * scales), batch)
+
+    params, info = trainer(round, params, data, loss, order=_stored_order)
+    assert info.loss is not None
+    examples = (trainer.epochs * profile.size).astype(jnp.float32)
+    return Copies(weighted(params, (profile.size > 0).astype(jnp.float32)), info.loss * examples, examples)
+
+
+def _select(period: int, index: int, draw: Draw) -> np.ndarray:
+    """A new cohort in every ``period``-th round; in the rounds between, clients of earlier cohorts."""
+    if index % period == 0:
+        return draw(index)
+    return draw(index, np.unique([draw(earlier) for earlier in range(0, index, period)]))
 
 
 def quantize(values: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,35 +5,49 @@ Learning Better", AAAI 2022, arXiv 2112.09824.
 
 Only the weights under the mask are trained, and only they travel. Every few rounds, at the end of local
 training, each client drops a share of them, the smallest, and grows as many where its gradient is largest.
-The server takes for each weight the mean over the clients that hold it, and prunes what they hold together
+The server takes for each weight the mean over the clients that hold it, and prunes the union of their masks
 back to the target, by magnitude.
 
 Densities of layers are those of Erdos-Renyi kernels, as Evci et al. 2020 (arXiv 1911.11134) scale them.
 Where paper and program are silent or differ we choose: the gradient is the mean over all of the client's
 examples; the share of weights to drop decays as in the paper (the program drops a constant one); of weights
 of equal magnitude, as all are that have just been grown, the server keeps those that most examples stand
-for; a mask is sent to a client that has not got it, also the first one.
+for; the server sends the mask, the first one included, to each client that lacks it.
 """
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Literal, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks.communication.payload import Known, Masked, When
-from fedjax_masks.core import training, trees
-from fedjax_masks.core.aggregation import WeightedSum, noted, weighted_mean
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.communication.payload import Conditional, Masked
+from fedjax_masks.core import trees
+from fedjax_masks.core.aggregation import MaskedSum, masked, masked_mean
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.masks import density, prune, top_count, weight_mask
-from fedjax_masks.core.options import Count, Natural, Share
+from fedjax_masks.core.options import Bounds, Count, Natural, Share, checks_options
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    Trainer,
+    TrainingOptions,
+    as_trainer,
+    cross_entropy,
+)
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Model, weighted_kernels
 
 Mask = dict[str, jax.Array]
+"""By layer: bool, shaped like the kernel. A client's state is the mask that it got last."""
+
 Distribution = Literal["erk", "uniform"]
+Sparsity = Annotated[float, Bounds(0, 1, below=True)]
 
 
 class Server(NamedTuple):
@@ -41,78 +55,71 @@ class Server(NamedTuple):
 
     Attributes:
       params: The global model; 0 where the mask is False.
-      mask: By layer: bool, shaped like the kernel.
-      told: ``bool[num_clients]``: who has got this mask.
-      round: ``int32[]``: rounds done.
+      mask: The mask.
+      version: ``int32[]``: the number of times that the mask has changed. A client's profile is the version
+        of the mask that it has, -1 for none.
     """
 
     params: Params
     mask: Mask
-    told: jax.Array
-    round: jax.Array
+    version: jax.Array
 
 
 class Message(NamedTuple):
-    """What the server sends.
+    """The server's message.
 
     Attributes:
       params: The weights under the mask.
-      mask: The mask, to a client that has not got it; a client's state is the mask that it got last.
-      drop: ``float32[]``: the share of weights to drop in this round: known to all, by its number.
+      mask: The mask, to a client that lacks it.
     """
 
     params: Masked
-    mask: When
-    drop: Known
+    mask: Conditional
 
 
 class Upload(NamedTuple):
-    """What a client sends.
+    """A client's upload.
 
     Attributes:
-      params: The trained weights, under the client's new mask; not what training added to them, of which
-        rounding would leave something where a weight was dropped and grown again.
+      params: The trained weights under the client's new mask. Updates would not do: where a weight was
+        dropped and grown again, rounding would leave a rest.
       mask: The new mask, in rounds that readjust it.
     """
 
     params: Masked
-    mask: When
+    mask: Conditional
 
 
+@checks_options
 def feddst(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
-    sparsity: Share = 0.8,
+    sparsity: Sparsity = 0.8,
     distribution: Distribution = "erk",
     adjust_every: Count = 15,
     adjust_share: Share = 0.05,
     adjust_until: Natural = 200,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedDST.
 
     Args:
       model: The model; its first mask keeps the largest of its initial weights.
-      optimizer: The clients' optimiser, fresh in every round.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
+      trainer: Local training, or its optimizer.
       sparsity: Share of all kernels' weights that is pruned; biases and normalisation never are.
-      distribution: How the pruned share is divided among the layers: see :func:`kept_counts`.
+      distribution: The division of the pruned share among the layers: see :func:`weight_counts`.
       adjust_every: Clients readjust the mask in every so many-th round.
       adjust_share: Share of a layer's weights that they then replace, at first.
       adjust_until: That share decays by half a cosine, down to 0 in this round, from which on the mask
         stays.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model, which is sparse, and no personal ones.
 
     Raises:
-      UserError: The model has no weighted layers.
-      ValueError: An option is out of range.
+      UserError: The model has no weighted layers, or an option is out of range.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -122,111 +129,103 @@ def feddst(
       >>> round(run.records[-1]["density"], 2)
       0.2
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity={sparsity}: accepted is at least 0 and below 1")
-    if not 0 <= adjust_share <= 1:
-        raise ValueError(f"adjust_share={adjust_share}: accepted is at least 0 and at most 1")
-    if adjust_every < 1:
-        raise ValueError(f"adjust_every={adjust_every}: accepted is 1 or more")
-    layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
-    counts = kept_counts(model.kernels, sparsity, distribution)
-    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
-    data_loss = training.cross_entropy(model.apply)
-
-    def kernels(params: Params) -> dict[str, jax.Array]:
-        return {name: trees.get(params, path) for name, path in layers.items()}
-
-    def kept_of(params: Params, mask: Mask) -> Params:
-        return weight_mask(model.kernels, params, mask)
-
-    def gradient(key: chex.PRNGKey, params: Params, data: ClientData) -> tuple[Params, training.LocalMetrics]:
-        """The gradient over all examples times their number: a pass that moves nothing, of no steps."""
-
-        def loss(params: Params, batch: training.Batch) -> tuple[jax.Array, Params]:
-            return jnp.zeros(()), trees.scale(jax.grad(data_loss)(params, batch), jnp.sum(batch.real))
-
-        _, metrics, total = training.train_with_sums(
-            key,
-            params,
-            data,
-            loss=loss,
-            optimizer=optax.set_to_zero(),
-            epochs=1,
-            batch_size=batch_size,
-            account=lambda metrics: metrics._replace(steps=jnp.zeros_like(metrics.steps)),
-        )
-        return total, metrics
+    trainer = as_trainer(trainer, training)
+    fit = trainer.supervised(model.apply)
+    layers = weighted_kernels(model)
+    counts = weight_counts(layers, sparsity, distribution)
+    kernels, whole_mask = partial(_weights, layers), partial(weight_mask, layers)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         params = model.init(key)
         mask = {name: top_count(jnp.abs(w), counts[name]) for name, w in kernels(params).items()}
-        nobody = jnp.zeros(task.num_clients, bool)
-        server = Server(prune(params, kept_of(params, mask)), mask, nobody, jnp.zeros((), jnp.int32))
-        return State((), server, trees.replicate(jax.tree.map(jnp.ones_like, mask), task.num_clients))
+        server = Server(prune(params, whole_mask(params, mask)), mask, jnp.int32(0))
+        clients = trees.replicate(jax.tree.map(jnp.ones_like, mask), task.num_clients)
+        return State(server, clients, jnp.full(task.num_clients, -1, jnp.int32))
 
-    def drop_share(done: jax.Array) -> jax.Array:
-        number = done + 1
-        decayed = adjust_share / 2 * (1 + jnp.cos(jnp.pi * number / max(adjust_until, 1)))
-        return jnp.where((number % adjust_every == 0) & (number < adjust_until), decayed, 0.0)
-
-    def send(server: Server, client_id: jax.Array) -> Message:
+    def send(round: Round, server: Server, profile: jax.Array) -> Message:
+        del round
         # The client knows the mask: it comes along, or has come with an earlier message.
-        sent = Masked(server.params, kept_of(server.params, server.mask))
-        return Message(sent, When(~server.told[client_id], server.mask), Known(drop_share(server.round)))
+        weights = Masked(server.params, whole_mask(server.params, server.mask))
+        return Message(weights, Conditional(profile != server.version, server.mask))
 
-    def train(
-        key: chex.PRNGKey, common: Any, message: Message, client: Mask, data: ClientData
-    ) -> tuple[Mask, Upload, Metrics]:
-        del common
-        mask, drop = trees.where(message.mask.flag, message.mask.tree, client), message.drop.tree
-        kept = kept_of(message.params.values, mask)
-        start = prune(message.params.values, kept)
-        params, metrics = fit(key, start, data, update_mask=kept)
+    def train(round: Round, message: Message, client: Mask, data: ClientData) -> tuple[Mask, Upload, Info]:
+        mask = trees.where(message.mask.flag, message.mask.tree, client)
+        drop = drop_share(round.index, adjust_every, adjust_share, adjust_until)
+        trainable = whole_mask(message.params.values, mask)
+        params, info = fit(round, prune(message.params.values, trainable), data, update_mask=trainable)
 
-        def readjusted() -> tuple[Mask, Params, training.LocalMetrics]:
-            slopes, spent = gradient(key, params, data)
-            weights, slopes = kernels(params), kernels(slopes)
-            pairs = {n: readjust(weights[n], slopes[n], m, counts[n], drop) for n, m in mask.items()}
-            new, held = ({n: pair[i] for n, pair in pairs.items()} for i in range(2))
-            return new, prune(params, kept_of(params, held)), spent
+        def readjusted() -> tuple[Mask, Params]:
+            slopes = kernels(_gradient(model, trainer, round, params, data))
+            new, old = _readjust_all(kernels(params), slopes, mask, counts, drop)
+            return new, prune(params, whole_mask(params, old))
 
-        new, params, spent = jax.lax.cond(
-            drop > 0, readjusted, lambda: (mask, params, training.nothing_done())
-        )
+        new, params = jax.lax.cond(drop > 0, readjusted, lambda: (mask, params))
         moved = sum(jnp.sum(new[n] & ~m, dtype=jnp.int32) for n, m in mask.items())
-        report = trees.add(metrics, spent)._replace(loss=metrics.loss)._asdict()
-        report |= {"density": density(new), "readjusted": moved / sum(counts.values())}
+        extra = {"density": density(new), "readjusted": moved / sum(counts.values())}
         # The server knows the mask: it is its own, or the one in the same upload.
-        trained = Masked(params, kept_of(params, new))
-        return mask, Upload(trained, When(drop > 0, new)), report
+        upload = Upload(Masked(params, whole_mask(params, new)), Conditional(drop > 0, new))
+        return mask, upload, info._replace(extra=extra)
 
-    def reduce(upload: Upload, weight: jax.Array) -> WeightedSum:
-        values, held = upload.params
-        owned = jax.tree.map(lambda m: jnp.where(m, weight, 0.0), held)
-        return WeightedSum(jax.tree.map(lambda v, m, w: jnp.where(m, v, 0) * w, values, held, owned), owned)
+    def receive(
+        round: Round, server: Server, profile: jax.Array, upload: Upload, weight: jax.Array
+    ) -> tuple[jax.Array, MaskedSum]:
+        del round, profile
+        return server.version, masked(upload.params.values, upload.params.mask, weight)
 
-    def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: WeightedSum, cohort: Cohort) -> Server:
-        del key, common
-        params = jax.tree.map(
-            lambda t, w, old: weighted_mean(WeightedSum(t, w), old), *uploads, server.params
-        )
-        support = kernels(uploads.weight)
+    def merge(round: Round, server: Server, total: MaskedSum) -> tuple[Server, None]:
+        del round
+        params, support = masked_mean(total, server.params), kernels(total.weight)
         mask = {n: strongest(w, support[n], counts[n]) for n, w in kernels(params).items()}
-        came = jnp.any(cohort.weight > 0)
-        mask = trees.where(came, mask, server.mask)
         changed = jnp.any(jnp.stack([jnp.any(mask[n] != m) for n, m in server.mask.items()]))
-        told = noted(server.told, True, cohort.ids, cohort.weight > 0) & ~changed
-        return Server(prune(params, kept_of(params, mask)), mask, told, server.round + 1)
+        return Server(prune(params, whole_mask(params, mask)), mask, server.version + changed), None
 
-    def predict_global(common: Any, server: Server, x: jax.Array) -> jax.Array:
-        del common
+    def predict(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
         return model.apply(server.params, x)
 
-    return FederatedAlgorithm(init, send, train, merge, reduce=reduce, predict_global=predict_global)
+    return FederatedAlgorithm(init, send, train, receive, merge, {"global": predict})
 
 
-def kept_counts(kernels: Iterable[Kernel], sparsity: float, distribution: Distribution) -> dict[str, int]:
-    """How many weights each layer keeps, so that all together keep ``1 - sparsity``.
+def _weights(kernels: Iterable[Kernel], params: Params) -> dict[str, jax.Array]:
+    return {kernel.name: trees.get(params, kernel.path) for kernel in kernels}
+
+
+def drop_share(index: jax.Array, every: int, share: float, until: int) -> jax.Array:
+    """``float32[]``: the share of weights that clients drop in a round; 0 where they keep their masks.
+
+    Args:
+      index: ``int32[]``: the number of the round, from 0.
+      every: They drop weights in every so many-th round.
+      share: The share at first.
+      until: It decays to 0 in this round.
+
+    >>> [round(float(drop_share(jnp.int32(index), 2, 0.4, 4)), 6) for index in range(4)]
+    [0.0, 0.2, 0.0, 0.0]
+    """
+    number = index + 1
+    decayed = share / 2 * (1 + jnp.cos(jnp.pi * number / max(until, 1)))
+    return jnp.where((number % every == 0) & (number < until), decayed, 0.0)
+
+
+def _gradient(model: Model, trainer: Trainer, round: Round, params: Params, data: ClientData) -> Params:
+    """The gradient over all examples times their number; the pass moves nothing and counts no steps."""
+    data_loss = cross_entropy(model.apply)
+
+    def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> tuple[jax.Array, Params]:
+        grads = jax.grad(data_loss)(params, batch, key)
+        return jnp.zeros(()), trees.scale(grads, jnp.sum(batch.real))
+
+    still = replace(
+        trainer, optimizer=optax.set_to_zero(), epochs=1, schedule=None, clip_norm=None, augment=None
+    )
+    _, _, total = still.summing(
+        round, params, data, loss, account=lambda work: work._replace(steps=jnp.zeros_like(work.steps))
+    )
+    return total
+
+
+def weight_counts(kernels: Iterable[Kernel], sparsity: float, distribution: Distribution) -> dict[str, int]:
+    """The number of weights that each layer keeps, so that all together keep ``1 - sparsity``.
 
     ``uniform``: the same share everywhere. ``erk``: a share in proportion to ``(in + out + height + width) /
     (in * out * height * width)``, which spares small layers; one that would have to keep more than it
@@ -234,7 +233,7 @@ def kept_counts(kernels: Iterable[Kernel], sparsity: float, distribution: Distri
 
     >>> from types import SimpleNamespace as S
     >>> layers = [S(name="a", shape=(2, 3)), S(name="b", shape=(10, 20))]
-    >>> kept_counts(layers, 0.8, "uniform"), kept_counts(layers, 0.8, "erk")
+    >>> weight_counts(layers, 0.8, "uniform"), weight_counts(layers, 0.8, "erk")
     ({'a': 1, 'b': 40}, {'a': 6, 'b': 35})
     """
     shapes = {kernel.name: kernel.shape for kernel in kernels}
@@ -246,8 +245,8 @@ def kept_counts(kernels: Iterable[Kernel], sparsity: float, distribution: Distri
         factor = (budget - sum(sizes[name] for name in whole)) / max(sum(scores[name] for name in rest), 1)
         full = {name for name in rest if factor * scores[name] >= sizes[name]}
         if not full:
-            kept = {name: max(1, round(factor * scores[name])) for name in rest}
-            return {name: kept.get(name, size) for name, size in sizes.items()}
+            counts = {name: max(1, round(factor * scores[name])) for name in rest}
+            return {name: counts.get(name, size) for name, size in sizes.items()}
         whole |= full
 
 
@@ -260,15 +259,28 @@ def readjust(
       weights: float32, any shape.
       slopes: Their gradient, of the same shape.
       mask: bool, of the same shape, ``count`` times True.
-      count: Of weights to hold, before and after.
+      count: The number of weights under the mask, before and after.
       drop: ``float32[]``: share of them to drop; one always stays.
 
     Returns:
-      The new mask, and which of it were held before; what is grown starts at 0.
+      The new mask, and its part that is of the old one; what is grown starts at 0.
     """
     keep = jnp.maximum(count - jnp.round(drop * count).astype(jnp.int32), 1)
-    held = top_count(jnp.where(mask, jnp.abs(weights), -1.0), keep)
-    return top_count(jnp.where(held, jnp.inf, jnp.abs(slopes)), count), held
+    old = top_count(jnp.where(mask, jnp.abs(weights), -1.0), keep)
+    return top_count(jnp.where(old, jnp.inf, jnp.abs(slopes)), count), old
+
+
+def _readjust_all(
+    weights: dict[str, jax.Array],
+    slopes: dict[str, jax.Array],
+    mask: Mask,
+    counts: dict[str, int],
+    drop: jax.Array,
+) -> tuple[Mask, Mask]:
+    """The results of :func:`readjust`, by layer."""
+    pairs = {n: readjust(weights[n], slopes[n], m, counts[n], drop) for n, m in mask.items()}
+    new, old = ({n: pair[i] for n, pair in pairs.items()} for i in range(2))
+    return new, old
 
 
 def strongest(weights: jax.Array, support: jax.Array, count: int) -> jax.Array:

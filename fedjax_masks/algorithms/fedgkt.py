@@ -2,50 +2,59 @@
 
 He, Annavaram, Avestimehr 2020, arXiv 2007.14513, in the variant of Wu et al. 2024, arXiv 2304.05495,
 in which devices' halves are aggregated, too. For every batch a device sends activations, labels and
-the logits of its own head; the server trains its half towards labels and these logits, and returns its
-own, towards which the device trains. That takes the device a forward pass for what it sends, and a
-step once the answer is there: our reading of the authors' count of four forward passes.
+the logits of its own head. The server trains its half towards the labels and these logits, and sends back
+its own logits, towards which the device trains. A step costs the device one forward pass for what it sends,
+and a training step once the answer is there: our reading of the authors' count of four forward passes.
 """
 
+from typing import Unpack
+
+import chex
 import jax
 import optax
 
-from fedjax_masks.algorithms.lgl import head_for, own_logits
+from fedjax_masks.algorithms.lgl import head_adder, head_logits
 from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
-from fedjax_masks.core import training, trees
-from fedjax_masks.core.algorithm import FederatedAlgorithm, Params
-from fedjax_masks.core.options import Decay, Rate
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import FederatedAlgorithm
+from fedjax_masks.core.options import Decay, Rate, checks_options
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    TrainingOptions,
+    as_trainer,
+    mean_cross_entropy,
+    mean_over_real,
+)
+from fedjax_masks.core.types import Params
 from fedjax_masks.models import Model, cut_model
 
 
+@checks_options
 def fedgkt(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     split: str | None = None,
     temperature: Rate = 3.0,
     alpha: Decay = 1.0,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """Group knowledge transfer, with aggregated devices.
 
     Args:
       model: The model, to be cut in two.
-      optimizer: Of devices and of the server's copies, fresh in every round.
-      epochs: Local epochs per round.
-      batch_size: Examples per step.
+      trainer: Training of devices and of the server's copies, or its optimizer.
       split: The device's last stage, see :func:`fedjax_masks.models.cut_model`.
-      temperature: Of both softmaxes in the distillation.
+      temperature: The temperature of both softmaxes in the distillation.
       alpha: Weight of the distillation beside the cross-entropy.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. Its global model is the device's half and the server's, without the head.
 
     Raises:
-      UserError: The model cannot be cut there.
+      UserError: The model cannot be cut there, or an option is out of range.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -56,30 +65,28 @@ def fedgkt(
     """
     halves = cut_model(model, split)
 
-    def towards(logits: jax.Array, teacher: jax.Array, batch: training.Batch) -> jax.Array:
+    def distilled_loss(logits: jax.Array, teacher: jax.Array, batch: Batch) -> jax.Array:
         distance = distillation(logits, jax.lax.stop_gradient(teacher), temperature)
-        return training.mean_cross_entropy(logits, batch) + alpha * training.mean_over_real(
-            distance, batch.real
-        )
+        return mean_cross_entropy(logits, batch) + alpha * mean_over_real(distance, batch.real)
 
-    def own_loss(device: Params, batch: training.Batch, teacher: jax.Array) -> jax.Array:
-        return towards(own_logits(halves, device, batch.inputs), teacher, batch)
+    def device_loss(device: Params, batch: Batch, teacher: jax.Array) -> jax.Array:
+        return distilled_loss(head_logits(halves, device, batch.inputs), teacher, batch)
 
-    def server_loss(
-        server: Params, activations: jax.Array, batch: training.Batch, teacher: jax.Array
-    ) -> jax.Array:
-        return towards(halves.finish(server, activations), teacher, batch)
+    def server_loss(server: Params, activations: jax.Array, batch: Batch, teacher: jax.Array) -> jax.Array:
+        return distilled_loss(halves.finish(server, activations), teacher, batch)
 
-    def loss(sides: Sides, batch: training.Batch) -> jax.Array:
+    def loss(sides: Sides, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+        del key
         activations = jax.lax.stop_gradient(halves.activate(sides.device, batch.inputs))
-        own, server = own_logits(halves, sides.device, batch.inputs), halves.finish(sides.server, activations)
-        return towards(own, server, batch) + towards(server, own, batch)
+        device = head_logits(halves, sides.device, batch.inputs)
+        server = halves.finish(sides.server, activations)
+        return distilled_loss(device, server, batch) + distilled_loss(server, device, batch)
 
-    def on_device(device: Params, batch: training.Batch) -> tuple[jax.Array, Params]:
-        logits = own_logits(halves, device, batch.inputs)
-        return logits, jax.grad(own_loss)(device, batch, logits)
+    def on_device(device: Params, batch: Batch) -> tuple[jax.Array, Params]:
+        logits = head_logits(halves, device, batch.inputs)
+        return logits, jax.grad(device_loss)(device, batch, logits)
 
-    def on_server(server: Params, activations: jax.Array, batch: training.Batch) -> Params:
+    def on_server(server: Params, activations: jax.Array, batch: Batch) -> Params:
         logits = jax.eval_shape(halves.finish, server, activations)
         return jax.grad(server_loss)(server, activations, batch, trees.zeros_like(logits))
 
@@ -91,9 +98,8 @@ def fedgkt(
         down=lambda activation, logits: logits,
         messages=2,
     )
-    return split_training(
-        model, halves, optimizer, protocol, epochs, batch_size, augment, head_for(model, halves)
-    )
+    grow = head_adder(model, halves)
+    return split_training(model, as_trainer(trainer, training), halves=halves, protocol=protocol, grow=grow)
 
 
 def distillation(logits: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
@@ -103,6 +109,6 @@ def distillation(logits: jax.Array, teacher: jax.Array, temperature: float) -> j
     >>> distillation(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]]), 3.0).tolist()
     [0.0]
     """
-    theirs = jax.nn.log_softmax(teacher / temperature)
-    ours = jax.nn.log_softmax(logits / temperature)
-    return temperature**2 * optax.losses.kl_divergence_with_log_targets(ours, theirs)
+    targets = jax.nn.log_softmax(teacher / temperature)
+    predictions = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(predictions, targets)

@@ -1,33 +1,37 @@
-"""FedMask: personalised, structured-sparse models from binary masks.
+"""FedMask: personalized, structured-sparse models from binary masks.
 
 Li, Sun, Zeng, Zhang, Li, Chen: "FedMask: Joint Computation and Communication-Efficient
 Personalized Federated Learning via Heterogeneous Masking", SenSys 2021,
 doi 10.1145/3485730.3485929.
 
-All devices hold the same frozen random weights ``W``. A device learns one bit per weight;
-its model is ``W * mask``, and only bits travel, in both directions. Two facts about an
-element are kept apart: its *structure* (False = pruned for ever by the one-shot prune) and
-its *value* (the current bit, which has a meaning only where the structure is True).
+All devices hold the same frozen random weights ``W``. A device learns one bit per weight. Its model is
+``W * mask``, and only bits travel, in both directions. We keep two facts about an element apart: its
+*structure* (False = pruned for good by the one-shot prune) and its *value* (the current bit, which has a
+meaning only where the structure is True).
 
-Where the paper is silent or contradicts itself we choose: the forward pass is binary
-(section 3.3) with the soft one of algorithm 1 as a switch; biases are frozen and unmasked;
-the first mask is all ones; ties of the majority vote give 0, as all four of figure 8 do.
-The aggregate is broadcast, one bit per element. Where its last voter was alone, it carries
-that voter's bit; ``start="own"`` marks such elements, at the cost of the marks.
+Where the paper is silent or contradicts itself we choose: the forward pass is binary (section 3.3), with the
+soft one of algorithm 1 as an option; biases are frozen and unmasked; the first mask is all ones; ties of the
+majority vote give 0, as all four of figure 8 do. The server broadcasts the aggregate, one bit per element.
+Where an element had a single voter, the aggregate is that voter's bit; ``start="own"`` marks such elements,
+and the marks travel, too.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from fedjax_masks.communication.payload import Encoded, Known, Masked, When
-from fedjax_masks.core import training, trees
+from fedjax_masks.communication.payload import AlreadyKnown, Conditional, Encoded, Installed, Masked
+from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import Votes, majority, vote
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import (
+    Gradient,
     binarize,
     binarize_straight_through,
     density,
@@ -35,11 +39,27 @@ from fedjax_masks.core.masks import (
     mask_params,
     top_share,
 )
-from fedjax_masks.core.options import Natural
+from fedjax_masks.core.options import Decay, Natural, PositiveShare, Rate, checks_options
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    Loss,
+    TrainingOptions,
+    as_trainer,
+    cross_entropy,
+)
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
 
 Mask = dict[str, jax.Array]
 Scores = dict[str, jax.Array]
+PruneScore = Literal["change", "magnitude"]
+Forward = Literal["hard", "soft"]
+Weights = Literal["model", "constant"]
+Start = Literal["global", "own"]
+Encoding = Literal["dense", "structure"]
+
+_HARD = {"sigmoid": binarize, "straight_through": binarize_straight_through}
 
 
 class Client(NamedTuple):
@@ -63,254 +83,286 @@ class Server(NamedTuple):
     """The server's state.
 
     Attributes:
+      weights: The frozen parameters, biases included.
       bits: bool, shaped like the kernels: the last aggregate.
       shared: bool, for the layers that are pruned and only with ``start="own"``: whether two
         or more devices voted on the element's last aggregate.
     """
 
+    weights: Params
     bits: Mask
     shared: Mask
 
 
 class Message(NamedTuple):
-    """What the server sends; both in the chosen encoding."""
+    """The server's message.
 
-    bits: Any
-    shared: Any
+    Attributes:
+      weights: The frozen parameters.
+      bits: The last aggregate.
+      shared: See :class:`Server`.
+    """
+
+    weights: Installed
+    bits: Mask
+    shared: Mask
 
 
 class Upload(NamedTuple):
-    """What a device sends.
+    """A device's upload.
 
     Attributes:
       value: The bits, in the chosen encoding.
-      structure: Known to the server from the device's first upload on.
-      first: The structure itself, in the device's first upload.
+      structure: The structure, which the server holds from the device's first upload on.
+      first: The structure of the layers that are pruned, in the device's first upload.
     """
 
     value: Any
-    structure: Known
-    first: When
+    structure: AlreadyKnown
+    first: Conditional
 
 
+@checks_options
 def fedmask(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 5,
-    batch_size: int = 10,
-    score_scale: float = 1.0,
-    prune_ratio: float = 0.2,
+    score_scale: Rate = 1.0,
+    prune_ratio: PositiveShare = 0.2,
     prune_layers: Natural = 2,
-    prune_score: Literal["change", "magnitude"] = "change",
-    forward: Literal["hard", "soft"] = "hard",
-    gradient: Literal["sigmoid", "straight_through"] = "sigmoid",
-    sparsity: float = 0.0,
-    weights: Literal["model", "constant"] = "model",
+    prune_score: PruneScore = "change",
+    forward: Forward = "hard",
+    gradient: Gradient = "sigmoid",
+    sparsity: Decay = 0.0,
+    weights: Weights = "model",
     weight_scale: float = 1.0,
-    start: Literal["global", "own"] = "global",
+    start: Start = "global",
     keep_scores: bool = False,
-    encoding: Literal["dense", "structure", "entropy"] = "dense",
-    augment: training.Augment | None = None,
+    encoding: Encoding = "dense",
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedMask.
 
+    Bits travel uncompressed. Entropy coding is a codec for both directions; see the second example.
+
     Args:
       model: The architecture; its initial parameters are the frozen weights.
-      optimizer: The optimiser of the real scores, fresh in every round. Its step size has to
-        suit ``score_scale``: too small, and no bit ever flips. Plain SGD with a rate of 100 times
+      trainer: Local training of the real scores, or its optimizer; 5 epochs as published. The step size has
+        to suit ``score_scale``: too small, and no bit ever flips. Plain SGD with a rate of 100 times
         the scale (Zhou et al. 2019, arXiv 1905.01067, train masks with that rate) flips the bits
         that matter. Adam moves all scores by the same step and flips about half of all bits in
         the first round; units whose exciting weights go together never become active again.
-      epochs: Local epochs on the scores per round.
-      batch_size: Examples per local step.
       score_scale: The scores that a round starts from are ``+-score_scale``, by the bit held.
       prune_ratio: Share of elements that the one-shot prune keeps, in (0, 1].
       prune_layers: The one-shot prune acts on this many last layers.
-      prune_score: What ranks elements there: ``|W * (r_after - r_before)|`` (section 3.4), or
+      prune_score: The rank of elements there: ``|W * (r_after - r_before)|`` (section 3.4), or
         ``|W * r_after|`` (algorithm 1).
       forward: ``hard`` masks by ``[sigmoid(r) > 0.5]`` in training, ``soft`` by ``sigmoid(r)``.
-      gradient: How the hard mask is differentiated: as the sigmoid (eq. 7), or as the identity.
-      sparsity: Factor of the structured-sparsity regulariser (eq. 10). The paper's only value is
-        2e-4, for centralised MNIST. Under Adam it takes over wherever the data's gradient
+      gradient: The derivative of the hard mask: that of the sigmoid (eq. 7), or of the identity.
+      sparsity: Factor of the structured-sparsity regularizer (eq. 10). The paper's only value is
+        2e-4, for centralized MNIST. Under Adam it takes over wherever the data's gradient
         vanishes, until nothing is left of the mask; so there is none by default.
       weights: Frozen weights as the model draws them, or ``constant``: their signs times
         ``weight_scale * sqrt(2 / fan_in)`` (Ramanujan et al. 2020, arXiv 1911.13299).
       weight_scale: Factor of all frozen kernels.
       start: A device starts from the ``global`` aggregate on its structure, or from its ``own``
         mask with the elements replaced that two or more devices voted on.
-      keep_scores: Start from the device's last real scores where the received bit agrees with
+      keep_scores: Whether a device starts from its last real scores where the received bit agrees with
         them. Costs a float per element of device memory, and nothing on the wire.
-      encoding: Of the upload: ``dense`` is one bit per element, pruned or not;
-        ``structure`` skips pruned elements; ``entropy`` codes the bits, up and down.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      encoding: The upload's: ``dense`` is one bit per element, pruned or not; ``structure`` skips pruned
+        elements.
+      **training: Fields of the trainer.
 
     Returns:
-      The algorithm. There is no global model. ``predict`` is the device's model after its last
-      local training (the paper's point of measurement); the probe
-      ``personal_accuracy_writeback`` is the model after the server's aggregate was written back.
+      The algorithm. It has no global model. The personal model is the device's after its last
+      local training (the paper's point of measurement); ``personal_accuracy_writeback`` is the model after
+      the server's aggregate was written back.
 
     Raises:
-      UserError: The model has no weighted layers.
-      ValueError: ``prune_ratio``, ``prune_layers`` or ``score_scale`` is out of range.
+      UserError: The model has no weighted layers, or an option is out of range.
 
     Example:
       >>> import optax, fedjax_masks as fm
       >>> task = fm.load_task("digits", clients=10, partition="shards:2")
-      >>> algorithm = fm.fedmask(fm.models.mlp(task, hidden=(32,)), optax.sgd(100.0))
+      >>> algorithm = fm.fedmask(fm.models.mlp(task, hidden=(32,)), optax.sgd(100.0), epochs=5)
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
       >>> run.records[-1]["extra"]["flip_fraction"] > 0
       True
+
+      >>> from fedjax_masks.communication import codecs
+      >>> from fedjax_masks.transforms.compression import with_codecs
+      >>> coded = with_codecs(algorithm, up=codecs.entropy(), down=codecs.entropy())
+      >>> smaller = fm.simulate(coded, task, rounds=2, cohort=4)
+      >>> smaller.records[0]["bytes_down"] < run.records[0]["bytes_down"]
+      True
     """
-    if not 0 < prune_ratio <= 1:
-        raise ValueError(f"prune_ratio={prune_ratio}: accepted is above 0 and at most 1")
     layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
-    if not 0 <= prune_layers <= len(layers):
-        raise ValueError(f"prune_layers={prune_layers}: accepted are 0 to {len(layers)} for {model.name}")
-    if not score_scale > 0:
-        raise ValueError(f"score_scale={score_scale}: accepted is above 0")
-
+    if prune_layers > len(layers):
+        raise UserError(f"prune_layers={prune_layers}: must be at most {len(layers)} for {model.name}")
     prunable = list(layers)[len(layers) - prune_layers :] if prune_ratio < 1 else []
-    to_mask = {"sigmoid": binarize, "straight_through": binarize_straight_through}[gradient]
-    to_mask = jax.nn.sigmoid if forward == "soft" else to_mask
+    trainer = as_trainer(trainer, training)
+    to_mask = jax.nn.sigmoid if forward == "soft" else _HARD[gradient]
+    loss_of = partial(score_loss, model, to_mask=to_mask, sparsity=sparsity)
 
-    def kernels(params: Params) -> dict[str, jax.Array]:
-        return {name: trees.get(params, path) for name, path in layers.items()}
-
-    def apply(common: Params, mask: Mask, x: jax.Array) -> jax.Array:
-        return model.apply(mask_params(model.kernels, common, mask), x)
-
-    def train_scores(
-        key: chex.PRNGKey, common: Params, scores: Scores, structure: Mask, data: ClientData, num_epochs: int
-    ) -> tuple[Scores, training.LocalMetrics]:
-        def masks(scores: Scores, binary: Any) -> dict[str, jax.Array]:
-            return {name: binary(r) * structure[name] for name, r in scores.items()}
-
-        data_loss = training.cross_entropy(lambda scores, x: apply(common, masks(scores, to_mask), x))
-
-        def loss(scores: Scores, batch: training.Batch) -> jax.Array:
-            if not sparsity:
-                return data_loss(scores, batch)
-            soft = masks(scores, jax.nn.sigmoid)
-            return data_loss(scores, batch) + sparsity * sum(group_norms(m) for m in soft.values())
-
-        return training.train(
-            key,
-            scores,
-            data,
-            loss=loss,
-            optimizer=optimizer,
-            epochs=num_epochs,
-            batch_size=batch_size,
-            augment=augment,
-        )
-
-    def scores_of(bits: Mask, params: Params) -> Scores:
-        size = {name: jnp.full_like(weight, score_scale) for name, weight in kernels(params).items()}
-        return {name: jnp.where(bit, size[name], -size[name]) for name, bit in bits.items()}
-
-    def one_shot_prune(
-        key: chex.PRNGKey, common: Params, client: Client, data: ClientData
-    ) -> tuple[Mask, training.LocalMetrics]:
+    def one_shot_prune(round: Round, message: Message, client: Client, data: ClientData) -> Mask:
         """One epoch on the scores; the last layers keep what mattered most (section 3.4)."""
-        ones = {name: jnp.ones_like(bit) for name, bit in client.value.items()}
-        before = scores_of(ones, common)
-        after, metrics = train_scores(key, common, before, client.structure, data, 1)
+        weights, structure = message.weights.tree, client.structure
+        before = first_scores(jax.tree.map(jnp.ones_like, client.value), score_scale)
+        after, _ = replace(trainer, epochs=1)(round, before, data, loss_of(weights, structure))
         importance = trees.sub(after, before) if prune_score == "change" else after
-        weights = kernels(common)
-        kept = {n: top_share(jnp.abs(weights[n] * importance[n]), prune_ratio) for n in prunable}
-        return {**client.structure, **kept}, metrics
+        ranks = {n: jnp.abs(trees.get(weights, layers[n]) * importance[n]) for n in prunable}
+        return {**structure, **{n: top_share(rank, prune_ratio) for n, rank in ranks.items()}}
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        params = model.init(key)
-        for path in layers.values():
-            kernel = trees.get(params, path)
-            if weights == "constant":
-                fan_in = kernel.size // kernel.shape[-1]
-                kernel = jnp.where(kernel < 0, -1, jnp.ones_like(kernel)) * (2.0 / fan_in) ** 0.5
-            params = trees.put(params, path, kernel * weight_scale)
-        ones = {name: jnp.ones(kernel.shape, bool) for name, kernel in kernels(params).items()}
+        params = frozen_weights(model.init(key), layers, constant=weights == "constant", scale=weight_scale)
+        ones = {name: jnp.ones(trees.get(params, path).shape, bool) for name, path in layers.items()}
         structure = {n: m if n in prunable else jnp.ones((1,) * m.ndim, bool) for n, m in ones.items()}
-        scores = scores_of(ones, params) if keep_scores else {}
+        scores = first_scores(ones, score_scale) if keep_scores else {}
         client = Client(structure, ones, jnp.asarray(False), scores)
         shared = {n: jnp.zeros_like(ones[n]) for n in prunable} if start == "own" else {}
-        return State(params, Server(ones, shared), trees.replicate(client, task.num_clients))
-
-    def send(server: Server, client_id: jax.Array) -> Message:
-        del client_id
-        return Message(*map(Encoded, server)) if encoding == "entropy" else Message(*server)
-
-    def first_bits(client: Client, structure: Mask, received: Server) -> Mask:
-        own = {n: jnp.where(s, received.bits[n], client.value[n]) for n, s in received.shared.items()}
-        return {n: bit & structure[n] for n, bit in {**received.bits, **own}.items()}
+        return State(Server(params, ones, shared), trees.replicate(client, task.num_clients))
 
     def train(
-        key: chex.PRNGKey, common: Params, message: Any, client: Client, data: ClientData
-    ) -> tuple[Client, Upload, Metrics]:
-        received = Server(*(part.mask if encoding == "entropy" else part for part in message))
-        prune_key, train_key = jax.random.split(key)
-        structure, prune_metrics = jax.lax.cond(
+        round: Round, message: Message, client: Client, data: ClientData
+    ) -> tuple[Client, Upload, Info]:
+        prune_round, train_round = (round._replace(key=key) for key in jax.random.split(round.key))
+        structure = jax.lax.cond(
             client.visited | (not prunable),
-            lambda: (client.structure, training.nothing_done()),
-            lambda: one_shot_prune(prune_key, common, client, data),
+            lambda: client.structure,
+            lambda: one_shot_prune(prune_round, message, client, data),
         )
-        bits = first_bits(client, structure, received)
-        scores = scores_of(bits, common)
-        if keep_scores:
-            agrees = jax.tree.map(lambda r, bit: (r > 0) == bit, client.scores, bits)
-            scores = jax.tree.map(jnp.where, agrees, client.scores, scores)
-        scores, metrics = train_scores(train_key, common, scores, structure, data, epochs)
+        bits = first_bits(client, structure, message)
+        scores = first_scores(bits, score_scale, client.scores)
+        scores, info = trainer(train_round, scores, data, loss_of(message.weights.tree, structure))
         value = {name: (r > 0) & structure[name] for name, r in scores.items()}
-
         new = Client(structure, value, jnp.asarray(True), scores if keep_scores else {})
-        flips = sum(jnp.sum(value[n] != bits[n], dtype=jnp.int32) for n in value)
-        alive = sum(jnp.sum(jnp.broadcast_to(structure[n], value[n].shape), dtype=jnp.int32) for n in value)
-        report = {
-            **trees.add(metrics, prune_metrics)._replace(loss=metrics.loss)._asdict(),
-            "flip_fraction": flips / alive,
-            "density": density(value),
-            **{f"density/{name}": jnp.mean(bit, dtype=jnp.float32) for name, bit in value.items()},
-        }
-        return new, upload_of(new, ~client.visited), report
+        upload = make_upload(new, ~client.visited, prunable, encoding)
+        return new, upload, info._replace(extra=mask_metrics(bits, new))
 
-    def upload_of(client: Client, first: jax.Array) -> Upload:
-        # The server has every device's structure from its first upload, which carries it.
-        whole = {n: jnp.broadcast_to(s, client.value[n].shape) for n, s in client.structure.items()}
-        values = {
-            "dense": client.value,
-            "structure": {n: Masked(client.value[n], whole[n]) for n in whole},
-            "entropy": Encoded(client.value),
-        }[encoding]
-        pruned = {name: client.structure[name] for name in prunable}
-        return Upload(values, Known(client.structure), When(first, Encoded(pruned)))
+    def personal(server: Server, client: Client, x: jax.Array) -> jax.Array:
+        return model.apply(mask_params(model.kernels, server.weights, client.value), x)
 
-    def reduce(upload: Upload, weight: jax.Array) -> Votes:
-        bits = {
-            "dense": lambda v: v,
-            "structure": lambda v: {name: part.values for name, part in v.items()},
-            "entropy": lambda v: v.mask,
-        }[encoding](upload.value)
-        return vote(bits, upload.structure.tree, weight > 0)
+    def after_writeback(server: Server, client: Client, x: jax.Array) -> jax.Array:
+        bits = first_bits(client, client.structure, server)
+        return model.apply(mask_params(model.kernels, server.weights, bits), x)
 
-    def merge(key: chex.PRNGKey, common: Params, server: Server, uploads: Votes, cohort: Cohort) -> Server:
-        del key, common, cohort
-        owners = uploads.owners
-        shared = {n: jnp.where(owners[n] > 0, owners[n] > 1, s) for n, s in server.shared.items()}
-        return Server(majority(uploads, default=server.bits), shared)
+    models = {"personal": personal, "personal_accuracy_writeback": after_writeback}
+    return FederatedAlgorithm(init, _send, train, _receive, _merge, models)
 
-    def predict(common: Params, server: Server, client: Client, x: jax.Array) -> jax.Array:
-        del server
-        return apply(common, client.value, x)
 
-    def predict_after_writeback(common: Params, server: Server, client: Client, x: jax.Array) -> jax.Array:
-        return apply(common, first_bits(client, client.structure, server), x)
+def _send(round: Round, server: Server, profile: PyTree) -> Message:
+    del round, profile
+    return Message(Installed(server.weights), server.bits, server.shared)
 
-    return FederatedAlgorithm(
-        init,
-        send,
-        train,
-        merge,
-        reduce=reduce,
-        predict=predict,
-        probes={"personal_accuracy_writeback": predict_after_writeback},
-    )
+
+def _receive(
+    round: Round, server: Server, profile: PyTree, upload: Upload, weight: jax.Array
+) -> tuple[PyTree, Votes]:
+    del round, server, weight  # all devices vote alike
+    bits = upload.value.values if isinstance(upload.value, Masked) else upload.value
+    return profile, vote(bits, upload.structure.tree)
+
+
+def _merge(round: Round, server: Server, total: Votes) -> tuple[Server, None]:
+    del round
+    owners = total.owners
+    shared = {n: jnp.where(owners[n] > 0, owners[n] > 1, old) for n, old in server.shared.items()}
+    return server._replace(bits=majority(total, default=server.bits), shared=shared), None
+
+
+def frozen_weights(
+    params: Params, layers: Mapping[str, tuple[str, ...]], *, constant: bool, scale: float
+) -> Params:
+    """A model's parameters with its kernels scaled, or with ``constant`` their signs."""
+    for path in layers.values():
+        kernel = trees.get(params, path)
+        if constant:
+            fan_in = kernel.size // kernel.shape[-1]
+            kernel = jnp.where(kernel < 0, -1, jnp.ones_like(kernel)) * (2.0 / fan_in) ** 0.5
+        params = trees.put(params, path, kernel * scale)
+    return params
+
+
+def first_bits(client: Client, structure: Mask, aggregate: Server | Message) -> Mask:
+    """The bits that a device's round starts from; empty ``shared`` stands for ``start="global"``."""
+    bits = {n: jnp.where(s, aggregate.bits[n], client.value[n]) for n, s in aggregate.shared.items()}
+    return {n: bit & structure[n] for n, bit in {**aggregate.bits, **bits}.items()}
+
+
+def first_scores(bits: Mask, scale: float, old: Scores | None = None) -> Scores:
+    """The scores that training starts from: ``+-scale`` by the bit, or an old score that agrees with it.
+
+    >>> bits = {"layer": jnp.array([True, True, False])}
+    >>> first_scores(bits, 1.0, {"layer": jnp.array([0.25, -0.25, 0.25])})["layer"].tolist()
+    [0.25, 1.0, -1.0]
+    """
+    magnitude = jnp.asarray(scale, jnp.float32)
+    scores = {name: jnp.where(bit, magnitude, -magnitude) for name, bit in bits.items()}
+    agreeing = {name: jnp.where((r > 0) == bits[name], r, scores[name]) for name, r in (old or {}).items()}
+    return {**scores, **agreeing}
+
+
+def score_loss(
+    model: Model,
+    weights: Params,
+    structure: Mask,
+    *,
+    to_mask: Callable[[jax.Array], jax.Array],
+    sparsity: float,
+) -> Loss:
+    """The loss of scores: the cross-entropy of the masked model, and the regularizer of eq. 10.
+
+    Args:
+      model: The architecture.
+      weights: The frozen parameters.
+      structure: The device's structure.
+      to_mask: ``scores -> mask``, elementwise and differentiable.
+      sparsity: Factor of the regularizer.
+    """
+
+    def masks(scores: Scores, to_mask: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
+        return {name: to_mask(r) * structure[name] for name, r in scores.items()}
+
+    def apply(scores: Scores, x: jax.Array) -> jax.Array:
+        return model.apply(mask_params(model.kernels, weights, masks(scores, to_mask)), x)
+
+    data_loss = cross_entropy(apply)
+
+    def loss(scores: Scores, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+        value = data_loss(scores, batch, key)
+        if not sparsity:
+            return value
+        soft = masks(scores, jax.nn.sigmoid)
+        return value + sparsity * sum(group_norms(mask) for mask in soft.values())
+
+    return loss
+
+
+def make_upload(client: Client, first: jax.Array, prunable: list[str], encoding: Encoding) -> Upload:
+    """A device's upload.
+
+    Args:
+      client: The device's new state.
+      first: ``bool[]``: whether this is its first upload.
+      prunable: The layers that are pruned.
+      encoding: The encoding of the bits.
+    """
+    value = client.value
+    if encoding == "structure":
+        whole = {n: jnp.broadcast_to(s, value[n].shape) for n, s in client.structure.items()}
+        # The server knows the structure from the device's first upload, this one or an earlier one.
+        value = Masked(value, whole)
+    pruned = {name: client.structure[name] for name in prunable}
+    return Upload(value, AlreadyKnown(client.structure), Conditional(first, Encoded(pruned)))
+
+
+def mask_metrics(before: Mask, client: Client) -> dict[str, jax.Array]:
+    """The share of bits that training has flipped, and the density of the mask and of each layer."""
+    value, structure = client.value, client.structure
+    flips = [jnp.sum(value[n] != before[n], dtype=jnp.int32) for n in value]
+    alive = [jnp.sum(jnp.broadcast_to(structure[n], value[n].shape), dtype=jnp.int32) for n in value]
+    return {
+        "flip_fraction": jnp.sum(jnp.stack(flips)) / jnp.sum(jnp.stack(alive)),
+        "density": density(value),
+        **{f"density/{name}": jnp.mean(bit, dtype=jnp.float32) for name, bit in value.items()},
+    }

@@ -1,35 +1,35 @@
-"""FedNova: clients that take more steps do not pull harder.
+"""FedNova: normalized averaging for clients that take different numbers of steps.
 
 Wang, Liu, Liang, Joshi, Poor: "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
-Optimization", NeurIPS 2020, arXiv 2007.07481. A client's update is divided by the weight ``|a|`` of the
-gradients in it, which grows with its number of steps (and with momentum, section 4); the server
-multiplies the mean of these normalised updates by the mean of the ``|a|`` (eq. 6). Where all
-clients take equally many steps, this is FedAvg.
+Optimization", NeurIPS 2020, arXiv 2007.07481. A client divides its update by ``|a|``, the total weight of the
+gradients in it, which grows with its number of steps (and with momentum, section 4). The server multiplies
+the mean of these normalized updates by the mean of the ``|a|`` (eq. 6). Where all clients take equally many
+steps, this is FedAvg.
 
-``|a|`` comes from the optimiser itself, learning rate included, which cancels. Model parameters are
-the whole state here, so no statistics of batch normalisation are ever normalised.
+We take ``|a|`` from the optimizer itself, with the learning rate as a factor, which cancels. A model's
+parameters are its whole state here, so statistics of batch normalization are never normalized.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
-import chex
 import jax
-import jax.numpy as jnp
 import optax
 
-from fedjax_masks.algorithms.fedavg import fedavg
-from fedjax_masks.core import training, trees
+from fedjax_masks.algorithms.fedavg import Server, averaging
+from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import WeightedSum
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round
+from fedjax_masks.core.training import LocalTraining, Trainer, TrainingOptions, as_trainer
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model
 
 
 class Upload(NamedTuple):
-    """What a client sends.
+    """A client's upload.
 
     Attributes:
-      direction: Like the parameters: its update divided by ``length``.
-      length: ``float32[]``: the path of its optimiser, learning rate times ``|a|``; see
+      direction: Like the parameters: the client's update divided by ``length``.
+      length: ``float32[]``: the path of the client's optimizer, learning rate times ``|a|``; see
         :func:`fedjax_masks.core.training.unit_path`.
     """
 
@@ -39,24 +39,20 @@ class Upload(NamedTuple):
 
 def fednova(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedNova.
 
     Args:
       model: The model that all clients train.
-      optimizer: The clients' optimiser, fresh in every round: SGD with any momentum, schedule and
-        weight decay. With an adaptive one, updates are divided as if all gradients were equal,
-        for most of them by the number of steps.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
+      trainer: Local training, or its optimizer: SGD with any momentum, schedule and weight decay. With an
+        adaptive optimizer, updates are divided as if all gradients were equal, for most optimizers by the
+        number of steps.
       server_optimizer: Applied to the negative update; None takes the update itself.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model and no personal ones.
@@ -69,36 +65,27 @@ def fednova(
       >>> run.records[-1]["round"]
       2
     """
-    average = fedavg(
-        model,
-        optimizer,
-        epochs=epochs,
-        batch_size=batch_size,
-        server_optimizer=server_optimizer,
-        augment=augment,
-    )
-    return normalized(average, optimizer)
+    trainer = as_trainer(trainer, training)
+    average = averaging(model, trainer.supervised(model.apply), server_optimizer=server_optimizer)
+    return normalized(average, trainer)
 
 
-def normalized(average: FederatedAlgorithm, optimizer: optax.GradientTransformation) -> FederatedAlgorithm:
-    """FedNova's normalisation around a relative of FedAvg.
+def normalized(average: FederatedAlgorithm, trainer: Trainer) -> FederatedAlgorithm:
+    """FedNova's normalization around a relative of FedAvg.
 
     Args:
       average: An algorithm of :func:`fedjax_masks.algorithms.fedavg.averaging`.
-      optimizer: The optimiser that its clients use.
+      trainer: The training of its clients.
     """
 
-    def train(
-        key: chex.PRNGKey, common: Any, message: Params, client: Any, data: ClientData
-    ) -> tuple[Any, Upload, Metrics]:
-        client, update, metrics = average.train(key, common, message, client, data)
-        length = training.unit_path(optimizer, metrics["steps"])
-        return client, Upload(trees.scale(update, 1 / length), length), metrics
+    def train(round: Round, message: Params, client: PyTree, data: ClientData) -> tuple[PyTree, Upload, Info]:
+        client, update, info = average.train(round, message, client, data)
+        length = trainer.path(round, data)
+        return client, Upload(trees.scale(update, 1 / length), length), info
 
-    def merge(key: chex.PRNGKey, common: Any, server: Any, uploads: WeightedSum, cohort: Cohort) -> Any:
-        direction, length = uploads.total
-        mean_length = length / jnp.where(uploads.weight > 0, uploads.weight, 1)
-        update = WeightedSum(trees.scale(direction, mean_length), uploads.weight)
-        return average.merge(key, common, server, update, cohort)
+    def merge(round: Round, server: Server, total: WeightedSum) -> tuple[Server, Info | None]:
+        direction, length = total.total
+        update = trees.scale(direction, length / total.weight)
+        return average.merge(round, server, WeightedSum(update, total.weight))
 
     return average._replace(train=train, merge=merge)

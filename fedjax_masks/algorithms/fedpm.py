@@ -1,37 +1,49 @@
-"""FedPM: a global random network, of which clients learn which weights to keep, and how surely.
+"""FedPM: clients learn the probability to keep each weight of a frozen random network.
 
 Isik, Pase, Gunduz, Weissman, Zorzi: "Sparse Random Networks for Communication-Efficient Federated
 Learning", ICLR 2023, arXiv 2209.15328.
 
 All devices hold the same frozen weights, of one magnitude per layer. The server has a probability
-for each of them. A device trains the probabilities' logits, drawing a new mask for every minibatch, and
-uploads one last mask that it draws: at most about a bit per weight. The masks are Bernoulli trials; under a
-uniform Beta prior, the most likely probability is the share of ones among all masks since the prior
-was last reset.
+for each of them. A device trains the probabilities' logits, drawing a new mask for every minibatch. Then it
+draws one last mask and uploads it, entropy-coded: at most about a bit per weight. The masks are Bernoulli
+trials: under a uniform Beta prior, the most likely probability is the share of ones among all masks since the
+prior was last reset.
 
 That share is all that the server knows, so it sends the count: 8 bits per weight, exact for up to 255 masks.
 Where the paper is silent we choose: biases are frozen and unmasked; every probability starts at one
-half, which is sent to nobody; a device keeps probabilities away from 0 and 1, whose logits are infinite
+half, which needs no message; a device keeps probabilities away from 0 and 1, whose logits are infinite
 (as the authors' program does); the global model is one mask drawn by the server.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from fedjax_masks.communication.payload import Encoded, Quantized, When, shape_only
-from fedjax_masks.core import training, trees
+from fedjax_masks.communication import codecs
+from fedjax_masks.communication.payload import Conditional, Installed, Quantized, shape_only
+from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import Votes, vote
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.masks import density, mask_params
-from fedjax_masks.core.options import Count
+from fedjax_masks.core.options import Bounds, Count, checks_options
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    TrainingOptions,
+    as_trainer,
+    mean_cross_entropy,
+)
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
+from fedjax_masks.transforms.compression import with_codecs
 
 Mask = dict[str, jax.Array]
 Probability = dict[str, jax.Array]
+Scores = dict[str, jax.Array]
+Margin = Annotated[float, Bounds(0, 0.5, above=True, below=True)]
 
 _BITS = 8  # of a count, on its way to a device
 
@@ -40,146 +52,149 @@ class Server(NamedTuple):
     """The server's state; dicts are keyed by the layer's name.
 
     Attributes:
+      weights: The network's parameters, which never change.
       ones: int32, shaped like the kernels: ones among the masks since the last reset.
-      masks: ``int32[]``: how many masks that were.
-      mask: bool, shaped like the kernels: drawn from what they say.
-      round: ``int32[]``: rounds done.
+      masks: ``int32[]``: the number of these masks.
+      mask: bool, shaped like the kernels: drawn from the probabilities that they stand for.
     """
 
+    weights: Params
     ones: dict[str, jax.Array]
     masks: jax.Array
     mask: Mask
-    round: jax.Array
 
 
-class Learnt(NamedTuple):
-    """What a device trains.
+class Message(NamedTuple):
+    """The server's message.
 
     Attributes:
-      scores: float32, shaped like the kernels: the probabilities' logits.
-      step: ``float32[]``: steps done; each draws a mask of its own.
+      weights: The frozen parameters.
+      counts: By layer: :class:`~fedjax_masks.communication.payload.Quantized` shares of ones, once there is a
+        mask.
     """
 
-    scores: dict[str, jax.Array]
-    step: jax.Array
+    weights: Installed
+    counts: Conditional
 
 
+@checks_options
 def fedpm(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 3,
-    batch_size: int = 10,
     reset: Count = 1,
-    margin: float = 0.01,
-    augment: training.Augment | None = None,
+    margin: Margin = 0.01,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedPM.
 
     Args:
       model: The architecture; the signs of its initial kernels are those of the frozen weights,
         whose magnitude is ``sqrt(2 / fan_in)``.
-      optimizer: The optimiser of the scores, fresh in every round.
-      epochs: Local epochs on the scores per round.
-      batch_size: Examples per local step.
+      trainer: Local training of the scores, or its optimizer.
       reset: The prior is reset every so many rounds; in the paper, number of clients over cohort.
       margin: A device starts from probabilities in ``[margin, 1 - margin]``.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model, of one mask, and no personal ones.
 
     Raises:
-      UserError: The model has no weighted layers.
-      ValueError: ``margin`` or ``reset`` is out of range.
+      UserError: The model has no weighted layers, or an option is out of range.
 
     Example:
       >>> import optax, fedjax_masks as fm
       >>> task = fm.load_task("digits", clients=10)
-      >>> algorithm = fm.fedpm(fm.models.mlp(task, hidden=(32,)), optax.adam(0.1))
+      >>> algorithm = fm.fedpm(fm.models.mlp(task, hidden=(32,)), optax.adam(0.1), epochs=3)
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
       >>> 0.3 < run.records[-1]["density"] < 0.7
       True
     """
-    if not 0 < margin < 0.5:
-        raise ValueError(f"margin={margin}: accepted is above 0 and below 0.5")
-    if reset < 1:
-        raise ValueError(f"reset={reset}: accepted is 1 or more")
-    counting = _counting(optimizer)
+    trainer = as_trainer(trainer, training)
     layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
 
-    def apply(common: Params, mask: Any, x: jax.Array) -> jax.Array:
-        return model.apply(mask_params(model.kernels, common, mask), x)
+    def apply(weights: Params, mask: PyTree, x: jax.Array) -> jax.Array:
+        return model.apply(mask_params(model.kernels, weights, mask), x)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         del task
         params_key, mask_key = jax.random.split(key)
-        params = model.init(params_key)
-        for path in layers.values():
-            kernel = trees.get(params, path)
-            magnitude = jnp.full_like(kernel, (2.0 * kernel.shape[-1] / kernel.size) ** 0.5)
-            params = trees.put(params, path, jnp.where(kernel < 0, -magnitude, magnitude))
-        ones = {name: jnp.zeros(trees.get(params, path).shape, jnp.int32) for name, path in layers.items()}
+        weights = signed_constants(model.init(params_key), layers)
+        ones = {name: jnp.zeros(trees.get(weights, path).shape, jnp.int32) for name, path in layers.items()}
         none = jnp.zeros((), jnp.int32)
-        mask = draw(mask_key, probability_of(ones, none), straight_through_less)
-        return State(params, Server(ones, none, {n: m > 0 for n, m in mask.items()}, none), ())
+        mask = draw(mask_key, probability_of(ones, none), jnp.less)
+        return State(Server(weights, ones, none, mask))
 
-    def send(server: Server, client_id: jax.Array) -> When:
-        del client_id
-        levels = jnp.clip(server.masks, 1, 2**_BITS - 1).astype(jnp.float32)
-        factor = levels / jnp.maximum(server.masks, 1)
-        codes = {n: jnp.round(count * factor).astype(jnp.uint8) for n, count in server.ones.items()}
-        like = shape_only((_BITS,), jnp.float32)
-        counts = {name: Quantized(code, 1 / levels, like) for name, code in codes.items()}
-        return When(server.masks > 0, counts)
+    def send(round: Round, server: Server, profile: PyTree) -> Message:
+        del round, profile
+        shares = quantized_shares(server.ones, server.masks)
+        return Message(Installed(server.weights), Conditional(server.masks > 0, shares))
 
-    def train(
-        key: chex.PRNGKey, common: Params, message: When, client: Any, data: ClientData
-    ) -> tuple[Any, Encoded, Metrics]:
-        order_key, step_key, upload_key = jax.random.split(key, 3)
-        # Without a message, no mask has ever been uploaded.
-        received = {
-            name: jnp.where(message.flag, part.codes * part.scale, 0.5) for name, part in message.tree.items()
-        }
-        start = {
-            name: jax.scipy.special.logit(jnp.clip(p, margin, 1 - margin)) for name, p in received.items()
-        }
+    def train(round: Round, message: Message, client: PyTree, data: ClientData) -> tuple[PyTree, Mask, Info]:
+        order_key, step_key, upload_key = jax.random.split(round.key, 3)
+        weights, start = message.weights.tree, first_scores(message.counts, margin)
 
-        def loss(learnt: Learnt, batch: training.Batch) -> jax.Array:
-            drawn = jax.random.fold_in(step_key, learnt.step.astype(jnp.uint32))
-            mask = draw(drawn, jax.tree.map(jax.nn.sigmoid, learnt.scores), straight_through_less)
-            return training.mean_cross_entropy(apply(common, mask, batch.inputs), batch)
+        def loss(scores: Scores, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+            del key
+            mask_key = jax.random.fold_in(step_key, batch.step)
+            mask = draw(mask_key, jax.tree.map(jax.nn.sigmoid, scores), straight_through_less)
+            return mean_cross_entropy(apply(weights, mask, batch.inputs), batch)
 
-        learnt, metrics = training.train(
-            order_key,
-            Learnt(start, jnp.zeros((), jnp.float32)),
-            data,
-            loss=loss,
-            optimizer=counting,
-            epochs=epochs,
-            batch_size=batch_size,
-            augment=augment,
-        )
-        mask = draw(upload_key, jax.tree.map(jax.nn.sigmoid, learnt.scores), jnp.less)
-        return client, Encoded(mask), {**metrics._asdict(), "density": density(mask)}
+        scores, info = trainer(round._replace(key=order_key), start, data, loss)
+        mask = draw(upload_key, jax.tree.map(jax.nn.sigmoid, scores), jnp.less)
+        return client, mask, info._replace(extra={"density": density(mask)})
 
-    def reduce(upload: Encoded, weight: jax.Array) -> Votes:
-        everywhere = {name: jnp.ones((1,) * bit.ndim, bool) for name, bit in upload.mask.items()}
-        return vote(upload.mask, everywhere, weight > 0)
+    def receive(
+        round: Round, server: Server, profile: PyTree, upload: Mask, weight: jax.Array
+    ) -> tuple[PyTree, Votes]:
+        del round, server, weight  # all masks count alike
+        everywhere = {name: jnp.ones((1,) * bit.ndim, bool) for name, bit in upload.items()}
+        return profile, vote(upload, everywhere)
 
-    def merge(key: chex.PRNGKey, common: Params, server: Server, uploads: Votes, cohort: Cohort) -> Server:
-        del common, cohort
-        received = jax.tree.leaves(uploads.owners)[0].ravel()[0]
-        kept = jnp.where((server.round % reset == 0) & (received > 0), 0, 1)
-        ones = {name: kept * old + uploads.ones[name] for name, old in server.ones.items()}
-        masks = kept * server.masks + received
-        mask = draw(key, probability_of(ones, masks), jnp.less)
-        return Server(ones, masks, trees.where(received > 0, mask, server.mask), server.round + 1)
+    def merge(round: Round, server: Server, total: Votes) -> tuple[Server, None]:
+        number = jax.tree.leaves(total.owners)[0].ravel()[0]
+        memory = jnp.where(round.index % reset == 0, 0, 1)
+        ones = {name: memory * old + total.ones[name] for name, old in server.ones.items()}
+        masks = memory * server.masks + number
+        mask = draw(round.key, probability_of(ones, masks), jnp.less)
+        return server._replace(ones=ones, masks=masks, mask=mask), None
 
-    def predict_global(common: Params, server: Server, x: jax.Array) -> jax.Array:
-        return apply(common, server.mask, x)
+    def predict(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
+        return apply(server.weights, server.mask, x)
 
-    return FederatedAlgorithm(init, send, train, merge, reduce=reduce, predict_global=predict_global)
+    algorithm = FederatedAlgorithm(init, send, train, receive, merge, {"global": predict})
+    return with_codecs(algorithm, up=codecs.entropy())
+
+
+def signed_constants(params: Params, layers: Mapping[str, tuple[str, ...]]) -> Params:
+    """A network's parameters with kernels of one magnitude, ``sqrt(2 / fan_in)``, and of their old signs."""
+    for path in layers.values():
+        kernel = trees.get(params, path)
+        magnitude = jnp.full_like(kernel, (2.0 * kernel.shape[-1] / kernel.size) ** 0.5)
+        params = trees.put(params, path, jnp.where(kernel < 0, -magnitude, magnitude))
+    return params
+
+
+def quantized_shares(ones: dict[str, jax.Array], masks: jax.Array) -> dict[str, Quantized]:
+    """Shares of ones among masks in 8 bits, exact for up to 255 masks.
+
+    Args:
+      ones: By layer: int32: the number of ones.
+      masks: ``int32[]``: the number of masks.
+    """
+    levels = jnp.clip(masks, 1, 2**_BITS - 1).astype(jnp.float32)
+    factor = levels / jnp.maximum(masks, 1)
+    codes = {name: jnp.round(count * factor).astype(jnp.uint8) for name, count in ones.items()}
+    like = shape_only((_BITS,), jnp.float32)
+    return {name: Quantized(code, 1 / levels, like) for name, code in codes.items()}
+
+
+def first_scores(counts: Conditional, margin: float) -> Scores:
+    """The logits of the received probabilities, which are kept ``margin`` away from 0 and 1."""
+    # Without counts, no mask has ever been uploaded.
+    received = {n: jnp.where(counts.flag, part.codes * part.scale, 0.5) for n, part in counts.tree.items()}
+    return {n: jax.scipy.special.logit(jnp.clip(p, margin, 1 - margin)) for n, p in received.items()}
 
 
 def probability_of(ones: dict[str, jax.Array], masks: jax.Array) -> Probability:
@@ -207,23 +222,10 @@ def _straight_through_less_jvp(primals, tangents):
     return straight_through_less(*primals), tangents[1]
 
 
-def draw(key: chex.PRNGKey, probability: Probability, less: Any) -> dict[str, jax.Array]:
+def draw(key: chex.PRNGKey, probability: Probability, less: PyTree) -> dict[str, jax.Array]:
     """One Bernoulli trial per weight: ``less(uniform draw, probability)``."""
     keys = jax.random.split(key, len(probability))
     return {
         name: less(jax.random.uniform(k, p.shape, p.dtype), p)
         for k, (name, p) in zip(keys, sorted(probability.items()))
     }
-
-
-def _counting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Moves scores by an optimiser, and the number of steps by one."""
-
-    def init(params: Learnt) -> optax.OptState:
-        return optimizer.init(params.scores)
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        scores, state = optimizer.update(updates.scores, state, params.scores)
-        return updates._replace(scores=scores, step=jnp.ones_like(updates.step)), state
-
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]

@@ -5,44 +5,43 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith: "Federated Optimization in Heteroge
 else is FedAvg. Clients do the same number of epochs: the paper's partial work is a matter of devices.
 """
 
-from functools import partial
+from typing import Unpack
 
+import jax
 import optax
 
 from fedjax_masks.algorithms.fedavg import averaging
-from fedjax_masks.core import training
 from fedjax_masks.core.algorithm import FederatedAlgorithm
-from fedjax_masks.core.options import Decay
+from fedjax_masks.core.options import Decay, checks_options
+from fedjax_masks.core.training import Fit, Gradient, LocalTraining, TrainingOptions, as_trainer
+from fedjax_masks.core.types import Params
 from fedjax_masks.models import Model
 
 
+@checks_options
 def fedprox(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
     mu: Decay = 0.01,
-    epochs: int = 1,
-    batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedProx.
 
     Args:
       model: The model that all clients train.
-      optimizer: The clients' optimiser, fresh in every round.
+      trainer: Local training, or its optimizer.
       mu: Factor of the proximal term; 0 is FedAvg.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
       server_optimizer: Applied to the negative mean update; None takes the mean itself.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model and no personal ones; the reported loss is that of the
       data alone.
 
     Raises:
-      ValueError: ``mu`` is negative.
+      UserError: ``mu`` is negative.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -52,7 +51,19 @@ def fedprox(
       >>> run.records[-1]["round"]
       2
     """
-    if not mu >= 0:
-        raise ValueError(f"mu={mu}: accepted is at least 0")
-    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
-    return averaging(model, partial(fit, proximal=mu), server_optimizer=server_optimizer)
+    fit = as_trainer(trainer, training).supervised(model.apply)
+    return averaging(model, proximal(fit, mu), server_optimizer=server_optimizer)
+
+
+def proximal(fit: Fit, mu: float) -> Fit:
+    """The training with the gradient of ``mu / 2 * ||w - w_start||^2`` added in every step."""
+    return lambda *args, **options: fit(*args, gradient=pull(mu), **options)
+
+
+def pull(mu: float) -> Gradient:
+    """Adds the proximal term's gradient: ``mu * (w - w_start)``."""
+
+    def gradient(grads: Params, params: Params, start: Params) -> Params:
+        return jax.tree.map(lambda g, w, w0: g + mu * (w - w0), grads, params, start)
+
+    return gradient

@@ -3,10 +3,10 @@
 Luo, Yang, Ye, Guo, Zhao: "FedSkel: Efficient Federated Learning on Heterogeneous Systems with
 Skeleton Gradients Update", CIKM 2021, doi 10.1145/3459637.3482107, arXiv 2108.09081.
 
-Rounds come in cycles. In the first of a cycle (*SetSkel*) a client trains and exchanges everything and
-sums up how active each filter is; the most active ones are its *skeleton*. In the others
-(*UpdateSkel*) the forward pass is whole, the backward pass is computed for the skeleton only, and
-only the skeleton travels, in both directions; the rest stays the client's own.
+Rounds come in cycles. In the first round of a cycle (*SetSkel*) a client trains and exchanges the whole
+model, and sums up the activity of each filter; the most active filters are its *skeleton*. In the other
+rounds (*UpdateSkel*) the forward pass is whole, the backward pass is computed for the skeleton alone, and
+only the skeleton travels, in both directions. The other filters stay as the client has them.
 
 Where the paper is silent we choose: a cohort stays for a whole cycle; the server averages each filter
 over the clients that sent it (``stale_mean`` averages whole models, as published); a client's tier
@@ -14,34 +14,48 @@ is its id modulo the number of ratios.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from fedjax_masks.communication.payload import Known, Masked, When
-from fedjax_masks.core import training, trees
-from fedjax_masks.core.aggregation import masked_mean, noted
+from fedjax_masks.communication.payload import AlreadyKnown, Conditional, Masked
+from fedjax_masks.core import trees
+from fedjax_masks.core.aggregation import MaskedSum, WeightedSum, masked, masked_mean, weighted, weighted_mean
 from fedjax_masks.core.algorithm import (
     ClientData,
-    Cohort,
     FederatedAlgorithm,
-    Metrics,
-    Params,
+    Info,
+    Merge,
+    Receive,
+    Round,
+    Schedule,
     State,
     Task,
-    Tiers,
 )
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import all_filters, filter_mask, top_count
-from fedjax_masks.core.options import Count, PositiveShare
-from fedjax_masks.models import Layer, Model, prunable_kernels
+from fedjax_masks.core.options import Count, PositiveShare, check, checks_options
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    Trainer,
+    TrainingOptions,
+    as_trainer,
+    mean_cross_entropy,
+)
+from fedjax_masks.core.types import Params, PyTree
+from fedjax_masks.models import Kernel, Layer, Model, prunable_kernels
 
 Skeleton = dict[str, jax.Array]
+"""By layer: ``bool[outputs]``. A client's profile is its skeleton."""
+
+Training = Callable[[Round, Params, ClientData, Skeleton], tuple[Params, Info, Skeleton]]
+"""``(round, params, data, skeleton) -> (params, info, skeleton)``: one client's training in a round."""
 
 
 class Client(NamedTuple):
@@ -49,7 +63,7 @@ class Client(NamedTuple):
 
     Attributes:
       params: Its own model.
-      skeleton: By layer: ``bool[outputs]``.
+      skeleton: Its skeleton.
     """
 
     params: Params
@@ -61,121 +75,45 @@ class Server(NamedTuple):
 
     Attributes:
       params: The global model.
-      skeletons: By layer: ``bool[num_clients, outputs]``: what clients have told.
-      round: ``int32[]``: rounds done.
     """
 
     params: Params
-    skeletons: Skeleton
-    round: jax.Array
-
-
-class Message(NamedTuple):
-    """What the server sends.
-
-    Attributes:
-      params: The global model; in UpdateSkel rounds the client's skeleton of it.
-      whole: Whether this is a SetSkel round: known to all, by the number of the round.
-    """
-
-    params: Masked
-    whole: Known
 
 
 class Upload(NamedTuple):
-    """What a client sends.
+    """A client's upload.
 
     Attributes:
-      update: What training added; in UpdateSkel rounds to the skeleton.
+      update: Its parameters less those that it started from; in UpdateSkel rounds of the skeleton.
       skeleton: The new skeleton, in SetSkel rounds.
-      params: The client's model as the server knows it without being told: it has been told each
-        filter when it last changed. Empty unless ``stale_mean``.
+      params: The client's model as the server knows it: the client sent each filter when it last changed.
+        Empty unless ``stale_mean``.
     """
 
     update: Masked
-    skeleton: When
-    params: Known
+    skeleton: Conditional
+    params: AlreadyKnown
 
 
-def keep_count(outputs: int, ratio: float) -> int:
-    """How many of a layer's filters the skeleton keeps: ``n - floor((1 - ratio) n)``, at least 1.
-
-    >>> [keep_count(20, r) for r in (1.0, 0.5, 0.1, 0.01)]
-    [20, 10, 2, 1]
-    """
-    # Without the rounding, (1 - 0.1) * 20 could fall just short of 18.
-    return max(1, outputs - math.floor(round((1 - ratio) * outputs, 9)))
-
-
-def ratios_of(capability: np.ndarray, *, least: float = 0.1) -> tuple[tuple[float, ...], np.ndarray]:
-    """Ratios that let every device finish with the most capable one: its share of that one's rate.
-
-    Args:
-      capability: ``float[num_clients]``, above 0, in any unit.
-      least: No ratio is smaller.
-
-    Returns:
-      The ratios that occur, in tenths, rounded down, and ``int32[num_clients]``: which of them is whose.
-
-    >>> ratios_of(np.array([1.2, 40.0, 2.5, 12.0]))
-    ((0.1, 0.3, 1.0), array([0, 2, 0, 1], dtype=int32))
-    """
-    tenths = np.floor(10 * np.maximum(capability / np.max(capability), least) + 1e-6).astype(int)
-    found, tier_of = np.unique(tenths, return_inverse=True)
-    return tuple((found / 10).tolist()), tier_of.astype(np.int32)
-
-
-def ratio_tiers(
-    ratios: Sequence[float] | Literal["devices"], capability: np.ndarray | None
-) -> tuple[Sequence[float], Tiers]:
-    """Which client has which ratio.
-
-    Args:
-      ratios: In (0, 1]; client ``i`` has ``ratios[i % len(ratios)]``. ``"devices"``: :func:`ratios_of`.
-      capability: ``float[num_clients]``, for ``"devices"``.
-
-    Returns:
-      The ratios, and the tiers of clients that share one.
-
-    Raises:
-      UserError: The ratios are those of devices, and there are none.
-      ValueError: A ratio is out of range.
-    """
-    if ratios != "devices":
-        tiers = Tiers(len(ratios), lambda ids: ids % len(ratios))
-    elif capability is None:
-        raise UserError("ratios=devices: the clients have no devices; accepted with --devices SPEC")
-    else:
-        ratios, tier_of = ratios_of(capability)
-        tiers = Tiers(len(ratios), lambda ids: tier_of[ids])
-    for ratio in ratios:
-        if not 0 < ratio <= 1:
-            raise ValueError(f"ratios={ratio}: accepted is above 0 and at most 1")
-    return ratios, tiers
-
-
+@checks_options
 def fedskel(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     ratios: Sequence[PositiveShare] | Literal["devices"] = (0.2,),
     capability: np.ndarray | None = None,
     updates: Count = 4,
     prune_dense: bool = False,
     local_dense: bool = False,
     stale_mean: bool = False,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedSkel.
 
     Args:
       model: The model.
-      optimizer: The clients' optimiser, fresh in every round, so that its momentum cannot move
-        what is outside the skeleton; its weight decay is kept from doing so.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
+      trainer: Local training, or its optimizer. Neither momentum nor weight decay moves a parameter
+        outside the skeleton.
       ratios: Share of filters in the skeleton, in (0, 1]; client ``i`` has
         ``ratios[i % len(ratios)]``. Each is a program of its own. ``"devices"``: as capable as its
         device is, see :func:`ratios_of`.
@@ -184,14 +122,14 @@ def fedskel(
       prune_dense: Hidden dense layers have skeletons too, of neurons.
       local_dense: Dense layers are never exchanged (LG-FedAvg, Liang et al. 2020, arXiv 2001.01523).
       stale_mean: The server averages the clients' whole models, stale filters included.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
-      The algorithm. ``predict_global`` is the server's model (the paper's "new test"), ``predict``
+      The algorithm. Its global model is the server's (the paper's "new test"), its personal model
       the client's own (its "local test").
 
     Raises:
-      ValueError: A ratio is out of range, or no layer has a skeleton.
+      UserError: An option is out of range, or no layer has a skeleton.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -202,117 +140,221 @@ def fedskel(
       >>> first > later
       True
     """
-    ratios, tiers = ratio_tiers(ratios, capability)
-    pruned = prunable_kernels(model, dense=prune_dense)
-    keep = {k.name: [keep_count(k.outputs, ratio) for ratio in ratios] for k in pruned}
-    fit = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "augment": augment}
+    ratios, tier_of = ratio_tiers(ratios, capability)
+    trainer = as_trainer(trainer, training)
+    kernels = prunable_kernels(model, dense=prune_dense)
+    counts = [{k.name: keep_count(k.outputs, ratio) for k in kernels} for ratio in ratios]
+    set_skeleton = _set_skeleton(model, trainer, counts)
+    update_skeleton = [_update_skeleton(model, trainer, kernels, numbers) for numbers in counts]
 
-    def moves(params: Params, skeleton: Skeleton) -> Any:
-        """Pytree of bool like the parameters, with axes of size 1: what a skeleton lets train."""
-        return filter_mask(pruned, params, skeleton, lambda k: filter(None, (k.path, k.bias)))
+    def is_whole(round: Round) -> jax.Array:
+        return round.index % (updates + 1) == 0
 
-    def travels(params: Params, skeleton: Skeleton) -> Any:
-        """The same, of what is exchanged."""
-        mask = moves(params, skeleton)
-        for kernel in model.kernels:
-            if local_dense and kernel.kind == "dense":
-                for path in filter(None, (kernel.path, kernel.bias)):
-                    mask = trees.put(mask, path, jnp.zeros_like(trees.get(mask, path)))
-        return mask
+    def exchange_mask(params: Params, skeleton: Skeleton, whole: jax.Array) -> PyTree:
+        mask = skeleton_mask(kernels, params, {name: m | whole for name, m in skeleton.items()})
+        return _without_dense(model, mask) if local_dense else mask
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         params = model.init(key)
-        clients = trees.replicate(Client(params, all_filters(pruned)), task.num_clients)
-        return State((), Server(params, clients.skeleton, jnp.zeros((), jnp.int32)), clients)
+        clients = trees.replicate(Client(params, all_filters(kernels)), task.num_clients)
+        return State(Server(params), clients, clients.skeleton)
 
-    def send(server: Server, client_id: jax.Array) -> Message:
-        whole = server.round % (updates + 1) == 0
-        skeleton = {name: rows[client_id] | whole for name, rows in server.skeletons.items()}
-        # The client knows its skeleton: it has chosen it.
-        return Message(Masked(server.params, travels(server.params, skeleton)), Known(whole))
+    def send(round: Round, server: Server, profile: Skeleton) -> Masked:
+        # The client knows the mask: it has chosen its skeleton, and counts the rounds.
+        return Masked(server.params, exchange_mask(server.params, profile, is_whole(round)))
 
-    def train(
-        key: chex.PRNGKey, common: Any, message: Message, client: Client, data: ClientData
-    ) -> tuple[Client, Upload, Metrics]:
-        del common
-        whole = message.whole.tree
-        received = travels(client.params, {n: s | whole for n, s in client.skeleton.items()})
-        start = jax.tree.map(jnp.where, received, message.params.values, client.params)
-
-        def set_skeleton(params: Params) -> tuple[Params, training.LocalMetrics, Skeleton]:
-            def loss(params: Params, batch: training.Batch) -> tuple[jax.Array, Any]:
-                def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, Any]:
-                    y = layer.linear(x)
-                    real = batch.real.reshape(-1, *(1,) * (y.ndim - 1))
-                    activity = jnp.sum(jnp.where(real, jnp.abs(y), 0), range(y.ndim - 1))
-                    return layer.norm(y), jax.lax.stop_gradient(activity)
-
-                logits, activity = model.forward(params, batch.inputs, hook=hook)
-                return training.mean_cross_entropy(logits, batch), {name: activity[name] for name in keep}
-
-            params, metrics, importance = training.train_with_sums(key, params, data, loss=loss, **fit)
-            chosen = {n: top_count(v, jnp.array(keep[n])[data.tier]) for n, v in importance.items()}
-            return params, metrics, chosen
-
-        def update_skeleton(params: Params, tier: int) -> tuple[Params, training.LocalMetrics, Skeleton]:
-            indices = {
-                name: jnp.nonzero(mask, size=keep[name][tier])[0] for name, mask in client.skeleton.items()
-            }
-
-            def loss(params: Params, batch: training.Batch) -> jax.Array:
-                def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
-                    return layer(x, indices.get(layer.name)), None
-
-                return training.mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
-
-            mask = moves(params, client.skeleton)
-            return *training.train(key, params, data, loss=loss, update_mask=mask, **fit), client.skeleton
-
-        branches = [lambda params, t=t: update_skeleton(params, t) for t in range(len(ratios))]
-        params, metrics, skeleton = jax.lax.cond(
-            whole, set_skeleton, lambda params: jax.lax.switch(data.tier, branches, params), start
+    def train(round: Round, message: Masked, client: Client, data: ClientData) -> tuple[Client, Upload, Info]:
+        whole = is_whole(round)
+        mask = exchange_mask(client.params, client.skeleton, whole)
+        start = jax.tree.map(jnp.where, mask, message.values, client.params)
+        arguments = (round, start, data, client.skeleton)
+        branches = [partial(update, *arguments) for update in update_skeleton]
+        params, info, skeleton = jax.lax.cond(
+            whole, partial(set_skeleton, *arguments), lambda: jax.lax.switch(data.tier, branches)
         )
-        share = sum(jnp.sum(s) for s in client.skeleton.values()) / sum(k.outputs for k in pruned)
+
+        share = sum(jnp.sum(m) for m in client.skeleton.values()) / sum(k.outputs for k in kernels)
+        info = info._replace(extra={"density": jnp.where(whole, 1.0, share)})
         upload = Upload(
-            # The server knows the skeleton: it was told in the last SetSkel round.
-            Masked(trees.sub(params, start), received),
-            When(whole, skeleton),
-            Known(params if stale_mean else ()),
+            # The server knows the mask: it got the skeleton in the last SetSkel round, and counts the rounds.
+            Masked(trees.sub(params, start), mask),
+            Conditional(whole, skeleton),
+            AlreadyKnown(params if stale_mean else ()),
         )
-        return (
-            Client(params, skeleton),
-            upload,
-            {**metrics._asdict(), "density": jnp.where(whole, 1.0, share)},
-        )
+        return Client(params, skeleton), upload, info
 
-    def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: Upload, cohort: Cohort) -> Server:
-        del key, common
-        update = uploads.update
-        if stale_mean:
-            everything = jax.tree.map(jnp.ones_like, update.mask)
-            params = masked_mean(uploads.params.tree, everything, cohort.weight, default=server.params)
-        else:
-            zeros = trees.zeros_like(server.params)
-            params = trees.add(server.params, masked_mean(*update, cohort.weight, default=zeros))
-        heard = uploads.skeleton.flag & (cohort.weight > 0)
-        skeletons = noted(server.skeletons, uploads.skeleton.tree, cohort.ids, heard)
-        return Server(params, skeletons, server.round + 1)
-
-    def predict(common: Any, server: Server, client: Client, x: jax.Array) -> jax.Array:
-        del common, server
+    def personal(server: Server, client: Client, x: jax.Array) -> jax.Array:
+        del server
         return model.apply(client.params, x)
 
-    def predict_global(common: Any, server: Server, x: jax.Array) -> jax.Array:
-        del common
+    def globally(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
         return model.apply(server.params, x)
 
-    return FederatedAlgorithm(
-        init,
-        send,
-        train,
-        merge,
-        predict=predict,
-        predict_global=predict_global,
-        tiers=tiers,
-        select=lambda index, draw: draw(index - index % (updates + 1)),
-    )
+    receive, merge = _server_side(stale_mean=stale_mean)
+    models = {"global": globally, "personal": personal}
+    schedule = Schedule(lambda index, draw: draw(index - index % (updates + 1)), len(ratios), tier_of)
+    return FederatedAlgorithm(init, send, train, receive, merge, models, schedule)
+
+
+def _server_side(*, stale_mean: bool) -> tuple[Receive, Merge]:
+    """Reception and merging of uploads."""
+
+    def receive(
+        round: Round, server: Server, profile: Skeleton, upload: Upload, weight: jax.Array
+    ) -> tuple[Skeleton, WeightedSum | MaskedSum]:
+        del round, server
+        skeleton = trees.where(upload.skeleton.flag, upload.skeleton.tree, profile)
+        if stale_mean:
+            return skeleton, weighted(upload.params.tree, weight)
+        return skeleton, masked(upload.update.values, upload.update.mask, weight)
+
+    def merge(round: Round, server: Server, total: WeightedSum | MaskedSum) -> tuple[Server, None]:
+        del round
+        if isinstance(total, WeightedSum):
+            return Server(weighted_mean(total, default=server.params)), None
+        update = masked_mean(total, trees.zeros_like(server.params))
+        return Server(trees.add(server.params, update)), None
+
+    return receive, merge
+
+
+def _set_skeleton(model: Model, trainer: Trainer, counts: Sequence[Mapping[str, int]]) -> Training:
+    """Training of the whole model, after which the most active filters are the skeleton.
+
+    Args:
+      model: The model.
+      trainer: Local training.
+      counts: For each tier, the number of filters in each layer's skeleton.
+    """
+    names = counts[0]
+
+    def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del key
+
+        def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = layer.linear(x)
+            real = batch.real.reshape(-1, *(1,) * (y.ndim - 1))
+            activity = jnp.sum(jnp.where(real, jnp.abs(y), 0), range(y.ndim - 1))
+            return layer.norm(y), jax.lax.stop_gradient(activity)
+
+        logits, activity = model.forward(params, batch.inputs, hook=hook)
+        return mean_cross_entropy(logits, batch), {name: activity[name] for name in names}
+
+    def train(
+        round: Round, params: Params, data: ClientData, skeleton: Skeleton
+    ) -> tuple[Params, Info, Skeleton]:
+        del skeleton
+        params, info, activity = trainer.summing(round, params, data, loss)
+        numbers = {name: jnp.array([tier[name] for tier in counts])[data.tier] for name in names}
+        return params, info, {name: top_count(activity[name], numbers[name]) for name in names}
+
+    return train
+
+
+def _update_skeleton(
+    model: Model, trainer: Trainer, kernels: Iterable[Kernel], counts: Mapping[str, int]
+) -> Training:
+    """Training of the skeleton, in one tier; only the skeleton has gradients.
+
+    Args:
+      model: The model.
+      trainer: Local training.
+      kernels: The layers that have skeletons.
+      counts: The number of filters in each layer's skeleton.
+    """
+
+    def train(
+        round: Round, params: Params, data: ClientData, skeleton: Skeleton
+    ) -> tuple[Params, Info, Skeleton]:
+        indices = {name: jnp.nonzero(mask, size=counts[name])[0] for name, mask in skeleton.items()}
+
+        def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
+            return layer(x, indices.get(layer.name)), None
+
+        def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+            del key
+            return mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
+
+        mask = skeleton_mask(kernels, params, skeleton)
+        return *trainer(round, params, data, loss, update_mask=mask), skeleton
+
+    return train
+
+
+def skeleton_mask(kernels: Iterable[Kernel], params: Params, skeleton: Skeleton) -> PyTree:
+    """Pytree of bool like the parameters, with axes of size 1: False outside a skeleton.
+
+    Args:
+      kernels: The layers that have skeletons.
+      params: The model's parameters, for their shapes.
+      skeleton: The skeleton.
+    """
+    return filter_mask(kernels, params, skeleton, lambda kernel: filter(None, (kernel.path, kernel.bias)))
+
+
+def _without_dense(model: Model, mask: PyTree) -> PyTree:
+    """The mask, False in dense layers."""
+    for kernel in model.kernels:
+        if kernel.kind == "dense":
+            for path in filter(None, (kernel.path, kernel.bias)):
+                mask = trees.put(mask, path, jnp.zeros_like(trees.get(mask, path)))
+    return mask
+
+
+def keep_count(outputs: int, ratio: float) -> int:
+    """The number of filters in a layer's skeleton: ``n - floor((1 - ratio) n)``, at least 1.
+
+    >>> [keep_count(20, r) for r in (1.0, 0.5, 0.1, 0.01)]
+    [20, 10, 2, 1]
+    """
+    # Without the rounding, (1 - 0.1) * 20 could fall just short of 18.
+    return max(1, outputs - math.floor(round((1 - ratio) * outputs, 9)))
+
+
+def ratios_of(capability: np.ndarray, *, least: float = 0.1) -> tuple[tuple[float, ...], np.ndarray]:
+    """Ratios with which every device finishes together with the most capable one.
+
+    A device's ratio is its capability as a share of the largest one.
+
+    Args:
+      capability: ``float[num_clients]``, above 0, in any unit.
+      least: The smallest ratio.
+
+    Returns:
+      The ratios that occur, in tenths, rounded down, and ``int32[num_clients]``: the index of each
+      client's ratio among them.
+
+    >>> ratios_of(np.array([1.2, 40.0, 2.5, 12.0]))
+    ((0.1, 0.3, 1.0), array([0, 2, 0, 1], dtype=int32))
+    """
+    tenths = np.floor(10 * np.maximum(capability / np.max(capability), least) + 1e-6).astype(int)
+    levels, tiers = np.unique(tenths, return_inverse=True)
+    return tuple((levels / 10).tolist()), tiers.astype(np.int32)
+
+
+def ratio_tiers(
+    ratios: Sequence[float] | Literal["devices"], capability: np.ndarray | None
+) -> tuple[Sequence[float], Callable[[np.ndarray], np.ndarray]]:
+    """The ratio of every tier, and the tier of every client.
+
+    Args:
+      ratios: In (0, 1]; client ``i`` has ``ratios[i % len(ratios)]``. ``"devices"``: :func:`ratios_of`.
+      capability: ``float[num_clients]``, for ``"devices"``.
+
+    Returns:
+      The ratios, one for each tier, and ``(client_ids) -> tiers``.
+
+    Raises:
+      UserError: A ratio is out of range, or the ratios are those of devices, and there are none.
+    """
+    if ratios != "devices":
+        if not len(ratios):
+            raise UserError("ratios=(): must be one ratio or more")
+        for ratio in ratios:
+            check("ratios", ratio, PositiveShare)
+        return ratios, lambda ids: ids % len(ratios)
+    if capability is None:
+        raise UserError("ratios=devices: must be used for clients that have devices; add --devices SPEC")
+    ratios, tiers = ratios_of(capability)
+    return ratios, lambda ids: tiers[ids]

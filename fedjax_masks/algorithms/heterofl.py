@@ -6,9 +6,10 @@ have the first ``ceil(r n)`` of their ``n`` outputs: a smaller ordinary model, c
 nested; each parameter becomes the mean of its owners' (eq. 2 to 4), here weighted by their examples.
 
 The layers of a slice have fewer inputs than their weights were drawn for. The paper's scaler makes up for
-it: what a hidden layer of a slice passes on is divided, here by the root of the ratio, which keeps the
-variance of fresh weights from layer to layer. The ratio itself, as in the paper, enlarges it; there, batch
-normalisation follows and cancels either. Ours has no running statistics, which is the paper's static one.
+it: the output of a slice's hidden layer is divided, here by the root of the ratio, which preserves the
+variance of fresh weights from layer to layer. The paper divides by the ratio itself, which enlarges the
+variance; there, batch normalisation follows and cancels either factor. Our batch normalisation has no running
+statistics, which is the paper's static one.
 
 Under label skew a client trains and sends, of the last layer, only its own classes, and the logits of all
 others are 0 in its loss and in its predictions: the paper's masked cross-entropy.
@@ -16,7 +17,7 @@ others are 0 in its loss and in its predictions: the paper's masked cross-entrop
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import chex
 import jax
@@ -26,23 +27,26 @@ import optax
 
 from fedjax_masks.algorithms import fedavg
 from fedjax_masks.algorithms.fedskel import ratio_tiers
-from fedjax_masks.communication.payload import Known, Masked
-from fedjax_masks.core import training, trees
-from fedjax_masks.core.aggregation import WeightedSum
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.communication.payload import AlreadyKnown, Masked
+from fedjax_masks.core import trees
+from fedjax_masks.core.aggregation import MaskedSum, masked_mean, weighted
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, Schedule, State, Task
+from fedjax_masks.core.masks import prune
 from fedjax_masks.core.options import PositiveShare
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Layer, Model, weighted_kernels
 
-Owned = Any
+Slices = Any
 """Like the parameters, with a tuple in the place of each array: for each of its axes ``bool[tiers, n]``,
-which of the ``n`` indices a tier owns."""
+the indices, among ``n``, that a tier owns."""
 
 
 class Client(NamedTuple):
     """A client's state.
 
     Attributes:
-      tier: ``int32[]``.
+      tier: ``int32[]``. A client's profile is its tier, too: its device announced it.
       classes: ``bool[num_classes]``: those that it has examples of; all until it first takes part.
     """
 
@@ -50,20 +54,8 @@ class Client(NamedTuple):
     classes: jax.Array
 
 
-class Server(NamedTuple):
-    """The server's state.
-
-    Attributes:
-      average: FedAvg's; its model is the widest.
-      tiers: ``int32[num_clients]``: every client's tier, as its device announced it.
-    """
-
-    average: fedavg.Server
-    tiers: jax.Array
-
-
 class Upload(NamedTuple):
-    """What a client sends.
+    """A client's upload.
 
     Attributes:
       update: The update of its slice, in the place that the slice has in the whole model.
@@ -71,41 +63,25 @@ class Upload(NamedTuple):
     """
 
     update: Masked
-    classes: jax.Array | Known
-
-
-class Partial(NamedTuple):
-    """Of several uploads.
-
-    Attributes:
-      total: Like the parameters: the sum of updates, each times its weight.
-      weight: Like the parameters: the sum of their owners' weights.
-    """
-
-    total: Params
-    weight: Params
+    classes: jax.Array | AlreadyKnown
 
 
 def heterofl(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     ratios: Sequence[PositiveShare] | Literal["devices"] = (1.0, 0.5, 0.25, 0.125, 0.0625),
     capability: np.ndarray | None = None,
     scaler: bool = True,
     own_classes: bool = True,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """HeteroFL.
 
     Args:
       model: The widest model.
-      optimizer: The clients' optimiser, fresh in every round.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
+      trainer: Local training, or its optimizer.
       ratios: Share of every hidden layer's outputs, in (0, 1]; client ``i`` has
         ``ratios[i % len(ratios)]``. Each is a program of its own. ``"devices"``: as capable as its
         device is, see :func:`~fedjax_masks.algorithms.fedskel.ratios_of`.
@@ -113,14 +89,15 @@ def heterofl(
       scaler: Whether a slice makes up for its missing channels.
       own_classes: Whether a client leaves the classes alone of which it has no examples.
       server_optimizer: Applied to the negative mean update; None takes the mean itself.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
-      The algorithm. A client's own model is its slice of the global one, which is the widest.
+      The algorithm. Its server's state is that of :func:`~fedjax_masks.algorithms.fedavg.fedavg`, whose
+      model is the widest. A client's personal model is its slice of the global one.
 
     Raises:
-      UserError: The model has no weighted layers, or the ratios are those of devices, and there are none.
-      ValueError: A ratio is out of range.
+      UserError: The model has no weighted layers, a ratio is out of range, or the ratios are those of
+        devices, and there are none.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -131,88 +108,65 @@ def heterofl(
       7320
     """
     *_, last = weighted_kernels(model)
-    ratios, tiers = ratio_tiers(ratios, capability)
+    ratios, tier_of = ratio_tiers(ratios, capability)
+    trainer = as_trainer(trainer, training)
     models = [sliced(model, ratio) for ratio in ratios]
     applies = [scaled(m, ratio) if scaler else m.apply for m, ratio in zip(models, ratios)]
-    everything = np.ones(last.outputs, bool)
-    owned = ownership(model, models)
+    slices, everything = ownership(model, models), np.ones(last.outputs, bool)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
+    average = fedavg.averaging(model, trainer.supervised(model.apply), server_optimizer=server_optimizer)
 
-    def judge(tier: int, classes: jax.typing.ArrayLike) -> Callable[[Params, jax.Array], jax.Array]:
-        return lambda params, x: jnp.where(classes, applies[tier](params, x), 0.0)
-
-    def fit(tier: int, classes: jax.typing.ArrayLike) -> training.Fit:
-        apply = judge(tier, classes)
-        return training.supervised(apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
-
-    average = fedavg.averaging(model, fit(0, everything), server_optimizer=server_optimizer)
-
-    def slice_mask(tier: jax.Array | int, classes: jax.typing.ArrayLike) -> Any:
-        """Pytree of bool like the parameters: what a tier owns, of the last layer for some classes."""
-
-        def mask(axes: tuple[np.ndarray, ...]) -> jax.Array:
-            along = [jnp.asarray(axis)[tier] for axis in axes]
-            return jnp.all(jnp.stack(jnp.meshgrid(*along, indexing="ij")), axis=0)
-
-        whole = jax.tree.map(lambda _, axes: mask(axes), shapes, owned)
-        for path in filter(None, (last.path, last.bias)):
-            whole = trees.put(whole, path, trees.get(whole, path) & classes)
-        return whole
+    def apply(tier: int, classes: jax.Array, params: Params, x: jax.Array) -> jax.Array:
+        return jnp.where(classes, applies[tier](params, x), 0.0)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        tier_of = jnp.asarray(tiers.of(np.arange(task.num_clients)), jnp.int32)
+        tiers = jnp.asarray(tier_of(np.arange(task.num_clients)), jnp.int32)
         classes = trees.replicate(jnp.asarray(everything), task.num_clients)
-        return State((), Server(average.init(key, task).server, tier_of), Client(tier_of, classes))
+        return State(average.init(key, task).server, Client(tiers, classes), tiers)
 
-    def send(server: Server, client_id: jax.Array) -> Masked:
-        # The client knows its slice: it depends on its tier alone.
-        return Masked(server.average.params, slice_mask(server.tiers[client_id], everything))
+    def send(round: Round, server: fedavg.Server, profile: jax.Array) -> Masked:
+        del round
+        # The client knows the mask: it depends on its tier alone.
+        return Masked(server.params, slice_mask(model, slices, profile, everything))
 
-    def train(
-        key: chex.PRNGKey, common: Any, message: Masked, client: Client, data: ClientData
-    ) -> tuple[Client, Upload, Metrics]:
-        del common
+    def train(round: Round, message: Masked, client: Client, data: ClientData) -> tuple[Client, Upload, Info]:
         classes = present(data, last.outputs) if own_classes else client.classes
 
-        def train_slice(params: Params, tier: int) -> tuple[Params, training.LocalMetrics]:
-            start = take(params, owned, tier)
-            trained, metrics = fit(tier, classes)(key, start, data)
-            return put_back(trees.sub(trained, start), shapes, owned, tier), metrics
+        def train_slice(params: Params, tier: int) -> tuple[Params, Info]:
+            start = take(params, slices, tier)
+            fit = trainer.supervised(lambda params, x: apply(tier, classes, params, x))
+            params, info = fit(round, start, data)
+            return put_back(trees.sub(params, start), shapes, slices, tier), info
 
         branches = [lambda params, t=t: train_slice(params, t) for t in range(len(ratios))]
-        update, metrics = jax.lax.switch(data.tier, branches, message.values)
-        mask = slice_mask(data.tier, classes)
+        update, info = jax.lax.switch(data.tier, branches, message.values)
+        mask = slice_mask(model, slices, data.tier, classes)
         share = jnp.asarray(sum(map(jnp.sum, jax.tree.leaves(mask))) / trees.size(shapes))
-        # The server knows the slice, by the tier and the classes beside it.
-        upload = Upload(Masked(update, mask), classes if own_classes else Known(classes))
-        return client._replace(classes=classes), upload, {**metrics._asdict(), "density": share}
+        # The server knows the mask: it follows from the tier and the classes beside it.
+        upload = Upload(Masked(update, mask), classes if own_classes else AlreadyKnown(classes))
+        return client._replace(classes=classes), upload, info._replace(extra={"density": share})
 
-    def reduce(upload: Upload, weight: jax.Array) -> Partial:
-        values, mask = upload.update
-        total = jax.tree.map(lambda value, sent: jnp.where(sent, value, 0) * weight, values, mask)
-        return Partial(total, trees.scale(mask, weight))
+    def receive(
+        round: Round, server: fedavg.Server, profile: jax.Array, upload: Upload, weight: jax.Array
+    ) -> tuple[jax.Array, MaskedSum]:
+        del round, server
+        update = trees.scale(prune(upload.update.values, upload.update.mask), weight)
+        return profile, MaskedSum(update, trees.scale(upload.update.mask, weight))
 
-    def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: Partial, cohort: Cohort) -> Server:
-        mean = jax.tree.map(lambda total, weight: total / jnp.where(weight > 0, weight, 1), *uploads)
-        anybody = jnp.any(cohort.weight > 0).astype(jnp.float32)
-        update = WeightedSum(mean, anybody)
-        return server._replace(average=average.merge(key, common, server.average, update, cohort))
+    def merge(round: Round, server: fedavg.Server, total: MaskedSum) -> tuple[fedavg.Server, Info | None]:
+        update = masked_mean(total, trees.zeros_like(server.params))
+        return average.merge(round, server, weighted(update, jnp.ones(())))
 
-    def predict(common: Any, server: Server, client: Client, x: jax.Array) -> jax.Array:
-        del common
+    def personal(server: fedavg.Server, client: Client, x: jax.Array) -> jax.Array:
         branches = [
-            lambda params, x, t=t: judge(t, client.classes)(take(params, owned, t), x)
+            lambda params, x, t=t: apply(t, client.classes, take(params, slices, t), x)
             for t in range(len(ratios))
         ]
-        return jax.lax.switch(client.tier, branches, server.average.params, x)
+        return jax.lax.switch(client.tier, branches, server.params, x)
 
-    def predict_global(common: Any, server: Server, x: jax.Array) -> jax.Array:
-        del common
-        return model.apply(server.average.params, x)
-
-    return FederatedAlgorithm(
-        init, send, train, merge, reduce=reduce, predict=predict, predict_global=predict_global, tiers=tiers
-    )
+    models_by_name = {**average.predict, "personal": personal}
+    schedule = Schedule(num_tiers=len(ratios), tier_of=tier_of)
+    return FederatedAlgorithm(init, send, train, receive, merge, models_by_name, schedule)
 
 
 def present(data: ClientData, num_classes: int) -> jax.Array:
@@ -229,7 +183,7 @@ def scaled(model: Model, ratio: float) -> Callable[[Params, jax.Array], jax.Arra
       ratio: The share of every hidden layer's outputs that it has.
 
     Returns:
-      ``(params, x) -> logits``: what a hidden layer passes to its normalisation, or to its activation, is
+      ``(params, x) -> logits``: the output of a hidden layer, before normalisation and activation, is
       divided by the root of the ratio.
     """
     last = model.kernels[-1].name
@@ -247,15 +201,15 @@ def sliced(model: Model, ratio: float) -> Model:
     return model.rebuild([*(math.ceil(round(ratio * outputs, 9)) for outputs in hidden), last])
 
 
-def ownership(model: Model, models: Sequence[Model]) -> Owned:
-    """Which part of a model's parameters each of its slices is.
+def ownership(model: Model, models: Sequence[Model]) -> Slices:
+    """The parts of a model's parameters that its slices have.
 
     Args:
       model: The whole model.
       models: Narrower ones of the same architecture, one per tier.
 
     Returns:
-      See :data:`Owned`.
+      See :data:`Slices`.
     """
     pixels = {
         model.kernels[kernel.successor].path: kernel.repeats
@@ -264,7 +218,7 @@ def ownership(model: Model, models: Sequence[Model]) -> Owned:
     }
     whole, *narrow = (jax.eval_shape(m.init, jax.random.key(0)) for m in (model, *models))
 
-    def axes(path: Any, leaf: Any, *parts: Any) -> tuple[np.ndarray, ...]:
+    def axes(path: PyTree, leaf: PyTree, *parts: PyTree) -> tuple[np.ndarray, ...]:
         def axis(index: int) -> np.ndarray:
             # Behind a flattened image, every channel feeds one row per pixel: row p * channels + c.
             is_input = index == len(leaf.shape) - 2
@@ -277,20 +231,40 @@ def ownership(model: Model, models: Sequence[Model]) -> Owned:
     return jax.tree_util.tree_map_with_path(axes, whole, *narrow)
 
 
-def take(params: Params, owned: Owned, tier: int) -> Params:
+def take(params: Params, slices: Slices, tier: int) -> Params:
     """A tier's slice of the parameters, as its model has them."""
-    return jax.tree.map(lambda leaf, axes: leaf[_places(axes, tier)], params, owned)
+    return jax.tree.map(lambda leaf, axes: leaf[_places(axes, tier)], params, slices)
 
 
-def put_back(part: Params, shapes: Params, owned: Owned, tier: int) -> Params:
+def put_back(part: Params, shapes: Params, slices: Slices, tier: int) -> Params:
     """Values of a slice, at their places in the whole model, among zeros."""
     return jax.tree.map(
         lambda leaf, values, axes: jnp.zeros(leaf.shape, values.dtype).at[_places(axes, tier)].set(values),
         shapes,
         part,
-        owned,
+        slices,
     )
 
 
-def _places(axes: tuple[np.ndarray, ...], tier: int) -> Any:
+def _places(axes: tuple[np.ndarray, ...], tier: int) -> tuple[np.ndarray, ...]:
     return np.ix_(*(np.flatnonzero(axis[tier]) for axis in axes))
+
+
+def slice_mask(model: Model, slices: Slices, tier: jax.Array, classes: jax.typing.ArrayLike) -> PyTree:
+    """Pytree of bool like the parameters: True in a tier's slice, in the last layer for some classes.
+
+    Args:
+      model: The whole model.
+      slices: See :data:`Slices`.
+      tier: ``int32[]``.
+      classes: ``bool[num_classes]``.
+    """
+
+    def outer(axes: tuple[np.ndarray, ...]) -> jax.Array:
+        along = [jnp.asarray(axis)[tier] for axis in axes]
+        return jnp.all(jnp.stack(jnp.meshgrid(*along, indexing="ij")), axis=0)
+
+    mask = jax.tree.map(outer, slices, is_leaf=lambda node: isinstance(node, tuple))
+    for path in filter(None, (model.kernels[-1].path, model.kernels[-1].bias)):
+        mask = trees.put(mask, path, trees.get(mask, path) & classes)
+    return mask

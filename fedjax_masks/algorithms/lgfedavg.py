@@ -10,40 +10,38 @@ common initial parameters, or from whatever the model was pre-trained to.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import chex
 import jax
 import optax
 
 from fedjax_masks.algorithms.fedavg import Server, averaging
-from fedjax_masks.core import training, trees
-from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Metrics, Params, State, Task
-from fedjax_masks.core.errors import unknown
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
+from fedjax_masks.core.errors import unknown_name
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
+from fedjax_masks.core.types import Params
 from fedjax_masks.models import Model
 
 
 def lgfedavg(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     shared: Sequence[str] | None = None,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """LG-FedAvg.
 
     Args:
       model: The architecture, and where all clients start.
-      optimizer: The clients' optimiser, of all layers, fresh in every round.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
+      trainer: Local training of all layers, or its optimizer.
       shared: The stages that are averaged, by name (``["dense1", "dense2"]``); None is the last two,
         or the last of a model with two. The others stay with the client.
       server_optimizer: Applied to the negative mean update of what is shared; None takes the mean.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. Its clients' states are their local layers; there is no global model.
@@ -64,7 +62,7 @@ def lgfedavg(
     chosen = ordered[1:][-2:] if shared is None else tuple(shared)
     for name in chosen or ("",):
         if name not in stages:
-            raise unknown("shared", name, ordered)
+            raise unknown_name("shared", name, ordered)
 
     def head(params: Params) -> Params:
         return {name: stage for name, stage in params.items() if name in chosen}
@@ -72,27 +70,20 @@ def lgfedavg(
     def representation(params: Params) -> Params:
         return {name: stage for name, stage in params.items() if name not in chosen}
 
-    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = as_trainer(trainer, training).supervised(model.apply)
     average = averaging(
-        model._replace(init=lambda key: head(model.init(key))),
-        fit,
-        server_optimizer=server_optimizer,
+        model._replace(init=lambda key: head(model.init(key))), fit, server_optimizer=server_optimizer
     )
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        own = representation(model.init(key))
-        return average.init(key, task)._replace(clients=trees.replicate(own, task.num_clients))
+        clients = trees.replicate(representation(model.init(key)), task.num_clients)
+        return average.init(key, task)._replace(clients=clients)
 
-    def train(
-        key: chex.PRNGKey, common: Any, message: Params, client: Params, data: ClientData
-    ) -> tuple[Params, Params, Metrics]:
-        del common
-        params, metrics = fit(key, client | message, data)
-        update = trees.sub(head(params), message)
-        return representation(params), update, metrics._asdict()
+    def train(round: Round, message: Params, client: Params, data: ClientData) -> tuple[Params, Params, Info]:
+        params, info = fit(round, client | message, data)
+        return representation(params), trees.sub(head(params), message), info
 
-    def predict(common: Any, server: Server, client: Params, x: jax.Array) -> jax.Array:
-        del common
+    def predict(server: Server, client: Params, x: jax.Array) -> jax.Array:
         return model.apply(client | server.params, x)
 
-    return average._replace(init=init, train=train, predict=predict, predict_global=None)
+    return average._replace(init=init, train=train, predict={"personal": predict})

@@ -2,22 +2,29 @@
 
 Han, Bhatti, Lee, Moon, "Accelerating federated learning with split learning on locally generated
 losses", ICML Workshop on Federated Learning 2021; the form that Wu et al. 2024, arXiv 2304.05495,
-compare with. A device trains its half under a dense layer on the flattened activations and sends
-activations and labels; the server trains its half on them, and nothing comes back within the round. Half
-and head travel at its beginning and end.
+compare with. A device trains its half under a dense layer on the flattened activations, and sends
+activations and labels. The server trains its half on them, and sends nothing back within the round. The
+device's half and head travel at its beginning and end.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Unpack
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
-from fedjax_masks.core import training
-from fedjax_masks.core.algorithm import FederatedAlgorithm, Params
+from fedjax_masks.core.algorithm import FederatedAlgorithm
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    TrainingOptions,
+    as_trainer,
+    mean_cross_entropy,
+)
+from fedjax_masks.core.types import Params
 from fedjax_masks.models import Halves, Model, cut_model
 from fedjax_masks.models.layers import flatten
 
@@ -26,22 +33,18 @@ HEAD = "head"
 
 def lgl(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     split: str | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """Split training on locally generated losses.
 
     Args:
       model: The model, to be cut in two.
-      optimizer: Of devices and of the server's copies, fresh in every round.
-      epochs: Local epochs per round.
-      batch_size: Examples per step.
+      trainer: Training of devices and of the server's copies, or its optimizer.
       split: The device's last stage, see :func:`fedjax_masks.models.cut_model`.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. Its global model is the device's half and the server's, without the head.
@@ -59,37 +62,37 @@ def lgl(
     """
     halves = cut_model(model, split)
 
-    def own_loss(device: Params, batch: training.Batch) -> jax.Array:
-        return training.mean_cross_entropy(own_logits(halves, device, batch.inputs), batch)
+    def device_loss(device: Params, batch: Batch) -> jax.Array:
+        return mean_cross_entropy(head_logits(halves, device, batch.inputs), batch)
 
-    def server_loss(server: Params, activations: jax.Array, batch: training.Batch) -> jax.Array:
-        return training.mean_cross_entropy(halves.finish(server, activations), batch)
+    def server_loss(server: Params, activations: jax.Array, batch: Batch) -> jax.Array:
+        return mean_cross_entropy(halves.finish(server, activations), batch)
 
-    def loss(sides: Sides, batch: training.Batch) -> jax.Array:
+    def loss(sides: Sides, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+        del key
         activations = jax.lax.stop_gradient(halves.activate(sides.device, batch.inputs))
-        return own_loss(sides.device, batch) + server_loss(sides.server, activations, batch)
+        return device_loss(sides.device, batch) + server_loss(sides.server, activations, batch)
 
     protocol = Protocol(
         loss,
-        on_device=jax.grad(own_loss),
+        on_device=jax.grad(device_loss),
         on_server=jax.grad(server_loss),
         up=lambda activation, logits: (activation, LABEL),
         down=lambda activation, logits: (),
         messages=1,
     )
-    return split_training(
-        model, halves, optimizer, protocol, epochs, batch_size, augment, head_for(model, halves)
-    )
+    grow = head_adder(model, halves)
+    return split_training(model, as_trainer(trainer, training), halves=halves, protocol=protocol, grow=grow)
 
 
-def own_logits(halves: Halves, device: Params, inputs: jax.Array) -> jax.Array:
-    """The head's, ``[batch, num_classes]``."""
+def head_logits(halves: Halves, device: Params, inputs: jax.Array) -> jax.Array:
+    """The logits of the device's head, ``[batch, num_classes]``."""
     head = device[HEAD]
     return flatten(halves.activate(device, inputs)) @ head["kernel"] + head["bias"]
 
 
-def head_for(model: Model, halves: Halves) -> Any:
-    """What adds a head to a device's parameters: ``(key, device's params) -> device's params``."""
+def head_adder(model: Model, halves: Halves) -> Callable[[chex.PRNGKey, Params], Params]:
+    """A function that adds a head to a device's parameters: ``(key, params) -> params``."""
 
     def grow(key: chex.PRNGKey, device: Params) -> Params:
         images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)

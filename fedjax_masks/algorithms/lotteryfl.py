@@ -13,22 +13,33 @@ training data; the last step prunes no more than what leads to the target; means
 of examples; biases and normalisation are never pruned, and are rewound with the weights.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from fedjax_masks.communication.payload import Masked, When
-from fedjax_masks.core import flops, training, trees
-from fedjax_masks.core.aggregation import masked_mean, noted
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.communication.payload import Conditional, Installed, Masked
+from fedjax_masks.core import flops, trees, work
+from fedjax_masks.core.aggregation import MaskedSum, masked, masked_mean
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import density, prune, top_count, weight_mask
-from fedjax_masks.core.options import Natural, PositiveShare, Share
+from fedjax_masks.core.options import Natural, PositiveShare, Share, checks_options
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    TrainingOptions,
+    as_trainer,
+    batch_like,
+    for_each_batch,
+    report_work,
+)
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
 
 Mask = dict[str, jax.Array]
+"""By layer: bool, shaped like the kernel; False = pruned for good. A client's profile is its mask."""
 
 
 class Client(NamedTuple):
@@ -36,7 +47,7 @@ class Client(NamedTuple):
 
     Attributes:
       params: Its own model, pruned.
-      mask: By layer: bool, shaped like the kernel; False = pruned for good.
+      mask: Its mask.
     """
 
     params: Params
@@ -48,59 +59,66 @@ class Server(NamedTuple):
 
     Attributes:
       params: The global weights, to which each mask is applied.
-      masks: By layer: ``bool[num_clients, *kernel]``: what clients have told.
+      initial: The initial weights, which never change.
     """
 
     params: Params
-    masks: Mask
+    initial: Params
+
+
+class Message(NamedTuple):
+    """The server's message.
+
+    Attributes:
+      params: The global weights under the client's mask.
+      initial: The initial weights, to rewind to.
+    """
+
+    params: Masked
+    initial: Installed
 
 
 class Upload(NamedTuple):
-    """What a client sends.
+    """A client's upload.
 
     Attributes:
       update: Its weights less those that it received, where its new mask is True.
-      mask: The new mask, where it has pruned.
+      mask: The new mask, where the client has pruned.
     """
 
     update: Masked
-    mask: When
+    mask: Conditional
 
 
+@checks_options
 def lotteryfl(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 10,
-    batch_size: int = 10,
     prune_share: Share = 0.2,
     target: PositiveShare = 0.5,
     threshold: Share = 0.2,
     held_out: Natural = 10,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """LotteryFL.
 
     Args:
       model: The model; its initial parameters are what every device holds, to rewind to.
-      optimizer: The clients' optimiser, fresh in every round.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
+      trainer: Local training, or its optimizer.
       prune_share: A step prunes this share of a layer's remaining weights.
       target: No layer is pruned below this share.
       threshold: Only a client prunes whose accuracy on its validation data, before training, is above it.
       held_out: One in so many of a client's examples is held out for validation; a client that has
         fewer never prunes. With 0, nothing is, and training data serve.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
-      The algorithm. ``predict`` is the client's model after its last local training; the probe
-      ``personal_accuracy_global`` is the global one under the client's mask, ``predict_global`` the same
-      under none.
+      The algorithm. Its personal model is the client's after its last local training;
+      ``personal_accuracy_global`` is the global one under the client's mask; the global model has no mask.
 
     Raises:
-      UserError: The model has no weighted layers.
-      ValueError: An option is out of range.
+      UserError: The model has no weighted layers, or an option is out of range.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -110,15 +128,13 @@ def lotteryfl(
       >>> 0.5 <= run.records[-1]["density"] < 1.0
       True
     """
-    for name, value in (("prune_share", prune_share), ("target", target), ("threshold", threshold)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value}: accepted is at least 0 and at most 1")
-    if held_out < 0 or held_out == 1:
-        raise ValueError(f"held_out={held_out}: accepted is 0, or 2 or more")
+    if held_out == 1:
+        raise UserError("held_out=1: must be 0, or 2 or more; with 1, no example would be left to train on")
+    trainer = as_trainer(trainer, training)
+    fit = trainer.supervised(model.apply)
     layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
-    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
 
-    def kept_of(params: Params, mask: Mask) -> Params:
+    def whole_mask(params: Params, mask: Mask) -> Params:
         return weight_mask(model.kernels, params, mask)
 
     def pruned(params: Params, mask: Mask) -> Mask:
@@ -129,67 +145,62 @@ def lotteryfl(
         params = model.init(key)
         mask = {name: jnp.ones(trees.get(params, path).shape, bool) for name, path in layers.items()}
         clients = trees.replicate(Client(params, mask), task.num_clients)
-        return State(params, Server(params, clients.mask), clients)
+        return State(Server(params, params), clients, clients.mask)
 
-    def send(server: Server, client_id: jax.Array) -> Masked:
+    def send(round: Round, server: Server, profile: Mask) -> Message:
+        del round
         # The client knows the mask: it has chosen it.
-        mask = {name: rows[client_id] for name, rows in server.masks.items()}
-        return Masked(server.params, kept_of(server.params, mask))
+        return Message(Masked(server.params, whole_mask(server.params, profile)), Installed(server.initial))
 
     def train(
-        key: chex.PRNGKey, common: Params, message: Masked, client: Client, data: ClientData
-    ) -> tuple[Client, Upload, Metrics]:
-        received = prune(message.values, kept_of(common, client.mask))
-        training, validation = split(data, held_out) if held_out else (data, data)
-        accuracy, spent = evaluate(key, model, received, validation, batch_size)
-
+        round: Round, message: Message, client: Client, data: ClientData
+    ) -> tuple[Client, Upload, Info]:
+        initial = message.initial.tree
+        received = prune(message.params.values, whole_mask(initial, client.mask))
+        training_data, validation = split(data, held_out) if held_out else (data, data)
+        accuracy = evaluate(round.key, model, received, validation, trainer.batch_size)
         smaller = pruned(received, client.mask)
-        changes = jnp.any(jnp.stack([jnp.any(smaller[n] != m) for n, m in client.mask.items()]))
-        changes &= accuracy > threshold
+        changes = (accuracy > threshold) & _differ(smaller, client.mask)
         mask = trees.where(changes, smaller, client.mask)
-        kept = kept_of(common, mask)
-        start = prune(trees.where(changes, common, received), kept)
-        params, metrics = fit(key, start, training, update_mask=kept)
-
-        report = metrics._replace(flops=metrics.flops + spent)._asdict()
-        report |= {"density": density(mask), "validation_accuracy": accuracy}
+        trainable = whole_mask(initial, mask)
+        start = prune(trees.where(changes, initial, received), trainable)
+        params, info = fit(round, start, training_data, update_mask=trainable)
         # The server knows the mask: it was told when it changed, now or before.
-        upload = Upload(Masked(trees.sub(params, received), kept), When(changes, mask))
-        return Client(params, mask), upload, report
+        upload = Upload(Masked(trees.sub(params, received), trainable), Conditional(changes, mask))
+        extra = {"density": density(mask), "validation_accuracy": accuracy}
+        return Client(params, mask), upload, info._replace(extra=extra)
 
-    def merge(key: chex.PRNGKey, common: Params, server: Server, uploads: Upload, cohort: Cohort) -> Server:
-        del key, common
-
-        def told(known: jax.Array, news: jax.Array) -> jax.Array:
-            flags = uploads.mask.flag.reshape(-1, *(1,) * (news.ndim - 1))
-            return jnp.where(flags, news, known[cohort.ids])
-
-        masks = jax.tree.map(told, server.masks, uploads.mask.tree)
-        kept = jax.vmap(lambda mask: kept_of(server.params, mask))(masks)
-        update = masked_mean(uploads.update.values, kept, cohort.weight, trees.zeros_like(server.params))
-        known = noted(server.masks, masks, cohort.ids, cohort.weight > 0)
-        return Server(trees.add(server.params, update), known)
-
-    def predict(common: Params, server: Server, client: Client, x: jax.Array) -> jax.Array:
-        del common, server
+    def personal(server: Server, client: Client, x: jax.Array) -> jax.Array:
+        del server
         return model.apply(client.params, x)
 
-    def predict_from_global(common: Params, server: Server, client: Client, x: jax.Array) -> jax.Array:
-        return model.apply(prune(server.params, kept_of(common, client.mask)), x)
+    def from_global(server: Server, client: Client, x: jax.Array) -> jax.Array:
+        return model.apply(prune(server.params, whole_mask(server.params, client.mask)), x)
 
-    def predict_global(common: Params, server: Server, x: jax.Array) -> jax.Array:
-        del common
+    def globally(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
         return model.apply(server.params, x)
 
-    return FederatedAlgorithm(
-        init,
-        send,
-        train,
-        merge,
-        predict=predict,
-        predict_global=predict_global,
-        probes={"personal_accuracy_global": predict_from_global},
-    )
+    models = {"global": globally, "personal": personal, "personal_accuracy_global": from_global}
+    return FederatedAlgorithm(init, send, train, _receive, _merge, models)
+
+
+def _receive(
+    round: Round, server: Server, profile: Mask, upload: Upload, weight: jax.Array
+) -> tuple[Mask, MaskedSum]:
+    del round, server
+    mask = trees.where(upload.mask.flag, upload.mask.tree, profile)
+    return mask, masked(upload.update.values, upload.update.mask, weight)
+
+
+def _merge(round: Round, server: Server, total: MaskedSum) -> tuple[Server, None]:
+    del round
+    update = masked_mean(total, trees.zeros_like(server.params))
+    return server._replace(params=trees.add(server.params, update)), None
+
+
+def _differ(a: Mask, b: Mask) -> jax.Array:
+    return jnp.any(jnp.stack([jnp.any(a[name] != b[name]) for name in a]))
 
 
 def keep_largest(weights: jax.Array, alive: jax.Array, share: float, target: float) -> jax.Array:
@@ -228,19 +239,17 @@ def split(data: ClientData, period: int) -> tuple[ClientData, ClientData]:
     return training, validation
 
 
-def evaluate(
-    key: chex.PRNGKey, model: Model, params: Params, data: ClientData, batch_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """``float32[]``: the accuracy, 0 where there is no example; and the FLOPs it took."""
+def evaluate(key: chex.PRNGKey, model: Model, params: Params, data: ClientData, batch_size: int) -> jax.Array:
+    """``float32[]``: the accuracy, 0 where there is no example; its FLOPs count as the client's."""
 
-    def count(correct: jax.Array, batch: training.Batch) -> jax.Array:
+    def count(correct: jax.Array, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+        del key
         hits = jnp.argmax(model.apply(params, batch.inputs), -1) == batch.labels
         return correct + jnp.sum(hits & batch.real, dtype=jnp.int32)
 
     start = jnp.zeros((), jnp.int32)
-    step = flops.trace(count, start, training.batch_like(data, batch_size))
-    correct = training.for_each_batch(key, data, count, start, epochs=1, batch_size=batch_size)
+    step = flops.trace(count, start, batch_like(data, batch_size), key)
+    correct = for_each_batch(key, data, count, start, epochs=1, batch_size=batch_size)
     accuracy, batches = correct / jnp.maximum(data.size, 1), -(-data.size // batch_size)
-    spent = (batches * step.flops).astype(jnp.float32)
-    training.count(training.nothing_done()._replace(loss=accuracy, flops=spent))
-    return accuracy, spent
+    report_work(accuracy, work.no_work()._replace(flops=(batches * step.flops).astype(jnp.float32)))
+    return accuracy

@@ -1,60 +1,62 @@
-"""FedAvg of a model of which some filters are pruned for good: only what survives travels.
+"""FedAvg of a model of which some filters are pruned for good: only the surviving parameters travel.
 
-The second half of MPFL (see :mod:`fedjax_masks.algorithms.mpfl`), and what any filter mask needs
-that is to be scored or fine-tuned. A mask is sent to a client once, a bit per filter, before its
+This is the second half of MPFL (see :mod:`fedjax_masks.algorithms.mpfl`), and scores or fine-tunes any other
+filter mask. The server sends the mask to a client once, a bit per filter, in the client's
 first round; from then on both ends know it, and no indices travel. Pruned weights are zero and never
-move. With ``prune_bias`` the same parameters come, for less computation, from FedAvg of the compacted
-model (:mod:`fedjax_masks.models.compaction`); pruned filters whose outputs enter a residual sum stay in it.
+move. With ``prune_bias`` FedAvg of the compacted model (:mod:`fedjax_masks.models.compaction`) gives the same
+parameters for less computation; pruned filters whose outputs enter a residual sum stay in it.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_masks.algorithms import fedavg as plain
-from fedjax_masks.communication.payload import Masked, When
-from fedjax_masks.core import training, trees
-from fedjax_masks.core.aggregation import WeightedSum, noted, weighted
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
-from fedjax_masks.core.errors import unknown
+from fedjax_masks.communication.payload import Conditional, Masked
+from fedjax_masks.core import trees
+from fedjax_masks.core.aggregation import WeightedSum, weighted
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
+from fedjax_masks.core.errors import UserError, unknown_name
 from fedjax_masks.core.masks import density, filter_mask, prune
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Model
 
 Filters = dict[str, jax.Array]
+"""By layer: ``bool[outputs]``: False = pruned. A client's state is the mask that it got."""
 
 
 class Server(NamedTuple):
-    """The server's state.
+    """The server's state. A client's profile is ``informed``, ``bool[]``: whether it has the mask.
 
     Attributes:
       model: FedAvg's.
-      filters: By layer: ``bool[outputs]``: False = pruned.
-      told: ``bool[num_clients]``: who has been told.
+      filters: The mask.
     """
 
     model: plain.Server
     filters: Filters
-    told: jax.Array
 
 
 class Message(NamedTuple):
-    """What the server sends.
+    """The server's message.
 
     Attributes:
       params: The parameters that survive.
-      filters: The mask, to a client that has not got it yet; a client's state is the mask that it got.
+      filters: The mask, to a client that lacks it.
     """
 
     params: Masked
-    filters: When
+    filters: Conditional
 
 
-def survivors(kernels: Any, params: Params, filters: Filters, *, prune_bias: bool) -> Params:
-    """What a filter mask leaves of a model's parameters.
+def survivors(kernels: PyTree, params: Params, filters: Filters, *, prune_bias: bool) -> Params:
+    """The mask of all parameters that belongs to a mask of filters.
 
     Args:
       kernels: The model's kernels, ``model.kernels``.
@@ -75,35 +77,31 @@ def survivors(kernels: Any, params: Params, filters: Filters, *, prune_bias: boo
 
 def masked_fedavg(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
     filters: Mapping[str, Any],
     prune_bias: bool = False,
-    epochs: int = 1,
-    batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
-    """Federated averaging of what a filter mask leaves.
+    """Federated averaging of the parameters that survive a filter mask.
 
     Args:
       model: The model that all clients train, pruned.
-      optimizer: The clients' optimiser, fresh in every round.
+      trainer: Local training, or its optimizer.
       filters: By layer: ``bool[outputs]``: False prunes the filter; layers that are not in it
         stay whole.
       prune_bias: Whether bias and normalisation of a pruned filter go with its weights. Without
-        it, it still emits its bias, and that is trained; from a bias of 0, at the kink of relu,
+        it, the filter still emits its bias, and that is trained; from a bias of 0, at the kink of relu,
         it does not move.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
       server_optimizer: As in :func:`~fedjax_masks.algorithms.fedavg.fedavg`.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm; ``_replace`` a state's ``server.model`` to start from other parameters.
 
     Raises:
-      ValueError: A mask is not of a layer's shape, or empties it.
+      UserError: A mask is not of a layer's shape, or empties it.
 
     Example:
       >>> import numpy as np, optax, fedjax_masks as fm
@@ -115,59 +113,64 @@ def masked_fedavg(
       0.5
     """
     _check(model, filters)
-    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+    fit = as_trainer(trainer, training).supervised(model.apply)
     base = plain.averaging(model, fit, server_optimizer=server_optimizer)
 
     def surviving(params: Params, filters: Filters) -> Params:
         return survivors(model.kernels, params, filters, prune_bias=prune_bias)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        state = base.init(key, task)
-        chosen = {name: jnp.asarray(mask) for name, mask in filters.items()}
-        params = prune(state.server.params, surviving(state.server.params, chosen))
-        server = Server(state.server._replace(params=params), chosen, jnp.zeros(task.num_clients, bool))
-        return State((), server, trees.replicate(jax.tree.map(jnp.ones_like, chosen), task.num_clients))
+        average = base.init(key, task).server
+        mask = {name: jnp.asarray(m) for name, m in filters.items()}
+        params = prune(average.params, surviving(average.params, mask))
+        clients = trees.replicate(jax.tree.map(jnp.ones_like, mask), task.num_clients)
+        server = Server(average._replace(params=params), mask)
+        return State(server, clients, profiles=jnp.zeros(task.num_clients, bool))
 
-    def send(server: Server, client_id: jax.Array) -> Message:
+    def send(round: Round, server: Server, profile: jax.Array) -> Message:
+        del round
         params = server.model.params
         # The client knows the mask: it comes along, or has come with an earlier message.
-        sent = Masked(params, surviving(params, server.filters))
-        return Message(sent, When(~server.told[client_id], server.filters))
+        values = Masked(params, surviving(params, server.filters))
+        return Message(values, Conditional(~profile, server.filters))
 
     def train(
-        key: chex.PRNGKey, common: Any, message: Message, client: Filters, data: ClientData
-    ) -> tuple[Filters, Masked, Metrics]:
-        del common
+        round: Round, message: Message, client: Filters, data: ClientData
+    ) -> tuple[Filters, Masked, Info]:
         filters = trees.where(message.filters.flag, message.filters.tree, client)
-        kept = surviving(message.params.values, filters)
-        start = prune(message.params.values, kept)
-        params, metrics = fit(key, start, data, update_mask=kept)
+        mask = surviving(message.params.values, filters)
+        start = prune(message.params.values, mask)
+        params, info = fit(round, start, data, update_mask=mask)
         # The server knows the mask: it has chosen it.
-        upload = Masked(trees.sub(params, start), kept)
-        return filters, upload, {**metrics._asdict(), "density": density(filters)}
+        upload = Masked(trees.sub(params, start), mask)
+        return filters, upload, info._replace(extra={"density": density(filters)})
 
-    def reduce(upload: Masked, weight: jax.Array) -> WeightedSum:
-        return weighted(prune(upload.values, upload.mask), weight)
+    def receive(
+        round: Round, server: Server, profile: jax.Array, upload: Masked, weight: jax.Array
+    ) -> tuple[jax.Array, WeightedSum]:
+        del round, server
+        return jnp.ones_like(profile), weighted(prune(upload.values, upload.mask), weight)
 
-    def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: WeightedSum, cohort: Cohort) -> Server:
-        new = base.merge(key, common, server.model, uploads, cohort)
-        return Server(new, server.filters, noted(server.told, True, cohort.ids, cohort.weight > 0))
+    def merge(round: Round, server: Server, total: WeightedSum) -> tuple[Server, Info | None]:
+        average, info = base.merge(round, server.model, total)
+        return server._replace(model=average), info
 
-    def predict_global(common: Any, server: Server, x: jax.Array) -> jax.Array:
-        del common
+    def predict(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
         return model.apply(server.model.params, x)
 
-    return FederatedAlgorithm(init, send, train, merge, reduce=reduce, predict_global=predict_global)
+    return FederatedAlgorithm(init, send, train, receive, merge, {"global": predict})
 
 
 def _check(model: Model, filters: Mapping[str, Any]) -> None:
     outputs = {kernel.name: kernel.outputs for kernel in model.kernels}
+    if not filters:
+        raise UserError("filters={}: must have a mask for one layer or more; without masks, choose fedavg")
     for name, mask in filters.items():
         if name not in outputs:
-            raise unknown("filters", name, outputs)
+            raise unknown_name("filters", name, outputs)
         if mask.dtype != bool or mask.shape != (outputs[name],):
-            raise ValueError(
-                f"filters[{name!r}] is {mask.dtype}{list(mask.shape)}; accepted is bool[{outputs[name]}]"
-            )
-        if not mask.any():
-            raise ValueError(f"filters[{name!r}]: no filter would be left; accepted is one or more")
+            kind = f"{mask.dtype}{list(mask.shape)}"
+            raise UserError(f"filters[{name!r}]={kind}: must be bool[{outputs[name]}], one bit per filter")
+        if not np.any(mask):
+            raise UserError(f"filters[{name!r}]: must have a True; a layer needs one filter or more")

@@ -15,12 +15,13 @@ Where the paper is silent or cannot be followed we choose: the default rule prun
 required, since the published ones over- or undershoot; as only bits travel, equal votes are decided by
 the norms of the initial filters, which the server knows; a mask travels with the message of the next
 iteration, and none with the first, whose mask is whole; batch normalisation, where the model has any,
-is trained like everything else that is no filter.
+is trained like everything else that is no filter; an iteration in which no vote arrives is repeated.
 """
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Annotated, Literal, NamedTuple, Unpack
 
 import chex
 import jax
@@ -29,154 +30,165 @@ import optax
 
 from fedjax_masks.algorithms import masked_fedavg as masked
 from fedjax_masks.algorithms.consensus import RULES
-from fedjax_masks.communication.payload import When
-from fedjax_masks.core import training, trees
+from fedjax_masks.communication.payload import Conditional, Installed
+from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import Votes, vote
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
-from fedjax_masks.core.errors import unknown
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
+from fedjax_masks.core.errors import UserError, unknown_name
 from fedjax_masks.core.masks import all_filters, density, prune, top_count
-from fedjax_masks.core.options import Count, PositiveShare
+from fedjax_masks.core.options import Bounds, Count, PositiveShare, checks_options
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Model, prunable_kernels
 from fedjax_masks.transforms.sequence import then
 
 Filters = dict[str, jax.Array]
+"""By layer: ``bool[outputs]``: False = pruned."""
+
 RuleName = Literal["topk", "dynamic", "reverse", "majority", "unanimity"]
+PruneShare = Annotated[float, Bounds(0, 1, above=True, below=True)]
 
 
 class Server(NamedTuple):
     """The server's state during the search.
 
     Attributes:
-      filters: By layer: ``bool[outputs]``: the mask agreed upon; False = pruned.
-      iteration: ``int32[]``: iterations done.
+      initial: The initial weights, which never change.
+      filters: The mask agreed upon.
+      iteration: ``int32[]``: the number of iterations that had votes.
     """
 
+    initial: Params
     filters: Filters
     iteration: jax.Array
 
 
+class Message(NamedTuple):
+    """The server's message during the search.
+
+    Attributes:
+      initial: The initial weights.
+      filters: The mask; before the first votes it is whole, and not sent.
+    """
+
+    initial: Installed
+    filters: Conditional
+
+
+@checks_options
 def mpfl_search(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 10,
-    batch_size: int = 10,
     consensus: RuleName = "topk",
-    prune_share: PositiveShare = 0.1,
+    prune_share: PruneShare = 0.1,
     prune_dense: bool = False,
     prune_bias: bool = False,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """The search for a mask; every round is an iteration.
 
     Args:
       model: The architecture; its initial parameters are what every client holds.
-      optimizer: The clients' optimiser, fresh in every iteration.
-      epochs: Local epochs per iteration.
-      batch_size: Examples per local step.
+      trainer: Local training in an iteration, or its optimizer.
       consensus: The rule that turns votes into a mask, see :mod:`fedjax_masks.algorithms.consensus`.
       prune_share: In iteration ``t``, from 0 on, ``t`` times this share of each layer is required to
         be pruned in all, and every client votes to prune this share of what is left of the layer; in
         iteration 0 nothing.
       prune_dense: Whether hidden dense layers are pruned, too (our extension).
       prune_bias: Whether bias and normalisation of a pruned filter go with its weights. Without
-        it, it still emits its bias, and cannot be removed.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+        it, the filter still emits its bias, and cannot be removed.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. Its global model is the masked initial model, which nobody has trained yet.
 
     Raises:
-      ValueError: There is no such rule, ``prune_share`` is out of range, or the model has nothing to
+      UserError: There is no such rule, ``prune_share`` is out of range, or the model has nothing to
         prune.
     """
     if consensus not in RULES:
-        raise unknown("consensus", consensus, RULES)
-    if not 0 < prune_share < 1:
-        raise ValueError(f"prune_share={prune_share}: accepted is above 0 and below 1")
-    pruned = prunable_kernels(model, dense=prune_dense)
-    rule = RULES[consensus]
-    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
+        raise unknown_name("consensus", consensus, RULES)
+    fit = as_trainer(trainer, training).supervised(model.apply)
+    kernels, rule = prunable_kernels(model, dense=prune_dense), RULES[consensus]
 
-    def start(common: Params, filters: Filters) -> tuple[Params, Params]:
+    def start(initial: Params, filters: Filters) -> tuple[Params, Params]:
         """The masked initial weights, and the mask of all parameters."""
-        kept = masked.survivors(model.kernels, common, filters, prune_bias=prune_bias)
-        return prune(common, kept), kept
+        mask = masked.survivors(model.kernels, initial, filters, prune_bias=prune_bias)
+        return prune(initial, mask), mask
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         del task
-        return State(model.init(key), Server(all_filters(pruned), jnp.zeros((), jnp.int32)), ())
+        return State(Server(model.init(key), all_filters(kernels), jnp.int32(0)))
 
-    def send(server: Server, client_id: jax.Array) -> When:
-        del client_id
-        return When(server.iteration > 0, server.filters)
+    def send(round: Round, server: Server, profile: PyTree) -> Message:
+        del round, profile
+        return Message(Installed(server.initial), Conditional(server.iteration > 0, server.filters))
 
     def train(
-        key: chex.PRNGKey, common: Params, message: When, client: Any, data: ClientData
-    ) -> tuple[Any, Filters, Metrics]:
-        filters = {name: mask | ~message.flag for name, mask in message.tree.items()}
-        params, kept = start(common, filters)
-        params, metrics = fit(key, params, data, update_mask=kept)
-        share = jnp.where(message.flag, prune_share, 0.0)
-        norms = filter_norms(pruned, params)
-        ballot = {name: keep_largest(norms[name], mask, share) for name, mask in filters.items()}
-        return client, ballot, {**metrics._asdict(), "density": density(filters)}
+        round: Round, message: Message, client: PyTree, data: ClientData
+    ) -> tuple[PyTree, Filters, Info]:
+        flag, tree = message.filters
+        filters = {name: mask | ~flag for name, mask in tree.items()}
+        params, mask = start(message.initial.tree, filters)
+        params, info = fit(round, params, data, update_mask=mask)
+        norms, share = filter_norms(kernels, params), jnp.where(flag, prune_share, 0.0)
+        ballot = {name: keep_largest(norms[name], alive, share) for name, alive in filters.items()}
+        return client, ballot, info._replace(extra={"density": density(filters)})
 
-    def reduce(upload: Filters, weight: jax.Array) -> Votes:
-        return vote(upload, {name: jnp.ones(1, bool) for name in upload}, weight > 0)
+    def receive(
+        round: Round, server: Server, profile: PyTree, upload: Filters, weight: jax.Array
+    ) -> tuple[PyTree, Votes]:
+        del round, server, weight
+        return profile, vote(upload, {name: jnp.ones(1, bool) for name in upload})
 
-    def merge(key: chex.PRNGKey, common: Params, server: Server, uploads: Votes, cohort: Cohort) -> Server:
-        del key, cohort
+    def merge(round: Round, server: Server, total: Votes) -> tuple[Server, None]:
+        del round
         required = server.iteration * jnp.float32(prune_share)
-        norms = filter_norms(pruned, start(common, server.filters)[0])
+        norms = filter_norms(kernels, start(server.initial, server.filters)[0])
+        filters = {
+            name: rule(total.ones[name], total.owners[name][0], required, norms[name])
+            for name in server.filters
+        }
+        return server._replace(filters=filters, iteration=server.iteration + 1), None
 
-        def agree(name: str, before: jax.Array) -> jax.Array:
-            voters = uploads.owners[name][0]
-            after = rule(uploads.ones[name], voters, required, norms[name])
-            return jnp.where(voters > 0, after, before)
+    def predict(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
+        return model.apply(start(server.initial, server.filters)[0], x)
 
-        filters = {name: agree(name, before) for name, before in server.filters.items()}
-        return Server(filters, server.iteration + 1)
-
-    def predict_global(common: Params, server: Server, x: jax.Array) -> jax.Array:
-        return model.apply(start(common, server.filters)[0], x)
-
-    return FederatedAlgorithm(init, send, train, merge, reduce=reduce, predict_global=predict_global)
+    return FederatedAlgorithm(init, send, train, receive, merge, {"global": predict})
 
 
+@checks_options
 def mpfl(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     consensus: RuleName = "topk",
-    prune_share: PositiveShare = 0.1,
+    prune_share: PruneShare = 0.1,
     iterations: Count = 10,
     max_sparsity: PositiveShare = 0.9,
     search_epochs: Count = 10,
     prune_dense: bool = False,
     prune_bias: bool = False,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
-    """MPFL: the search for a mask, then federated averaging of what it leaves.
+    """MPFL: the search for a mask, then federated averaging of the parameters that survive it.
 
     Args:
       model: The architecture; its initial parameters are what every client holds.
-      optimizer: The clients' optimiser in both phases, fresh in every round.
-      epochs: Local epochs per round of the second phase.
-      batch_size: Examples per local step.
+      trainer: Local training in both phases, or its optimizer; its epochs are those of the second phase.
       consensus: The rule that turns votes into a mask, see :mod:`fedjax_masks.algorithms.consensus`.
       prune_share: Share of a layer that an iteration of the search prunes, see :func:`mpfl_search`.
-      iterations: The first phase ends after so many rounds.
+      iterations: The first phase ends after so many rounds with votes.
       max_sparsity: It ends earlier, once more than this share of all prunable filters is pruned.
       search_epochs: Local epochs per round of the first phase.
       prune_dense: Whether hidden dense layers are pruned, too (our extension).
       prune_bias: Whether bias and normalisation of a pruned filter go with its weights. Without
-        it, it still emits its bias, and cannot be removed.
-      server_optimizer: Of the second phase; None takes the mean itself.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+        it, the filter still emits its bias, and cannot be removed.
+      server_optimizer: The server optimizer of the second phase; None takes the mean itself.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model, which nobody has trained before the second phase: that of
@@ -184,7 +196,8 @@ def mpfl(
       :func:`~fedjax_masks.models.compaction.compact` makes a smaller one.
 
     Raises:
-      ValueError: As :func:`mpfl_search`, or the last iteration would prune whole layers.
+      UserError: As :func:`mpfl_search`, another option is out of range, or the last iteration would prune
+        whole layers.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -194,39 +207,42 @@ def mpfl(
       >>> [round(record["density"], 2) for record in run.records]
       [1.0, 1.0, 0.91]
     """
-    required = round((iterations - 1) * prune_share, 9)
-    if consensus == "topk" and required >= 1:
-        raise ValueError(
-            f"iterations={iterations}: every layer would lose all its filters; accepted with "
-            f"prune_share={prune_share} is up to {math.ceil(round(1 / prune_share, 9))}"
+    if consensus == "topk" and round((iterations - 1) * prune_share, 9) >= 1:
+        most = math.ceil(round(1 / prune_share, 9))
+        raise UserError(
+            f"iterations={iterations}: must be at most {most} with prune_share={prune_share}; more would "
+            "prune every layer as a whole"
         )
-    shared = {"batch_size": batch_size, "prune_bias": prune_bias, "augment": augment}
+    trainer = as_trainer(trainer, training)
     search = mpfl_search(
         model,
-        optimizer,
-        epochs=search_epochs,
+        replace(trainer, epochs=search_epochs),
         consensus=consensus,
         prune_share=prune_share,
         prune_dense=prune_dense,
-        **shared,
+        prune_bias=prune_bias,
     )
-    whole = all_filters(prunable_kernels(model, dense=prune_dense))
-    training = masked.masked_fedavg(
-        model, optimizer, filters=whole, epochs=epochs, server_optimizer=server_optimizer, **shared
+    average = masked.masked_fedavg(
+        model,
+        trainer,
+        filters=all_filters(prunable_kernels(model, dense=prune_dense)),
+        prune_bias=prune_bias,
+        server_optimizer=server_optimizer,
     )
 
     def done(server: Server) -> jax.Array:
         return (server.iteration >= iterations) | (1 - density(server.filters) > max_sparsity)
 
-    def handover(common: Params, server: Server, fresh: masked.Server) -> masked.Server:
-        kept = masked.survivors(model.kernels, common, server.filters, prune_bias=prune_bias)
-        return fresh._replace(model=fresh.model._replace(params=prune(common, kept)), filters=server.filters)
+    def handover(server: Server, fresh: masked.Server) -> masked.Server:
+        mask = masked.survivors(model.kernels, server.initial, server.filters, prune_bias=prune_bias)
+        params = prune(server.initial, mask)
+        return fresh._replace(model=fresh.model._replace(params=params), filters=server.filters)
 
-    return then(search, training, done=done, handover=handover)
+    return then(search, average, done=done, handover=handover)
 
 
 def filter_norms(kernels: Iterable[Kernel], params: Params) -> dict[str, jax.Array]:
-    """By layer: ``float32[outputs]``: the L2 norm of each filter's weights."""
+    """The L2 norm of each filter's weights, by layer: ``float32[outputs]``."""
     weights = {kernel.name: trees.get(params, kernel.path) for kernel in kernels}
     return {name: jnp.sqrt(jnp.sum(w * w, range(w.ndim - 1))) for name, w in weights.items()}
 
@@ -237,7 +253,7 @@ def keep_largest(norms: jax.Array, alive: jax.Array, share: jax.typing.ArrayLike
     Args:
       norms: ``float32[filters]``, 0 or more.
       alive: ``bool[filters]``.
-      share: ``float32[]``, of the living ones; rounded half to even, and one filter always stays.
+      share: ``float32[]``: the share of the living ones; rounded half to even, and one filter always stays.
 
     >>> keep_largest(jnp.array([3.0, 0.0, 1.0, 2.0]), jnp.array([True, False, True, True]), 0.34).tolist()
     [True, False, False, True]

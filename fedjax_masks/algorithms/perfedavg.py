@@ -10,8 +10,7 @@ size ``alpha`` on examples of its own, drawn when it last took part: these are i
 model, and never travel. A client that has not yet taken part has none, and uses the global model.
 """
 
-from functools import partial
-from typing import Any
+from typing import NamedTuple, Unpack
 
 import chex
 import jax
@@ -19,44 +18,63 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks.algorithms.fedavg import Server, averaging
-from fedjax_masks.core import training, trees
-from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.core.options import Count, Decay
+from fedjax_masks.core.options import Count, Decay, checks_options
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    TrainingOptions,
+    as_trainer,
+    cross_entropy,
+    shuffled_rows,
+)
+from fedjax_masks.core.types import Params
 from fedjax_masks.models import Model
 
 
+class Support(NamedTuple):
+    """A client's state: the examples that it adapts to before it predicts.
+
+    Attributes:
+      inputs: ``[support, *input_shape]``.
+      labels: ``int32[support]``.
+      real: ``bool[support]``: False for padding.
+    """
+
+    inputs: jax.Array
+    labels: jax.Array
+    real: jax.Array
+
+
+@checks_options
 def perfedavg(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
     alpha: Decay = 0.03,
     support: Count = 40,
-    epochs: int = 1,
-    batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """Per-FedAvg with first-order meta-gradients.
 
     Args:
       model: The model that all clients train.
-      optimizer: The clients' optimiser of the meta-objective, fresh in every round; its learning rate
-        is the paper's beta.
+      trainer: Local training of the meta-objective, or its optimizer; its learning rate is the paper's beta.
+        Of every minibatch, the even examples are D', the odd ones D.
       alpha: Step size of the adaptation; 0 is FedAvg on every other example of each batch.
       support: Examples that a client adapts to before it predicts; all of them where it has fewer.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step: the even ones for D', the odd ones for D.
       server_optimizer: Applied to the negative mean update; None takes the mean itself.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has personal models and the global one that they start from; the reported loss
       is that of adapted parameters on D'.
 
     Raises:
-      UserError: ``batch_size`` is 1.
-      ValueError: ``alpha`` is negative.
+      UserError: ``batch_size`` is 1, or an option is out of range.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -66,30 +84,33 @@ def perfedavg(
       >>> run.records[-1]["round"]
       2
     """
-    if batch_size < 2:
+    trainer = as_trainer(trainer, training)
+    if trainer.batch_size < 2:
         raise UserError(
-            f"batch_size={batch_size}: must be 2 or more for perfedavg, which adapts to half a batch"
+            f"batch_size={trainer.batch_size}: must be 2 or more for perfedavg, which adapts to half a batch"
         )
-    if not alpha >= 0:
-        raise ValueError(f"alpha={alpha}: accepted is at least 0")
-    loss = training.cross_entropy(model.apply)
+    loss = cross_entropy(model.apply)
 
-    def adapt(params: Params, batch: training.Batch) -> Params:
-        gradient = jax.grad(loss)(jax.lax.stop_gradient(params), batch)
+    def adapt(params: Params, batch: Batch, key: chex.PRNGKey) -> Params:
+        gradient = jax.grad(loss)(jax.lax.stop_gradient(params), batch, key)
         return jax.tree.map(lambda w, g: w - alpha * g, params, gradient)
 
-    def meta_loss(params: Params, batch: training.Batch) -> jax.Array:
+    def meta_loss(params: Params, batch: Batch, key: chex.PRNGKey) -> jax.Array:
         # A last batch of one example has it in D', and adapts to nothing.
-        even, odd = (jax.tree.map(lambda a, start=start: a[start::2], batch) for start in (0, 1))
-        return loss(adapt(params, odd), even)
+        even, odd = (
+            Batch(batch.inputs[start::2], batch.labels[start::2], batch.real[start::2], batch.step)
+            for start in (0, 1)
+        )
+        return loss(adapt(params, odd, key), even, key)
 
-    fit = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "augment": augment}
     average = averaging(
-        model, partial(training.train, loss=meta_loss, **fit), server_optimizer=server_optimizer
+        model,
+        lambda round, params, data, **options: trainer(round, params, data, meta_loss, **options),
+        server_optimizer=server_optimizer,
     )
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        nothing = training.Batch(
+        nothing = Support(
             jnp.zeros((support, *task.input_shape), task.inputs.dtype),
             jnp.zeros(support, jnp.int32),
             jnp.zeros(support, bool),
@@ -97,18 +118,20 @@ def perfedavg(
         return average.init(key, task)._replace(clients=trees.replicate(nothing, task.num_clients))
 
     def train(
-        key: chex.PRNGKey, common: Any, message: Params, client: training.Batch, data: ClientData
-    ) -> tuple[training.Batch, Params, Metrics]:
-        _, update, metrics = average.train(key, common, message, (), data)
-        rows = training.shuffled_rows(jax.random.fold_in(key, _SUPPORT), data, support)[:support]
+        round: Round, message: Params, client: Support, data: ClientData
+    ) -> tuple[Support, Params, Info]:
+        del client
+        _, update, info = average.train(round, message, (), data)
+        rows = shuffled_rows(jax.random.fold_in(round.key, _SUPPORT), data, support)[:support]
         real = jnp.arange(support) < data.size
-        return training.Batch(data.inputs[rows], data.labels[rows], real), update, metrics
+        return Support(data.inputs[rows], data.labels[rows], real), update, info
 
-    def predict(common: Any, server: Server, client: training.Batch, x: jax.Array) -> jax.Array:
-        del common
-        return model.apply(adapt(server.params, client), x)
+    def personal(server: Server, client: Support, x: jax.Array) -> jax.Array:
+        batch = Batch(*client, jnp.int32(0))
+        return model.apply(adapt(server.params, batch, jax.random.key(0)), x)
 
-    return average._replace(init=init, train=train, predict=predict)
+    models = {**average.predict, "personal": personal}
+    return average._replace(init=init, train=train, predict=models)
 
 
 _SUPPORT = 0x73757070  # far from the numbers of epochs, which are folded into the same key

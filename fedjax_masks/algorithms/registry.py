@@ -1,156 +1,175 @@
-"""Algorithms by name, with options read off their factories' signatures.
+"""Algorithms by name, with options read off their factories' signatures; needs no jax.
 
-A new algorithm is one line in :data:`REGISTRY`: its keyword-only parameters become
-configuration keys by inspection.
+A new algorithm is one line in :data:`REGISTRY`: its keyword-only parameters become configuration keys.
+Another package registers one by an entry point in the group ``fedjax_masks.algorithms``: the entry point has
+the algorithm's name, and leads to a factory or an :class:`Entry`. The functions that build algorithms are in
+:mod:`fedjax_masks.algorithms.building`.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
-import optax
-
-from fedjax_masks.algorithms.adp import adp
-from fedjax_masks.algorithms.ecofed import ecofed
-from fedjax_masks.algorithms.fedavg import fedavg
-from fedjax_masks.algorithms.feddst import feddst
-from fedjax_masks.algorithms.fedgkt import fedgkt
-from fedjax_masks.algorithms.fedmask import fedmask
-from fedjax_masks.algorithms.fednova import fednova
-from fedjax_masks.algorithms.fedpm import fedpm
-from fedjax_masks.algorithms.fedprox import fedprox
-from fedjax_masks.algorithms.fedsgd import fedsgd
-from fedjax_masks.algorithms.fedskel import fedskel
-from fedjax_masks.algorithms.heterofl import heterofl
-from fedjax_masks.algorithms.lgfedavg import lgfedavg
-from fedjax_masks.algorithms.lgl import lgl
-from fedjax_masks.algorithms.local import local
-from fedjax_masks.algorithms.lotteryfl import lotteryfl
-from fedjax_masks.algorithms.mpfl import mpfl
-from fedjax_masks.algorithms.perfedavg import perfedavg
-from fedjax_masks.algorithms.scaffold import scaffold
-from fedjax_masks.algorithms.sign import sign
-from fedjax_masks.algorithms.splitfed import splitfed
-from fedjax_masks.algorithms.topk import topk
-from fedjax_masks.core.algorithm import FederatedAlgorithm
-from fedjax_masks.core.errors import UserError, unknown
+from fedjax_masks.core.errors import UserError, one_line, unknown_name
+from fedjax_masks.core.lazy import load
 from fedjax_masks.core.options import Decay, Momentum, Rate
-from fedjax_masks.models import Model
+from fedjax_masks.core.signatures import REQUIRED, Option, Signature, signature_of
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from fedjax_masks.core.algorithm import FederatedAlgorithm
+
+__all__ = [
+    "GROUP",
+    "REGISTRY",
+    "REQUIRED",
+    "Entry",
+    "OptimizerName",
+    "Option",
+    "check_rate",
+    "get",
+    "importable",
+    "names",
+    "optimizer_options",
+    "parameters",
+]
+
+Factory = Callable[..., "FederatedAlgorithm"]
+GROUP = "fedjax_masks.algorithms"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How to build an algorithm from a configuration.
+    """An algorithm on the command line: its factory, and the defaults of its local training there.
 
     Attributes:
-      factory: ``(model, optimizer, *, epochs, batch_size, ...) -> FederatedAlgorithm``.
-      optimizer: The clients' optimiser, by its name in optax.
+      source: The factory ``(model, trainer, *, ...) -> FederatedAlgorithm``, or ``"module:name"`` of it.
+      optimizer: The clients' optimizer, by its name in optax.
       lr: Its default learning rate.
-      prefix: Prepended to the keys of the clients' optimiser, where it moves something other
-        than parameters.
+      epochs: The default number of local epochs.
+      prefix: Prepended to the keys of the clients' optimizer, where it moves something other than parameters.
     """
 
-    factory: Callable[..., FederatedAlgorithm]
-    optimizer: str
-    lr: float
+    source: Factory | str
+    optimizer: str = "sgd"
+    lr: float = 0.03
+    epochs: int = 1
     prefix: str = ""
+
+    @property
+    def factory(self) -> Factory:
+        return self.source if callable(self.source) else load(self.source)
+
+    @property
+    def signature(self) -> Signature:
+        """The factory's options and its description; a factory of this package is not imported for them."""
+        return signature_of(self.source)
+
+
+def _own(name: str, *defaults: Any, **more: Any) -> Entry:
+    return Entry(f"fedjax_masks.algorithms.{name}:{name}", *defaults, **more)
 
 
 REGISTRY: dict[str, Entry] = {
-    "adp": Entry(adp, "sgd", 0.03),
-    "ecofed": Entry(ecofed, "sgd", 0.03),
-    "fedavg": Entry(fedavg, "sgd", 0.03),
-    "feddst": Entry(feddst, "sgd", 0.03),
-    "fedgkt": Entry(fedgkt, "sgd", 0.03),
-    "fedmask": Entry(fedmask, "sgd", 100.0, prefix="score_"),
-    "fednova": Entry(fednova, "sgd", 0.03),
-    "fedpm": Entry(fedpm, "adam", 0.1, prefix="score_"),
-    "fedprox": Entry(fedprox, "sgd", 0.03),
-    "fedsgd": Entry(fedsgd, "sgd", 0.1),
-    "fedskel": Entry(fedskel, "sgd", 0.03),
-    "heterofl": Entry(heterofl, "sgd", 0.03),
-    "lgfedavg": Entry(lgfedavg, "sgd", 0.03),
-    "lgl": Entry(lgl, "sgd", 0.03),
-    "local": Entry(local, "sgd", 0.03),
-    "lotteryfl": Entry(lotteryfl, "sgd", 0.03),
-    "mpfl": Entry(mpfl, "adam", 0.01),
-    "perfedavg": Entry(perfedavg, "sgd", 0.03),
-    "scaffold": Entry(scaffold, "sgd", 0.03),
-    "sign": Entry(sign, "sgd", 0.03),
-    "splitfed": Entry(splitfed, "sgd", 0.03),
-    "topk": Entry(topk, "sgd", 0.03),
+    "adp": _own("adp"),
+    "ecofed": _own("ecofed"),
+    "fedavg": _own("fedavg"),
+    "feddst": _own("feddst"),
+    "fedgkt": _own("fedgkt"),
+    "fedmask": _own("fedmask", "sgd", 100.0, 5, prefix="score_"),
+    "fednova": _own("fednova"),
+    "fedpm": _own("fedpm", "adam", 0.1, 3, prefix="score_"),
+    "fedprox": _own("fedprox"),
+    "fedsgd": _own("fedsgd", "sgd", 0.1),
+    "fedskel": _own("fedskel"),
+    "heterofl": _own("heterofl"),
+    "lgfedavg": _own("lgfedavg"),
+    "lgl": _own("lgl"),
+    "local": _own("local"),
+    "lotteryfl": _own("lotteryfl", "sgd", 0.03, 10),
+    "mpfl": _own("mpfl", "adam", 0.01),
+    "perfedavg": _own("perfedavg"),
+    "scaffold": _own("scaffold"),
+    "sign": _own("sign"),
+    "splitfed": _own("splitfed"),
+    "topk": _own("topk"),
 }
 
+
+@cache
+def _entry_points() -> dict[str, "EntryPoint"]:
+    """The entry points of other packages, by the algorithm's name."""
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def names() -> list[str]:
+    """The names of all algorithms, sorted."""
+    return sorted({**_entry_points(), **REGISTRY})
+
+
+def importable() -> list[str]:
+    """The names of all algorithms but those whose packages cannot be imported, sorted."""
+
+    def works(name: str) -> bool:
+        try:
+            return bool(get(name))
+        except UserError:
+            return False
+
+    return list(filter(works, names()))
+
+
 OptimizerName = Literal["sgd", "adam", "adamw", "yogi", "adagrad", "rmsprop"]
-_WITH_MOMENTUM = ("sgd", "rmsprop")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One configuration key of an algorithm: its type and its default.
-
-    Attributes:
-      annotation: The type.
-      default: The default; :data:`REQUIRED` without one.
-    """
-
-    annotation: Any
-    default: Any
-
-
-REQUIRED = inspect.Parameter.empty
-
-
-def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
-    """Parameters of a factory that options can give, in order; without annotation, of their default's type.
-
-    >>> options_of(lambda task, *, width=3, names=("a",): None)["width"].annotation
-    <class 'int'>
-    """
-    signature = inspect.signature(factory, eval_str=True)
-    return {
-        key: Option(_type_of(parameter), parameter.default)
-        for key, parameter in signature.parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not REQUIRED
-    }
-
-
-def _type_of(parameter: inspect.Parameter) -> Any:
-    if parameter.annotation is not parameter.empty:
-        return parameter.annotation
-    default = parameter.default
-    if isinstance(default, tuple | list) and len({*map(type, default)}) == 1:
-        return Sequence[type(default[0])]
-    return type(default)
 
 
 def get(name: str) -> Entry:
     """The entry of an algorithm.
 
     Raises:
-      UserError: There is none of this name.
+      UserError: There is none of this name, or its package cannot be imported.
     """
-    if name not in REGISTRY:
-        raise unknown("algorithm.name", name, REGISTRY)
-    return REGISTRY[name]
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if name not in _entry_points():
+        raise unknown_name("algorithm.name", name, names())
+    return _entry_of(_entry_points()[name])
+
+
+@cache
+def _entry_of(point: "EntryPoint") -> Entry:
+    """The entry of another package's algorithm.
+
+    Raises:
+      UserError: The package cannot be imported, or gives neither a factory nor an entry.
+    """
+    key = f"algorithm.name={point.name}"
+    try:
+        loaded: Any = point.load()
+    except Exception as error:  # the package is not ours
+        raise UserError(
+            f"{key}: must be importable as {point.value} ({one_line(error)}); install its package again"
+        ) from None
+    entry = loaded if isinstance(loaded, Entry) else Entry(loaded)
+    if not (callable(entry.source) or isinstance(entry.source, str)):
+        raise UserError(f"{key}: must be a factory or an Entry; {point.value} is a {type(loaded).__name__}")
+    return entry
 
 
 def parameters(name: str) -> dict[str, Option]:
     """All options of an algorithm's factory, in their order.
 
     Raises:
-      UserError: There is no such algorithm, or its factory lacks what all have.
+      UserError: There is no such algorithm.
     """
-    found = options_of(get(name).factory)
-    for key in ("epochs", "batch_size"):
-        if key not in found:
-            raise UserError(f"algorithm.name={name!r}: must have a factory with a keyword {key}")
-    return found
+    return get(name).signature.options
 
 
 def optimizer_options(name: str) -> dict[str, Option]:
-    """The keys of the clients' optimiser.
+    """The keys of the clients' optimizer.
 
     >>> list(optimizer_options("fedmask"))
     ['score_optimizer', 'score_lr', 'score_momentum', 'score_weight_decay']
@@ -182,63 +201,3 @@ def check_rate(name: str, value: str) -> None:
             f"lr={value}: must be left out, {name} trains no weights; the rate of what it trains is "
             f"--set {key}=RATE (default: {entry.lr:g})"
         )
-
-
-def make_optimizer(
-    name: str, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0, **options: Any
-) -> optax.GradientTransformation:
-    """An optimiser of optax by its name.
-
-    Args:
-      name: One of :data:`OptimizerName`.
-      lr: Learning rate.
-      momentum: Only for those that have it: sgd and rmsprop.
-      weight_decay: Decoupled for adamw; for the others, added to the gradient.
-      **options: Passed on to optax.
-
-    Raises:
-      UserError: Momentum for an optimiser that has none.
-    """
-    if momentum and name not in _WITH_MOMENTUM:
-        raise UserError(f"momentum={momentum}: {name} has none; accepted with {' and '.join(_WITH_MOMENTUM)}")
-    if momentum:
-        options["momentum"] = momentum
-    if name == "adamw":
-        return optax.adamw(lr, weight_decay=weight_decay, **options)
-    optimizer = getattr(optax, name)(lr, **options)
-    if not weight_decay:
-        return optimizer
-    return optax.chain(optax.add_decayed_weights(weight_decay), optimizer)
-
-
-def build(
-    name: str,
-    model: Model,
-    *,
-    options: Mapping[str, Any],
-    epochs: int,
-    batch_size: int,
-    server_optimizer: optax.GradientTransformation | None = None,
-) -> FederatedAlgorithm:
-    """Builds an algorithm by name.
-
-    Args:
-      name: A key of :data:`REGISTRY`.
-      model: The model.
-      options: The factory's keyword-only arguments and the keys of the clients' optimiser.
-      epochs: Local epochs.
-      batch_size: Examples per local step.
-      server_optimizer: For algorithms that have one.
-
-    Raises:
-      UserError: The algorithm does not have what was asked for.
-      ValueError: An option is out of range.
-    """
-    entry = get(name)
-    names = {key: key.removeprefix(entry.prefix) for key in optimizer_options(name)}
-    own = {key: value for key, value in options.items() if key not in names}
-    chosen = {names[key]: value for key, value in options.items() if key in names}
-    if server_optimizer is not None:
-        own["server_optimizer"] = server_optimizer
-    optimizer = make_optimizer(chosen.pop("optimizer", entry.optimizer), chosen.pop("lr", entry.lr), **chosen)
-    return entry.factory(model, optimizer, epochs=epochs, batch_size=batch_size, **own)

@@ -5,14 +5,13 @@ Learning", ICML 2020, arXiv 1910.06378, algorithm 1 with option II. A client add
 gradient, where ``c_i`` is the mean of its own gradients in its last round and ``c`` the mean of all
 ``c_i``; all start from zero.
 
-Where we differ: both means are weighted by numbers of examples, as the objective is (with equal
-clients the paper's), so that ``c`` stays the mean of all ``c_i``. Option II divides a client's
-change by ``K * lr``; we divide by the path of the optimiser, the same for plain SGD and the right
-number under momentum, too. Model parameters are the whole state here, so no statistics of batch
-normalisation are ever controlled.
+Where we differ: both means are weighted by numbers of examples, as the objective is (with equal clients the
+paper's), so that ``c`` stays the mean of all ``c_i``. Option II divides a client's change by ``K * lr``. We
+divide it by the path of the optimizer, which is the same for plain SGD and the right number under momentum,
+too. A model's parameters are its whole state here, so statistics of batch normalization are never controlled.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import chex
 import jax
@@ -20,9 +19,11 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks.algorithms import fedavg
-from fedjax_masks.core import training, trees
+from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import WeightedSum
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
+from fedjax_masks.core.training import Fit, LocalTraining, Trainer, TrainingOptions, as_trainer
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model
 
 
@@ -32,7 +33,7 @@ class Server(NamedTuple):
     Attributes:
       average: FedAvg's.
       control: Like the parameters: the mean of the clients' control variates.
-      examples: ``float32[]``: training examples of all clients.
+      examples: ``float32[]``: training examples of all clients, which never change.
     """
 
     average: fedavg.Server
@@ -41,14 +42,24 @@ class Server(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What the server sends: the global model and its control variate."""
+    """The server's message.
+
+    Attributes:
+      params: The global model.
+      control: The server's control variate.
+    """
 
     params: Params
     control: Params
 
 
 class Upload(NamedTuple):
-    """What a client sends: what its training added to the model, and to its control variate."""
+    """A client's upload.
+
+    Attributes:
+      update: The client's trained parameters less those that it received.
+      control: The change of the client's control variate.
+    """
 
     update: Params
     control: Params
@@ -56,24 +67,20 @@ class Upload(NamedTuple):
 
 def scaffold(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """SCAFFOLD.
 
     Args:
       model: The model that all clients train.
-      optimizer: The clients' optimiser, fresh in every round: SGD with any momentum and schedule. With
-        an adaptive one, control variates are not means of gradients.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
+      trainer: Local training, or its optimizer: SGD with any momentum and schedule. With an adaptive
+        optimizer, control variates are not means of gradients.
       server_optimizer: Applied to the negative mean update; None takes the mean itself, and
         ``optax.sgd(lr)`` is the paper's global step size.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model and no personal ones; every client's state is as large as
@@ -87,23 +94,23 @@ def scaffold(
       >>> run.records[-1]["round"]
       2
     """
-    fit = training.supervised(model.apply, optimizer, epochs=epochs, batch_size=batch_size, augment=augment)
-    return controlled(model, fit, optimizer, server_optimizer=server_optimizer)
+    trainer = as_trainer(trainer, training)
+    return controlled(model, trainer, trainer.supervised(model.apply), server_optimizer=server_optimizer)
 
 
 def controlled(
     model: Model,
-    fit: training.Fit,
-    optimizer: optax.GradientTransformation,
+    trainer: Trainer,
+    fit: Fit,
     *,
     server_optimizer: optax.GradientTransformation | None = None,
 ) -> FederatedAlgorithm:
-    """SCAFFOLD of whatever the clients train.
+    """SCAFFOLD's control variates around any training of one client.
 
     Args:
       model: The model that all clients train.
-      fit: How one client trains.
-      optimizer: The optimiser that ``fit`` uses.
+      trainer: The trainer that ``fit`` uses.
+      fit: The training of one client.
       server_optimizer: Applied to the negative mean update; None takes the mean itself.
     """
     average = fedavg.averaging(model, fit, server_optimizer=server_optimizer)
@@ -112,31 +119,33 @@ def controlled(
         server = average.init(key, task).server
         zeros = trees.zeros_like(server.params)
         examples = jnp.asarray(task.train.sizes.sum(), jnp.float32)
-        return State((), Server(server, zeros, examples), trees.replicate(zeros, task.num_clients))
+        return State(Server(server, zeros, examples), trees.replicate(zeros, task.num_clients))
 
-    def send(server: Server, client_id: jax.Array) -> Message:
-        del client_id
+    def send(round: Round, server: Server, profile: PyTree) -> Message:
+        del round, profile
         return Message(server.average.params, server.control)
 
     def train(
-        key: chex.PRNGKey, common: Any, message: Message, client: Params, data: ClientData
-    ) -> tuple[Params, Upload, Metrics]:
-        del common
-        params, metrics = fit(key, message.params, data, correction=trees.sub(message.control, client))
+        round: Round, message: Message, client: Params, data: ClientData
+    ) -> tuple[Params, Upload, Info]:
+        correction = trees.sub(message.control, client)
+        params, info = fit(
+            round, message.params, data, gradient=lambda grads, params, start: trees.add(grads, correction)
+        )
         update = trees.sub(params, message.params)
         # Option II: c_i <- c_i - c + (x - y_i) / (K lr).
-        mean_gradient = trees.scale(update, -1 / training.unit_path(optimizer, metrics.steps))
+        mean_gradient = trees.scale(update, -1 / trainer.path(round, data))
         change = trees.sub(mean_gradient, message.control)
-        return trees.add(client, change), Upload(update, change), metrics._asdict()
+        return trees.add(client, change), Upload(update, change), info
 
-    def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: WeightedSum, cohort: Cohort) -> Server:
-        (update, change), weight = uploads
-        new = average.merge(key, common, server.average, WeightedSum(update, weight), cohort)
+    def merge(round: Round, server: Server, total: WeightedSum) -> tuple[Server, None]:
+        (update, change), weight = total
+        new, _ = average.merge(round, server.average, WeightedSum(update, weight))
         control = trees.add(server.control, trees.scale(change, 1 / server.examples))
-        return Server(new, control, server.examples)
+        return server._replace(average=new, control=control), None
 
-    def predict_global(common: Any, server: Server, x: jax.Array) -> jax.Array:
-        del common
+    def predict(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
         return model.apply(server.average.params, x)
 
-    return average._replace(init=init, send=send, train=train, merge=merge, predict_global=predict_global)
+    return average._replace(init=init, send=send, train=train, merge=merge, predict={"global": predict})

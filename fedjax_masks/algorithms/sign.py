@@ -9,7 +9,7 @@ A change of exactly zero has no sign and there is no third symbol: a fair coin v
 heads, not examples. The model goes down whole, as clients that were away have no other way to know it.
 """
 
-from typing import Any
+from typing import Unpack
 
 import chex
 import jax
@@ -17,40 +17,38 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks.algorithms.fedavg import Server, fedavg
-from fedjax_masks.core import training
 from fedjax_masks.core.aggregation import Votes, WeightedSum, vote
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params
-from fedjax_masks.core.options import Rate
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round
+from fedjax_masks.core.options import Rate, checks_options
+from fedjax_masks.core.training import LocalTraining, TrainingOptions
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model
 
 
+@checks_options
 def sign(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
     step: Rate = 0.003,
-    epochs: int = 1,
-    batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """A majority vote on the signs of the clients' updates.
 
     Args:
       model: The model that all clients train.
-      optimizer: The clients' optimiser, fresh in every round; only the signs of what it does count.
+      trainer: Local training, or its optimizer.
       step: How far a round moves each parameter.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
       server_optimizer: Applied to the negative move; None takes the move itself. SGD with momentum
         remembers votes.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model and no personal ones.
 
     Raises:
-      ValueError: ``step`` is not positive.
+      UserError: ``step`` is not positive.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -60,33 +58,24 @@ def sign(
       >>> round(run.records[-1]["bytes_down"] / run.records[-1]["bytes_up"])
       32
     """
-    if not step > 0:
-        raise ValueError(f"step={step}: accepted is above 0")
-    average = fedavg(
-        model,
-        optimizer,
-        epochs=epochs,
-        batch_size=batch_size,
-        server_optimizer=server_optimizer,
-        augment=augment,
-    )
+    average = fedavg(model, trainer, server_optimizer=server_optimizer, **training)
 
-    def train(
-        key: chex.PRNGKey, common: Any, message: Params, client: Any, data: ClientData
-    ) -> tuple[Any, Params, Metrics]:
-        client, update, metrics = average.train(key, common, message, client, data)
-        return client, signs(jax.random.fold_in(key, _COINS), update), metrics
+    def train(round: Round, message: Params, client: PyTree, data: ClientData) -> tuple[PyTree, Params, Info]:
+        client, update, info = average.train(round, message, client, data)
+        return client, signs(jax.random.fold_in(round.key, _COINS), update), info
 
-    def reduce(upload: Params, weight: jax.Array) -> Votes:
+    def receive(
+        round: Round, server: Server, profile: PyTree, upload: Params, weight: jax.Array
+    ) -> tuple[PyTree, Votes]:
+        del round, server, weight
         everything = jax.tree.map(lambda leaf: jnp.ones((1,) * leaf.ndim, bool), upload)
-        return vote(upload, everything, weight > 0)
+        return profile, vote(upload, everything)
 
-    def merge(key: chex.PRNGKey, common: Any, server: Server, uploads: Votes, cohort: Cohort) -> Server:
-        move = jax.tree.map(lambda ones, voters: step * jnp.sign(2.0 * ones - voters), *uploads)
-        anybody = jnp.any(cohort.weight > 0).astype(jnp.float32)
-        return average.merge(key, common, server, WeightedSum(move, anybody), cohort)
+    def merge(round: Round, server: Server, total: Votes) -> tuple[Server, Info | None]:
+        move = jax.tree.map(lambda ones, voters: step * jnp.sign(2.0 * ones - voters), *total)
+        return average.merge(round, server, WeightedSum(move, jnp.float32(1)))
 
-    return average._replace(train=train, reduce=reduce, merge=merge)
+    return average._replace(train=train, receive=receive, merge=merge)
 
 
 def signs(key: chex.PRNGKey, update: Params) -> Params:

@@ -1,24 +1,37 @@
-"""SplitFed: devices train the first layers, a server the rest, and they talk over every batch.
+"""SplitFed: devices train the first layers, a server trains the rest, and they talk over every batch.
 
 Thapa, Arachchige, Camtepe, Sun 2022, arXiv 2004.12088, version 1. For every batch a device sends its
-activations and labels, and gets the gradient of the activations. The server trains a private copy of
-its half beside each device; both halves are averaged at the end of the round, weighted by the
-number of examples, so that the result is FedAvg's. The copy trains inside ``train``; of what device
-and server say to each other there the size is left, :class:`fedjax_masks.communication.payload.Passed`.
+activations and labels, and receives the gradient of the activations. The server trains a private copy of its
+half for each device. At the end of the round both halves are averaged, weighted by the number of examples, so
+that the result is FedAvg's.
+
+Here the copy trains inside ``train``. Of the conversation of device and server only the size is left: a
+:class:`fedjax_masks.communication.payload.Dialogue` in the upload.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from fedjax_masks.communication.payload import Known, Passed, messages
-from fedjax_masks.core import flops, training, trees
+from fedjax_masks.communication import size
+from fedjax_masks.communication.payload import AlreadyKnown, Dialogue
+from fedjax_masks.core import flops, trees
 from fedjax_masks.core.aggregation import WeightedSum, weighted, weighted_mean
-from fedjax_masks.core.algorithm import ClientData, Cohort, FederatedAlgorithm, Metrics, Params, State, Task
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task, Work
+from fedjax_masks.core.training import (
+    Batch,
+    LocalTraining,
+    Loss,
+    Trainer,
+    TrainingOptions,
+    as_trainer,
+    batch_like,
+    mean_cross_entropy,
+)
+from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Halves, Model, cut_model
 
 LABEL = jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -26,11 +39,11 @@ LABEL = jax.ShapeDtypeStruct((2,), jnp.int32)
 
 
 class Sides(NamedTuple):
-    """Parameters by who trains them.
+    """The parameters of both halves.
 
     Attributes:
-      device: They travel at the beginning and the end of a round.
-      server: The server's half. On the wire it is Known, as it never leaves the server.
+      device: The device's half. It travels at the beginning and the end of a round.
+      server: The server's half. It never leaves the server: on the wire it is AlreadyKnown.
     """
 
     device: Params
@@ -38,55 +51,52 @@ class Sides(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """What is left of a client's round.
+    """A client's upload.
 
     Attributes:
-      update: Of both sides.
-      passed: The size of all that was said in between.
+      update: The trained halves less those at the beginning of the round.
+      dialogue: The size of the conversation in between.
     """
 
     update: Sides
-    passed: Passed
+    dialogue: Dialogue
 
 
 class Protocol(NamedTuple):
-    """How a device and the server train on one batch.
+    """Rules by which a device and the server train on one batch.
 
     Attributes:
-      loss: ``(sides, batch) -> float32[]``: its gradient moves both sides.
-      on_device: ``(device's params, batch) -> anything``: what the device computes per step.
-      on_server: ``(server's params, activations, batch) -> anything``: what the server does.
-      up: ``(activation, logits) -> payload`` per example, all of them shapes and dtypes.
-      down: The same, towards the device.
-      messages: How many messages that takes per batch.
+      loss: A loss of :class:`Sides`; its gradient moves both.
+      on_device: ``(device's params, batch) -> anything``: the device's computation for a step.
+      on_server: ``(server's params, activations, batch) -> anything``: the server's.
+      up: ``(activation, logits) -> payload``: the device's messages about one example; arguments and result
+        are shapes and dtypes.
+      down: The same for the server's messages.
+      messages: The number of messages about one batch.
     """
 
-    loss: Callable[[Sides, training.Batch], jax.Array]
-    on_device: Callable[[Params, training.Batch], Any]
-    on_server: Callable[[Params, jax.Array, training.Batch], Any]
-    up: Callable[[Any, Any], Any]
-    down: Callable[[Any, Any], Any]
+    loss: Loss
+    on_device: Callable[[Params, Batch], PyTree]
+    on_server: Callable[[Params, jax.Array, Batch], PyTree]
+    up: Callable[[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct], PyTree]
+    down: Callable[[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct], PyTree]
     messages: int
 
 
 def splitfed(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
-    epochs: int = 1,
-    batch_size: int = 10,
     split: str | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """SplitFed, version 1.
 
     Args:
       model: The model, to be cut in two.
-      optimizer: Of devices and of the server's copies, fresh in every round.
-      epochs: Local epochs per round.
-      batch_size: Examples per step.
+      trainer: Training of devices and of the server's copies, or its optimizer.
       split: The device's last stage, see :func:`fedjax_masks.models.cut_model`.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model and no personal ones.
@@ -104,103 +114,92 @@ def splitfed(
     """
     halves = cut_model(model, split)
 
-    def answer(server: Params, activations: jax.Array, batch: training.Batch) -> jax.Array:
-        return training.mean_cross_entropy(halves.finish(server, activations), batch)
+    def server_loss(server: Params, activations: jax.Array, batch: Batch) -> jax.Array:
+        return mean_cross_entropy(halves.finish(server, activations), batch)
 
-    def loss(sides: Sides, batch: training.Batch) -> jax.Array:
-        return answer(sides.server, halves.activate(sides.device, batch.inputs), batch)
+    def loss(sides: Sides, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+        del key
+        return server_loss(sides.server, halves.activate(sides.device, batch.inputs), batch)
 
-    def on_device(device: Params, batch: training.Batch) -> Any:
+    def on_device(device: Params, batch: Batch) -> tuple[jax.Array, tuple[Params]]:
         activations, pull = jax.vjp(lambda device: halves.activate(device, batch.inputs), device)
         return activations, pull(activations)
 
     protocol = Protocol(
         loss,
         on_device,
-        on_server=jax.grad(answer, (0, 1)),
+        on_server=jax.grad(server_loss, (0, 1)),
         up=lambda activation, logits: (activation, LABEL),
         down=lambda activation, logits: activation,
         messages=2,
     )
-    return split_training(model, halves, optimizer, protocol, epochs, batch_size, augment)
+    return split_training(model, as_trainer(trainer, training), halves=halves, protocol=protocol)
 
 
 def split_training(
     model: Model,
+    trainer: Trainer,
+    *,
     halves: Halves,
-    optimizer: optax.GradientTransformation,
     protocol: Protocol,
-    epochs: int,
-    batch_size: int,
-    augment: training.Augment | None,
     grow: Callable[[chex.PRNGKey, Params], Params] = lambda key, device: device,
 ) -> FederatedAlgorithm:
     """Split training under any protocol: what SplitFed's relatives are variants of.
 
     Args:
       model: The model.
-      halves: Its halves.
-      optimizer: Of both sides.
-      protocol: How they train on one batch.
-      epochs: Local epochs.
-      batch_size: Examples per step.
-      augment: On every batch.
+      trainer: Training of both halves.
+      halves: The model's halves.
+      protocol: Rules by which they train on one batch.
       grow: ``(key, device's params) -> device's params``: adds what the protocol needs at the start.
     """
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         del task
-        device, server = halves.apart(model.init(key))
-        return State((), Sides(grow(jax.random.fold_in(key, 0), device), server), ())
+        device, server = halves.divide(model.init(key))
+        return State(Sides(grow(jax.random.fold_in(key, 0), device), server))
 
-    def send(server: Sides, client_id: jax.Array) -> Sides:
-        del client_id
-        return server._replace(server=Known(server.server))  # it meets its copy at the server
+    def send(round: Round, server: Sides, profile: PyTree) -> Sides:
+        del round, profile
+        return server._replace(server=AlreadyKnown(server.server))  # its copy trains at the server
 
-    def train(
-        key: chex.PRNGKey, common: Any, message: Sides, client: Any, data: ClientData
-    ) -> tuple[Any, Upload, Metrics]:
-        del common
+    def train(round: Round, message: Sides, client: PyTree, data: ClientData) -> tuple[PyTree, Upload, Info]:
         start = message._replace(server=message.server.tree)
-        batch = training.batch_like(data, batch_size)
+        batch = batch_like(data, trainer.batch_size)
         activations = jax.eval_shape(halves.activate, start.device, batch.inputs)
         logits = jax.eval_shape(halves.finish, start.server, activations)
-        one = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (activations, logits)]
-        at_most = epochs * len(data.rows)
-        passed = messages(protocol.up(*one), protocol.down(*one), epochs * data.size, at_most)
         on_device = flops.trace(protocol.on_device, start.device, batch)
         on_server = flops.trace(protocol.on_server, start.server, activations, batch)
 
-        def on_client(metrics: training.LocalMetrics) -> training.LocalMetrics:
-            costs = {"flops": on_device.flops, "traffic": on_device.traffic}
-            return metrics._replace(**{name: metrics.steps * cost for name, cost in costs.items()})
+        def of_device(work: Work) -> Work:
+            return work._replace(flops=work.steps * on_device.flops, traffic=work.steps * on_device.traffic)
 
-        sides, metrics = training.train(
-            key,
-            start,
-            data,
-            loss=protocol.loss,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            augment=augment,
-            account=on_client,
+        sides, info = trainer(round, start, data, protocol.loss, account=of_device)
+        one = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (activations, logits)]
+        dialogue = size.dialogue(
+            protocol.up(*one),
+            protocol.down(*one),
+            trainer.epochs * data.size,
+            trainer.epochs * len(data.rows),
+            messages=trainer.steps(data) * protocol.messages,
+            flops=trainer.steps(data) * on_server.flops,
         )
-        per_step = {"server_flops": on_server.flops, "messages": float(protocol.messages)}
-        costs = {name: metrics.steps * cost for name, cost in per_step.items()}
         update = trees.sub(sides, start)
-        update = update._replace(server=Known(update.server))  # which is where it is
-        return client, Upload(update, passed), metrics._asdict() | costs
+        update = update._replace(server=AlreadyKnown(update.server))  # the server has trained it
+        return client, Upload(update, dialogue), info
 
-    def reduce(upload: Upload, weight: jax.Array) -> WeightedSum:
-        return weighted(upload.update._replace(server=upload.update.server.tree), weight)
+    def receive(
+        round: Round, server: Sides, profile: PyTree, upload: Upload, weight: jax.Array
+    ) -> tuple[PyTree, WeightedSum]:
+        del round, server
+        return profile, weighted(upload.update._replace(server=upload.update.server.tree), weight)
 
-    def merge(key: chex.PRNGKey, common: Any, server: Sides, uploads: WeightedSum, cohort: Cohort) -> Sides:
-        del key, common, cohort
-        return trees.add(server, weighted_mean(uploads, default=trees.zeros_like(server)))
+    def merge(round: Round, server: Sides, total: WeightedSum) -> tuple[Sides, None]:
+        del round
+        return trees.add(server, weighted_mean(total, default=trees.zeros_like(server))), None
 
-    def predict_global(common: Any, server: Sides, x: jax.Array) -> jax.Array:
-        del common
+    def predict(server: Sides, client: PyTree, x: jax.Array) -> jax.Array:
+        del client
         return halves.finish(server.server, halves.activate(server.device, x))
 
-    return FederatedAlgorithm(init, send, train, merge, reduce=reduce, predict_global=predict_global)
+    return FederatedAlgorithm(init, send, train, receive, merge, {"global": predict})

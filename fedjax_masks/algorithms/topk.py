@@ -5,45 +5,45 @@ local training: :func:`fedjax_masks.communication.codecs.top_k` on FedAvg's uplo
 ranked in each array for itself; a value goes up with its index, in ``ceil(log2 n)`` bits.
 """
 
+from typing import Unpack
+
 import optax
 
 from fedjax_masks.algorithms.fedavg import fedavg
-from fedjax_masks.core import training
+from fedjax_masks.communication import codecs
 from fedjax_masks.core.algorithm import FederatedAlgorithm
-from fedjax_masks.core.options import PositiveShare
+from fedjax_masks.core.options import PositiveShare, checks_options
+from fedjax_masks.core.training import LocalTraining, TrainingOptions
 from fedjax_masks.models import Model
-from fedjax_masks.transforms import compression
+from fedjax_masks.transforms.compression import with_codecs
 
 
+@checks_options
 def topk(
     model: Model,
-    optimizer: optax.GradientTransformation,
+    trainer: LocalTraining,
     *,
     fraction: PositiveShare = 0.1,
     error_feedback: bool = True,
-    epochs: int = 1,
-    batch_size: int = 10,
     server_optimizer: optax.GradientTransformation | None = None,
-    augment: training.Augment | None = None,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """Federated averaging of sparse updates.
 
     Args:
       model: The model that all clients train.
-      optimizer: The clients' optimiser, fresh in every round.
+      trainer: Local training, or its optimizer.
       fraction: Share of every array that is sent, at least one element; 1 is FedAvg.
       error_feedback: Whether a client adds what it did not send to its next update; its state is then
         as large as the model.
-      epochs: Local epochs per round.
-      batch_size: Examples per local step.
       server_optimizer: Applied to the negative mean update; None takes the mean itself.
-      augment: ``(key, inputs) -> inputs`` on every training batch.
+      **training: Fields of the trainer.
 
     Returns:
       The algorithm. It has a global model and no personal ones.
 
     Raises:
-      ValueError: ``fraction`` is out of range.
+      UserError: ``fraction`` is out of range.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -53,12 +53,5 @@ def topk(
       >>> run.records[-1]["bytes_up"] < 0.07 * run.records[-1]["bytes_down"]
       True
     """
-    average = fedavg(
-        model,
-        optimizer,
-        epochs=epochs,
-        batch_size=batch_size,
-        server_optimizer=server_optimizer,
-        augment=augment,
-    )
-    return compression.with_wire(average, up=compression.top_k(fraction, error_feedback=error_feedback))
+    average = fedavg(model, trainer, server_optimizer=server_optimizer, **training)
+    return with_codecs(average, up=codecs.top_k(fraction, error_feedback=error_feedback))

@@ -1,12 +1,12 @@
-"""Figures of accuracy against what it costs."""
+"""Figures of accuracy against cost."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fedjax_masks.analysis import marks
-from fedjax_masks.analysis.canvas import WIDTH, Drawn, keys_of, legend, line, log_axis, new_figure, plain
+from fedjax_masks.analysis.canvas import WIDTH, Plot, keys_of, legend, line, log_axis, new_figure, plain
 from fedjax_masks.analysis.curves import (
     ACCURACIES,
     BYTES,
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 _BANDS_UP_TO = 4
 _CAPTIONS = {
-    "bytes": "Bytes of all rounds so far, up and down, of all clients; further left is cheaper.",
+    "bytes": "Bytes of all rounds so far, up and down, of all clients; points further left are cheaper.",
     "rounds": (
-        "Personal: mean over the clients that have trained by then, of each one's own model on its own test "
-        "data. Global: the global model on the global test set. Each where it exists."
+        "Personal: each client's own model on its own test data, mean over the clients that have trained by "
+        "then. Global: the global model on the global test set."
     ),
-    "flops": "What all clients have computed so far; the server's part is not in it.",
+    "flops": "FLOPs of all clients so far; the server's FLOPs are not included.",
     "seconds": (
         "The simulated time of all rounds so far: a round lasts until its slowest client has answered, "
         "or until the deadline."
@@ -42,17 +42,23 @@ _CAPTIONS = {
 }
 
 
-def plot_run(*runs: Any) -> "Figure":
-    """Accuracy against rounds, and against what was sent.
+class HasRecords(Protocol):
+    """A run: an object with records; ``name``, ``config`` and ``summary`` are optional."""
+
+    @property
+    def records(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+def plot_run(*runs: HasRecords) -> "Figure":
+    """Draws accuracy against rounds and against bytes.
 
     Args:
-      *runs: One run, or several to compare: :class:`RunRecord`, or anything else that has
-        ``records`` (and, as far as it has them, ``name``, ``config`` and ``summary``).
+      *runs: The runs to compare, such as :class:`RunRecord` or the result of ``fm.simulate``.
 
     Returns:
-      A figure of two panels; the personal accuracy is drawn solid, the global accuracy dotted.
-      Bands are the 95 % confidence interval over seeds; of single runs, if they are few, the range from
-      the 10th to the 90th percentile of the clients. A notebook shows it.
+      A figure of two panels, which a notebook shows; personal accuracy is solid, global accuracy dotted.
+      Bands are 95 % confidence intervals over seeds. With a few runs of one seed each, bands are the range
+      from the 10th to the 90th percentile of the clients instead.
     """
     with drawing():
         series = group([_as_record(run) for run in runs])
@@ -63,29 +69,30 @@ def plot_run(*runs: Any) -> "Figure":
             _draw(ax, series, GLOBAL, cost, linestyle=":", marker="")
             _draw_clients(ax, series, cost)
             _finish(ax, cost, series)
-        paid = sum(marks.setup_end(axes[1], series, key) for key in ACCURACIES) > 0
+        setup = sum(marks.setup_end(axes[1], series, key) for key in ACCURACIES) > 0
         axes[0].set_ylabel("accuracy (%)")
         keys = keys_of(series) if len(series) > 1 else []
         kinds = [(line(INK, "-"), "personal"), (line(INK, ":"), "global")]
         entries = keys + [kind for kind, key in zip(kinds, ACCURACIES) if have(series, key)]
-        legend(figure, entries + [marks.setup_key()] * paid)
+        legend(figure, entries + [marks.setup_key()] * setup)
         return figure
 
 
-def _as_record(run: Any) -> RunRecord:
-    """A run in memory, which need not know its name or configuration."""
+def _as_record(run: HasRecords) -> RunRecord:
+    """The record of a run in memory, which may lack a name and a configuration."""
     name, config = getattr(run, "name", "run"), getattr(run, "config", None)
-    return RunRecord(name, dict(config or {}), list(run.records), dict(getattr(run, "summary", None) or {}))
+    records = [dict(record) for record in run.records]
+    return RunRecord(name, dict(config or {}), records, dict(getattr(run, "summary", None) or {}))
 
 
-def accuracy_figures(series: Sequence[Series]) -> list[Drawn]:
-    """Accuracy against every cost that some run has counted; against bytes first."""
-    drawn = [_against(series, cost) for cost in COSTS]
-    return [item for item in [*drawn, seed_bands(series)] if item is not None]
+def accuracy_figures(series: Sequence[Series]) -> list[Plot]:
+    """Figures of accuracy against each cost that some run counted, bytes first."""
+    figures = [*(_against(series, cost) for cost in COSTS), seed_bands(series)]
+    return [figure for figure in figures if figure is not None]
 
 
-def seed_bands(series: Sequence[Series]) -> Drawn | None:
-    """A small panel per series with the interval over seeds, where one panel cannot hold them all."""
+def seed_bands(series: Sequence[Series]) -> Plot | None:
+    """Small panels, one per series, with intervals over seeds; None where one panel holds all series."""
     key = next((key for key in ACCURACIES if have(series, key)), None)
     if key is None or len(series) <= _BANDS_UP_TO or all(len(member.runs) == 1 for member in series):
         return None
@@ -107,14 +114,14 @@ def seed_bands(series: Sequence[Series]) -> Drawn | None:
     figure.supxlabel("rounds", fontsize="medium")
     figure.supylabel(f"{ACCURACIES[key]} (%)", fontsize="medium")
     caption = (
-        "Each in turn, over the others in grey. Line: mean over seeds; band: its 95 % confidence interval "
-        "(Student's t), which is wide where seeds are few."
+        "Each panel shows one series, with the others in gray. Line: mean over seeds; band: its 95 % "
+        "confidence interval (Student's t), which is wide where seeds are few."
     )
-    return Drawn("seed-bands", "How sure the means are", caption, figure)
+    return Plot("seed-bands", "Confidence intervals of the means", caption, figure)
 
 
-def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
-    """One panel for each kind of accuracy that some run has."""
+def _against(series: Sequence[Series], cost: Cost) -> Plot | None:
+    """A figure with one panel for each kind of accuracy that some run has; None without any."""
     keys = [key for key in ACCURACIES if any(mean_curve(member, key, cost).cost.size for member in series)]
     if not keys:
         return None
@@ -123,17 +130,17 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
     caption = _CAPTIONS[cost.slug]
     bands = len(series) <= _BANDS_UP_TO
     if cost.unit and any(_spends_nothing(mean_curve(m, key, cost)) for m in series for key in keys):
-        caption += " A level line: the last accuracy of one that spent nothing."
+        caption += " Level lines: the last accuracies of series that spent nothing."
     if any(len(member.runs) > 1 for member in series):
-        what = "bands: its" if bands else "whiskers at their ends:"
-        caption += f" Lines: means over seeds; {what} 95 % confidence interval."
-    clients = paid = False
+        mark = "bands" if bands else "whiskers at their ends"
+        caption += f" Lines: means over seeds; {mark}: 95 % confidence intervals."
+    clients = setup_marks = False
     for ax, key in zip(axes, keys):
         _draw(ax, series, key, cost, bands=bands)
         if key == PERSONAL and (clients := _draw_clients(ax, series, cost)):
             caption += " Bands: 10th to 90th percentile of these clients."
         if cost is BYTES:
-            paid |= marks.setup_end(ax, series, key)
+            setup_marks |= marks.setup_end(ax, series, key)
             caption += "".join(marks.front(ax, members, key, name) for name, members in by_data(series))
         ax.set_ylabel(f"{ACCURACIES[key]} (%)")
     _finish(axes[-1], cost, series)
@@ -143,45 +150,51 @@ def _against(series: Sequence[Series], cost: Cost) -> Drawn | None:
         _bound(axes[0], series, keys)
     if cost is BYTES and (setup := setup_received(series)):
         included = counts_setup(series)
-        caption += f" {'Among them is' if included else 'The lines leave out'} {setup}"
-        caption += "." if included else "; stars: the ends with it. --setup-bytes counts it everywhere."
-    legend(figure, keys_of(series) + [marks.setup_key()] * paid)
-    return Drawn(f"accuracy-{cost.slug}", f"Accuracy against {cost.title}", caption, figure)
+        caption += f" The lines {'include' if included else 'exclude'} {setup}."
+        if not included:
+            caption += " Stars mark the ends with these bytes; --setup-bytes counts them everywhere."
+    legend(figure, keys_of(series) + [marks.setup_key()] * setup_marks)
+    return Plot(f"accuracy-{cost.slug}", f"Accuracy against {cost.title}", caption, figure)
 
 
 def _draw(
     ax: "Axes", series: Sequence[Series], key: str, cost: Cost, *, bands: bool = True, **style: Any
 ) -> None:
-    """One kind of accuracy of all series, with intervals as bands, or as whiskers at the ends."""
+    """Draws one kind of accuracy of all series, with intervals as bands or as whiskers at the ends."""
     for place, member in enumerate(series):
-        look = {"color": member.color, "linestyle": member.dash, "marker": member.marker} | style
+        line_style = {"color": member.color, "linestyle": member.dash, "marker": member.marker} | style
         curve = mean_curve(member, key, cost)
         if not curve.cost.size:
             continue
         if cost.unit and _spends_nothing(curve):
-            marks.level(ax, curve, look)
+            marks.level(ax, curve, line_style)
             continue
-        seen = curve.cost > 0 if cost.unit else np.ones(curve.cost.shape, bool)
-        x, mean, half = curve.cost[seen], curve.accuracy[seen], curve.half_width[seen]
-        ax.plot(x, 100 * mean, markevery=(0.0, 0.15) if seen.sum() > 8 else None, **look)
+        # A logarithmic axis has no place for a cost of 0.
+        visible = curve.cost > 0 if cost.unit else np.ones(curve.cost.shape, bool)
+        x, mean, half = curve.cost[visible], curve.accuracy[visible], curve.half_width[visible]
+        ax.plot(x, 100 * mean, markevery=(0.0, 0.15) if visible.sum() > 8 else None, **line_style)
         if bands:
             marks.band(ax, x, mean - half, mean + half, member.color)
         else:
-            # At the same round the whiskers of several series stand side by side.
-            aside = 0.0 if cost.unit else 3.0 * (place - (len(series) - 1) / 2)
-            marks.whisker(ax, x[-1], mean[-1], half[-1], member.color, aside)
+            # At the same round, the whiskers of several series would cover one another.
+            offset = 0.0 if cost.unit else 3.0 * (place - (len(series) - 1) / 2)
+            marks.whisker(ax, x[-1], mean[-1], half[-1], member.color, offset)
 
 
 def _draw_clients(ax: "Axes", series: Sequence[Series], cost: Cost) -> bool:
-    """Where there are a few runs of one seed each, the range of each one's clients; whether there are."""
+    """Draws the range of each run's clients where there are a few runs of one seed each.
+
+    Returns:
+      Whether it drew ranges.
+    """
     if len(series) > _BANDS_UP_TO or any(len(member.runs) > 1 for member in series):
         return False
     for member in series:
         run = member.runs[0]
         x = cost.values(run)
         low, high = (column(run, f"personal_accuracy_{end}_seen") for end in ("p10", "p90"))
-        seen = np.isfinite(x) & ((x > 0) | (not cost.unit))
-        marks.band(ax, x[seen], low[seen], high[seen], member.color)
+        visible = np.isfinite(x) & ((x > 0) | (not cost.unit))
+        marks.band(ax, x[visible], low[visible], high[visible], member.color)
     return True
 
 
@@ -190,7 +203,7 @@ def _spends_nothing(curve: Curve) -> bool:
 
 
 def _bound(ax: "Axes", series: Sequence[Series], keys: Sequence[str]) -> None:
-    """Limits by the means and the last intervals: a wide one at the start does not squeeze the curves."""
+    """Sets limits by the means and the last intervals; a wide first interval would squeeze the curves."""
     ends = []
     for curve in (mean_curve(member, key, ROUNDS) for member in series for key in keys):
         last = curve.accuracy[-1:] + np.outer((-1, 1), np.nan_to_num(curve.half_width[-1:])).ravel()
@@ -202,6 +215,7 @@ def _bound(ax: "Axes", series: Sequence[Series], keys: Sequence[str]) -> None:
 
 
 def _finish(ax: "Axes", cost: Cost, series: Sequence[Series]) -> None:
+    """Sets the scale, ticks and label of the axis of costs."""
     from fedjax_masks.analysis.plotting import MaxNLocator
 
     if cost.unit:

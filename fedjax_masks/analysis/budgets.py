@@ -1,8 +1,7 @@
-"""Differences between compared runs that are no difference of method: unequal budgets, divergence."""
+"""Remarks on comparisons: unequal budgets and diverged runs."""
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from fedjax_masks.analysis.records import flatten, is_diverged
 from fedjax_masks.analysis.style import Series
@@ -19,15 +18,15 @@ _NAMED = 3
 
 
 def remarks_on(series: Sequence[Series]) -> list[str]:
-    """What a reader must know of a comparison before its numbers, one line each."""
+    """Warnings that a reader needs before the numbers of a comparison, one line each."""
     return [line for line in (_unequal(series), _diverged(series)) if line]
 
 
 def _unequal(series: Sequence[Series]) -> str:
-    """The budgets in which series differ, and whose they are; empty where all have the same.
+    """The budgets in which series differ, with their series; empty where all budgets are equal.
 
-    A key that a configuration does not have, as those of older versions, is no difference; one that is
-    null differs from one with a number.
+    A key that is missing from a configuration, as in those of older versions, counts as equal. A null differs
+    from a number.
     """
     parts = []
     for key, words in _BUDGET.items():
@@ -35,8 +34,8 @@ def _unequal(series: Sequence[Series]) -> str:
         for member in series:
             flat = flatten(member.runs[0].config)
             if key in flat:
-                told = "not set" if flat[key] is None else json.dumps(flat[key])
-                owners.setdefault(told, []).append(member.label)
+                value = "not set" if flat[key] is None else json.dumps(flat[key])
+                owners.setdefault(value, []).append(member.label)
         if len(owners) > 1:
             values = (f"{value} ({_few(labels)})" for value, labels in owners.items())
             parts.append(f"{words} {', '.join(values)}")
@@ -52,11 +51,12 @@ def _diverged(series: Sequence[Series]) -> str:
     if not names:
         return ""
     return (
-        f"Diverged: {_few(names)}; updates or losses are not finite any more, or huge, so accuracies and "
-        "costs mean nothing."
+        f"Diverged: {_few(names)}; updates or losses are no longer finite, or huge, so accuracies and costs "
+        "have no meaning."
     )
 
 
-def _few(names: Sequence[Any]) -> str:
+def _few(names: Sequence[str]) -> str:
+    """The first names, and the number of further ones."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

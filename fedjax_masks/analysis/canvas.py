@@ -1,4 +1,4 @@
-"""What figures are drawn on: sizes, legends, text, ticks; no display and no pyplot."""
+"""Canvas of the figures: sizes, legends, text, ticks; needs no display and no pyplot."""
 
 import contextlib
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_masks.analysis.style import INK, Series
-from fedjax_masks.core.errors import in_a_line
+from fedjax_masks.core.errors import one_line
 
 if TYPE_CHECKING:
     from fedjax_masks.analysis.plotting import Axes, Figure
@@ -19,13 +19,13 @@ _DPI = 150
 _LOGGER = logging.getLogger("fedjax_masks")
 
 
-class Drawn(NamedTuple):
-    """A figure with what the page says about it.
+class Plot(NamedTuple):
+    """A figure with its texts on the page.
 
     Attributes:
       slug: A short name, for file names and anchors.
       title: The heading.
-      caption: How to read it.
+      caption: An explanation of the figure.
       figure: The figure.
     """
 
@@ -36,13 +36,18 @@ class Drawn(NamedTuple):
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches."""
+    """An empty figure.
+
+    Args:
+      width: The width in inches.
+      height: The height in inches.
+    """
     return _figure_class()(figsize=(width, height), layout="constrained")
 
 
 @cache
 def _figure_class() -> type["Figure"]:
-    """A figure that a notebook shows even where pyplot was never imported."""
+    """A class of figures that a notebook shows even if pyplot was never imported."""
     from fedjax_masks.analysis.plotting import Figure
 
     class NotebookFigure(Figure):
@@ -55,19 +60,19 @@ def _figure_class() -> type["Figure"]:
 
 
 def save_figure(draw: Callable[[], "Figure"], path: Path) -> None:
-    """Draws a figure into a PNG file; a warning of one line tells where that fails.
+    """Draws a figure into a PNG file; a failure is a one-line warning.
 
     Args:
-      draw: Makes the figure.
-      path: The file; its folder is made if need be.
+      draw: A function that makes the figure.
+      path: The file; a missing folder is created.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw().savefig(path, dpi=_DPI)
-    except Exception as error:  # a missing matplotlib, fonts and full disks fail in ways of their own
+    except Exception as error:  # missing libraries, fonts and full disks raise errors of many types
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        _LOGGER.warning("%s: not drawn: %s; 'fedjax-masks report' draws it later", path, in_a_line(error))
+        _LOGGER.warning("%s: not drawn: %s; 'fedjax-masks report' draws it later", path, one_line(error))
 
 
 def line(color: str, dash: Any, marker: str = "") -> Any:
@@ -78,21 +83,21 @@ def line(color: str, dash: Any, marker: str = "") -> Any:
 
 
 def keys_of(series: Sequence[Series]) -> list[tuple[Any, str]]:
-    """The entries of the legend; how many seeds a series has is said where that differs."""
-    told = len({len(member.runs) for member in series}) > 1
+    """The entries of the legend; they name the numbers of seeds where these differ."""
+    differ = len({len(member.runs) for member in series}) > 1
     return [
         (
             line(member.color, member.dash, member.marker),
-            plain(member.label) + (f" ({len(member.runs)} seeds)" if told and len(member.runs) > 1 else ""),
+            plain(member.label) + (f" ({len(member.runs)} seeds)" if differ and len(member.runs) > 1 else ""),
         )
         for member in series
     ]
 
 
 def legend(figure: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
-    """A legend under the figure, in as many columns as its labels leave room for.
+    """Puts a legend under the figure, in as many columns as fit.
 
-    The figure grows by the legend's height, so that the axes keep theirs.
+    The figure grows by the height of the legend, so the axes keep their size.
     """
     longest = max(len(label) for _, label in entries)
     width, height = figure.get_size_inches()
@@ -103,11 +108,11 @@ def legend(figure: "Figure", entries: Sequence[tuple[Any, str]]) -> None:
 
 
 def log_axis(ax: "Axes", unit: str) -> None:
-    """A logarithmic x axis whose few ticks carry SI prefixes: ``10 MB``.
+    """Makes the x axis logarithmic, with a few ticks that have SI prefixes: ``10 MB``.
 
     Args:
-      ax: Axes whose data have been drawn.
-      unit: Behind the prefix.
+      ax: The axes, after their data are drawn.
+      unit: The unit after the prefix.
     """
     from fedjax_masks.analysis.plotting import EngFormatter, LogLocator
 
@@ -121,6 +126,6 @@ def log_axis(ax: "Axes", unit: str) -> None:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib takes as it is: no mathematics, no label hidden by an underscore."""
+    """Text that matplotlib prints unchanged: without mathematics, and with labels that begin with ``_``."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: means over seeds, and the Pareto front."""
+"""Curves of accuracy against cost: means over seeds, and the Pareto front."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,20 +9,20 @@ from fedjax_masks.analysis.records import RunRecord, column, total_bytes
 from fedjax_masks.analysis.style import Series, sound
 from fedjax_masks.core.intervals import half_width
 
-# Others' own models have never been trained, so they say nothing about a method.
+# The personal models of other clients were never trained, so their accuracy tells nothing about a method.
 PERSONAL, GLOBAL = "personal_accuracy_mean_seen", "global_accuracy"
 ACCURACIES = {PERSONAL: "personal accuracy", GLOBAL: "global accuracy"}
 
 
 class Cost(NamedTuple):
-    """Something that accuracy is bought with.
+    """A cost of training.
 
     Attributes:
-      slug: For file names and keys.
-      title: What it is, in a heading.
-      label: Of an axis.
-      values: At each evaluation of a run, since its start: ``float64[evaluations]``.
-      unit: Behind a number; empty for a bare count, which gets a linear axis.
+      slug: A short name, for file names and keys.
+      title: The name in a heading.
+      label: The label of an axis.
+      values: ``run -> float64[evaluations]``: the cost from the start of a run to each evaluation.
+      unit: The unit; empty for a count, which has a linear axis.
     """
 
     slug: str
@@ -62,10 +62,10 @@ class Curve(NamedTuple):
     """A series' accuracy along a cost, at the rounds at which all its seeds were evaluated.
 
     Attributes:
-      rounds: ``float64[points]``: rounds done.
-      cost: ``float64[points]``: mean over seeds.
-      accuracy: ``float64[points]``: mean over seeds, in [0, 1].
-      half_width: ``float64[points]``: of the 95 % confidence interval; NaN of a single seed.
+      rounds: ``float64[points]``: completed rounds.
+      cost: ``float64[points]``: mean cost over seeds.
+      accuracy: ``float64[points]``: mean accuracy over seeds, in [0, 1].
+      half_width: ``float64[points]``: half the width of the 95 % confidence interval; NaN of a single seed.
     """
 
     rounds: np.ndarray
@@ -75,43 +75,43 @@ class Curve(NamedTuple):
 
 
 def mean_curve(member: Series, key: str, cost: Cost) -> Curve:
-    """The mean over a series' seeds.
+    """The mean curve over a series' seeds.
 
     Args:
       member: The series.
-      key: Which accuracy.
-      cost: Along which cost.
+      key: The key of the accuracy.
+      cost: The cost.
 
     Returns:
-      The curve; without points where the runs do not have the figures.
+      The curve; it has no points where the runs lack the figures.
     """
     tables = []
     for run in member.runs:
         rows = zip(column(run, "round"), cost.values(run), column(run, key))
-        tables.append({done: (spent, hit) for done, spent, hit in rows if np.isfinite([spent, hit]).all()})
-    shared = sorted(set(tables[0]).intersection(*tables[1:]))
-    points = np.array([[table[done] for table in tables] for done in shared]).reshape(
-        len(shared), len(tables), 2
+        tables.append({index: pair for index, *pair in rows if np.isfinite(pair).all()})
+    rounds = sorted(set(tables[0]).intersection(*tables[1:]))
+    points = np.array([[table[index] for table in tables] for index in rounds]).reshape(
+        len(rounds), len(tables), 2
     )
-    spent, hits = points[..., 0], points[..., 1]
-    widths = np.array([half_width(row.tolist()) for row in hits], np.float64)
-    return Curve(np.array(shared, np.float64), spent.mean(1), hits.mean(1), widths)
+    costs, accuracies = points[..., 0], points[..., 1]
+    widths = np.array([half_width(row.tolist()) for row in accuracies], np.float64)
+    return Curve(np.array(rounds, np.float64), costs.mean(1), accuracies.mean(1), widths)
 
 
 def have(series: Sequence[Series], key: str) -> bool:
-    """Whether some run has a figure."""
+    """Whether some run has finite values of a figure."""
     return any(np.isfinite(column(run, key)).any() for member in series for run in member.runs)
 
 
 def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
-    """The points that no other beats: none is at least as accurate for at most as much.
+    """The Pareto front: no other point is at least as accurate at no more cost.
 
     Args:
-      costs: One per point; less is better.
-      accuracies: One per point; more is better.
+      costs: The cost of each point.
+      accuracies: The accuracy of each point.
 
     Returns:
-      Indices of the front, by ascending cost; of equal points the first.
+      Indices of the points on the front, by ascending cost; among equal points, the first.
 
     >>> pareto_front([1.0, 2.0, 3.0, 3.0], [0.5, 0.4, 0.7, 0.6])
     [0, 2]
@@ -125,12 +125,12 @@ def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[in
 
 
 class Front(NamedTuple):
-    """The series that no other beats, by their last evaluations.
+    """The series on the Pareto front, by their last evaluations.
 
     Attributes:
-      cost: ``float64[points]``, ascending.
-      accuracy: ``float64[points]``, ascending.
-      labels: Who they are, from the cheapest on.
+      cost: ``float64[points]``: costs, ascending.
+      accuracy: ``float64[points]``: accuracies, ascending.
+      labels: Labels of the series, the cheapest first.
     """
 
     cost: np.ndarray
@@ -139,9 +139,14 @@ class Front(NamedTuple):
 
 
 def front_of(series: Sequence[Series], key: str, cost: Cost = BYTES) -> Front:
-    """The Pareto front of all that the series spent and what they reached by it, means over seeds.
+    """The Pareto front of final accuracies and total costs, means over seeds.
 
-    A series of which a run diverged is not on it.
+    A series with a diverged run is not on the front.
+
+    Args:
+      series: The series.
+      key: The key of the accuracy.
+      cost: The cost.
     """
     curves = {member.label: mean_curve(member, key, cost) for member in sound(series)}
     ends = {label: (c.cost[-1], c.accuracy[-1]) for label, c in curves.items() if c.cost.size}

@@ -27,25 +27,25 @@ _LATEX = {
 
 
 def write_tables(tables: Sequence[Table], series: Sequence[Series], folder: str | Path) -> list[Path]:
-    """Writes each table as ``SLUG.csv`` and ``SLUG.tex``, all curves and every client's last accuracy.
+    """Writes each table as ``SLUG.csv`` and ``SLUG.tex``, all curves, and every client's last accuracy.
 
-    CSV files hold plain numbers in base units; LaTeX files hold what the page shows, as ``tabular`` with
+    CSV files hold plain numbers in base units. LaTeX files hold the texts of the page, as ``tabular`` with
     the rules of the package booktabs.
 
     Args:
       tables: The tables.
-      series: Whose ``curves.csv`` and ``clients.csv`` to write.
-      folder: Where to; made if need be.
+      series: The series for ``curves.csv`` and ``clients.csv``.
+      folder: The folder of the files; a missing one is created.
 
     Returns:
-      The files.
+      The paths of the files.
 
     Raises:
-      ValueError: The folder is a file.
+      UserError: The folder is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"tables={str(folder)!r}: is a file; a directory is accepted")
+        raise UserError(f"tables={str(folder)!r}: must be a directory, not a file; name another one")
     folder.mkdir(parents=True, exist_ok=True)
     texts = {f"{table.slug}.csv": as_csv(table.rows) for table in tables}
     texts |= {f"{table.slug}.tex": as_latex(table) for table in tables}
@@ -58,7 +58,7 @@ def write_tables(tables: Sequence[Table], series: Sequence[Series], folder: str 
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as comma-separated values with a heading; empty where a figure does not apply.
+    """Rows as comma-separated values with a heading; a cell is empty where a figure does not apply.
 
     >>> print(as_csv([{"label": "a, b", "p": 0.5}, {"label": "c", "seeds": 3}]).strip())
     label,p,seeds
@@ -74,7 +74,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A table as LaTeX: one row per series, the best of a column bold, the note as a comment."""
+    """A table in LaTeX: one row per series, the best value of a column bold, the note as a comment."""
     head = " & ".join(["", *(escape(column.title) for column in table.columns)])
     lines = [
         " ".join([f"% {table.title}. {table.note}".strip(), *table.remarks]),
@@ -91,7 +91,7 @@ def as_latex(table: Table) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Text as LaTeX prints it.
+    r"""Text with the escapes that LaTeX needs.
 
     >>> print(escape("81.2 ± 1.3 %"))
     81.2 $\pm$ 1.3 \%
@@ -100,27 +100,27 @@ def escape(text: str) -> str:
 
 
 def _points(series: Sequence[Series]) -> list[dict[str, Any]]:
-    """Every point of every curve, with all that was spent up to it."""
+    """The points of all curves, each with all costs up to it."""
     rows = []
     for member in series:
-        for key, what in ACCURACIES.items():
+        for key, name in ACCURACIES.items():
             curves = {cost.slug: mean_curve(member, key, cost) for cost in COSTS}
-            spent = {slug: dict(zip(curve.rounds, curve.cost)) for slug, curve in curves.items()}
-            for done, mean, half in zip(*(curves["rounds"][i] for i in (0, 2, 3))):
-                row = {"label": member.label, "accuracy": what.split()[0], "seeds": len(member.runs)}
-                row |= {slug: float(along[done]) for slug, along in spent.items() if done in along}
+            costs = {slug: dict(zip(curve.rounds, curve.cost)) for slug, curve in curves.items()}
+            for index, _, mean, half in zip(*curves["rounds"]):
+                row = {"label": member.label, "accuracy": name.split()[0], "seeds": len(member.runs)}
+                row |= {slug: float(by_round[index]) for slug, by_round in costs.items() if index in by_round}
                 rows.append(row | {"mean": float(mean), "ci95": float(half) if half == half else None})
     return rows
 
 
 def _clients(series: Sequence[Series]) -> list[dict[str, Any]]:
-    """Every evaluated client's personal accuracy at the end of every run, and whether it has trained."""
+    """Personal accuracies of all evaluated clients at the end of every run."""
     rows = []
     for member in series:
         for run in member.runs:
             keys = ("client_ids", "client_accuracy", "client_seen")
             ids, accuracies, trained = (run.summary.get(key) for key in keys)
-            for client, accuracy, seen in zip(ids or count(), accuracies or (), trained or repeat(None)):
+            for client, accuracy, flag in zip(ids or count(), accuracies or (), trained or repeat(None)):
                 row = {"label": member.label, "run": run.name, "client": client}
-                rows.append(row | {"personal_accuracy": accuracy, "trained": seen})
+                rows.append(row | {"personal_accuracy": accuracy, "trained": flag})
     return rows

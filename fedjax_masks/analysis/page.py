@@ -1,4 +1,4 @@
-"""The report's HTML: text and tables around figures."""
+"""HTML of the report: texts and tables around figures."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from typing import Any
 
-from fedjax_masks.analysis.canvas import Drawn
+from fedjax_masks.analysis.canvas import Plot
 from fedjax_masks.analysis.facts import facts_of, title_of
 from fedjax_masks.analysis.records import RunRecord, flatten
 from fedjax_masks.analysis.style import Series, drawing
@@ -50,18 +50,18 @@ def render(
     summary: Table,
     tables: Sequence[Table],
     every_run: Table | None,
-    drawn: Sequence[Drawn],
+    plots: Sequence[Plot],
     remarks: Sequence[str] = (),
 ) -> str:
     """The whole page.
 
     Args:
-      series: What is compared.
+      series: The series to compare.
       summary: The table above the figures.
-      tables: Those below.
-      every_run: The table of single runs, collapsed, where there are several seeds.
-      drawn: The figures.
-      remarks: What else the reader should know, one line each.
+      tables: The tables below the figures.
+      every_run: The table of single runs, collapsed; None where each series has one seed.
+      plots: The figures.
+      remarks: Further remarks for the reader, one line each.
 
     Returns:
       HTML that refers to nothing outside itself.
@@ -76,7 +76,7 @@ def render(
         summary=_table(summary, colors),
         remarks="".join(f'<p class="remark">{escape(remark)}</p>\n' for remark in summary.remarks),
         note=escape(" ".join([summary.note, *remarks])),
-        figures="\n".join(map(_figure, drawn)),
+        figures="\n".join(map(_figure, plots)),
         tables="\n".join(_titled_table(table, colors) for table in tables),
         every_run="" if every_run is None else _collapsed(every_run, colors),
         configuration=_configuration(runs),
@@ -96,12 +96,12 @@ def _collapsed(table: Table, colors: dict[str, str]) -> str:
 
 
 def _table(table: Table, colors: dict[str, str]) -> str:
-    """One row per series; on a narrow screen a few rows become cards, many scroll sideways."""
-    shown = [column for column in table.columns if not _is_told_elsewhere(column, table.rows)]
-    head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in shown)
+    """A table with one row per series; on a narrow screen, a few rows become cards and many rows scroll."""
+    columns = [column for column in table.columns if not _is_redundant(column, table.rows)]
+    head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in columns)
     body = []
     for row in table.rows:
-        cells = "".join(_cell(column, row, table.rows) for column in shown)
+        cells = "".join(_cell(column, row, table.rows) for column in columns)
         dot = f'<span class="dot" style="background:{variable(colors[row["label"]])}"></span>'
         heading = (
             f'<th scope="row">{dot}{escape(row["label"])}{"".join(map(_small, _under(row, table.rows)))}</th>'
@@ -115,27 +115,27 @@ def _table(table: Table, colors: dict[str, str]) -> str:
     )
 
 
-def _is_told_elsewhere(column: Column, rows: Sequence[Row]) -> bool:
-    """Above the table or under the name of a row."""
-    alike = len({column.text(row) for row in rows}) == 1 < len(rows)
-    of_runs = "model" in rows[0]  # elsewhere rounds are what a target cost
+def _is_redundant(column: Column, rows: Sequence[Row]) -> bool:
+    """Whether a column repeats facts above the table or under the names of the rows."""
+    equal = len({column.text(row) for row in rows}) == 1 < len(rows)
+    is_comparison = "model" in rows[0]  # in a table of targets, rounds are a cost
     return column.needs in ("model", "data", "seed", "data_seed") or (
-        column.needs == "rounds" and alike and of_runs
+        column.needs == "rounds" and equal and is_comparison
     )
 
 
 def _under(row: Row, rows: Sequence[Row]) -> list[str]:
-    """What stands small under a row's name: the run where it is one, and what rows differ in."""
+    """Small lines under a row's name: the name of a single run, and the facts in which rows differ."""
     if "run" not in row:
         return []
-    alone = row.get("seeds", 1) == 1
-    name = row["run"] if alone and row["run"] != row["label"] else ""
-    told = {key: row[key] for key in _UNDER if row[key] is not None}
+    is_single = row.get("seeds", 1) == 1
+    name = row["run"] if is_single and row["run"] != row["label"] else ""
+    facts = {key: row[key] for key in _UNDER if row[key] is not None}
     if len(rows) > 1:
-        told = {key: value for key, value in told.items() if len({other[key] for other in rows}) > 1}
+        facts = {key: value for key, value in facts.items() if len({other[key] for other in rows}) > 1}
     words = {"seed": "run seed", "data_seed": "data.seed"}
-    seeds = [f"{word} {told.pop(key)}" for key, word in words.items() if key in told]
-    return [" · ".join(filter(None, (name, *seeds))), " · ".join(told.values())]
+    seeds = [f"{word} {facts.pop(key)}" for key, word in words.items() if key in facts]
+    return [" · ".join(filter(None, (name, *seeds))), " · ".join(facts.values())]
 
 
 def _cell(column: Column, row: Row, rows: Sequence[Row]) -> str:
@@ -152,15 +152,15 @@ def _small(text: str) -> str:
     return f"<small>{escape(text)}</small>" if text else ""
 
 
-def _figure(item: Drawn) -> str:
+def _figure(item: Plot) -> str:
     return (
         f'<figure id="{item.slug}"><h2>{escape(item.title)}</h2>\n{_svg(item)}\n'
         f"<figcaption>{escape(item.caption)}</figcaption></figure>"
     )
 
 
-def _svg(item: Drawn) -> str:
-    """A figure as SVG inside the page: no references outward, ids of its own, colours by name."""
+def _svg(item: Plot) -> str:
+    """A figure as SVG for the page: without outside references, with unique ids and colors by name."""
     buffer = StringIO()
     with drawing():
         item.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -169,12 +169,12 @@ def _svg(item: Drawn) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{item.slug}-", text)
-    text = re.sub("#[0-9a-f]{6}", lambda found: variable(found[0]), text)
+    text = re.sub("#[0-9a-f]{6}", lambda match: variable(match[0]), text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(item.title)}"', 1)
 
 
 def _configuration(runs: Sequence[RunRecord]) -> str:
-    """Every key of every run's configuration; first those in which the runs differ."""
+    """Tables of all keys of all configurations; keys in which the runs differ come first."""
     flats = [flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
     differing = [key for key in keys if len({as_text(flat.get(key)) for flat in flats}) > 1]
@@ -192,7 +192,7 @@ def _section(
     keys: Sequence[str],
     differing: Sequence[str],
 ) -> str:
-    """A collapsed table of keys by runs."""
+    """A collapsed table with one row per key and one column per run."""
     if not keys:
         return ""
     head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)

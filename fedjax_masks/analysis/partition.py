@@ -1,4 +1,4 @@
-"""Who has which classes: the division of the data among the clients, as a picture."""
+"""Figure of the division of the data: the classes of each client."""
 
 import json
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_masks.analysis.canvas import WIDTH, Drawn, new_figure
+from fedjax_masks.analysis.canvas import WIDTH, Plot, new_figure
 from fedjax_masks.analysis.records import RunRecord, data_settings, data_title, setting
 from fedjax_masks.analysis.style import PALETTE
-from fedjax_masks.analysis.wording import listed
-from fedjax_masks.core.errors import unlogged
+from fedjax_masks.analysis.wording import enumeration
+from fedjax_masks.core.errors import silence_logger
 
 _CLIENTS, _PANELS = 60, 4
 
@@ -19,9 +19,9 @@ class Division(NamedTuple):
     """A division of a data set.
 
     Attributes:
-      title: Data set, partition and ``data.seed``.
-      counts: ``int64[num_clients, num_classes]``: training examples.
-      other_seeds: Those of runs whose data are divided alike but for ``data.seed``.
+      title: The data set, the partition and ``data.seed``.
+      counts: ``int64[num_clients, num_classes]``: numbers of training examples.
+      other_seeds: The ``data.seed`` of runs with the same partition and another seed.
     """
 
     title: str
@@ -30,28 +30,29 @@ class Division(NamedTuple):
 
 
 def divisions_of(runs: Sequence[RunRecord]) -> tuple[list[Division], list[str]]:
-    """Divides the runs' data again; nothing is downloaded.
+    """Divides the runs' data again, without downloads.
 
     Args:
-      runs: The runs; of runs that differ in nothing but seeds, the first counts.
+      runs: The runs; among runs that differ in seeds alone, the first one counts.
 
     Returns:
-      The different divisions, and why others could not be had, one line each.
+      The divisions, and the reasons why others are missing, one line each.
     """
-    found, missing = [], []
-    alike: dict[str, list[RunRecord]] = {}
+    divisions, missing = [], []
+    groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        alike.setdefault(json.dumps(data_settings(run), sort_keys=True), []).append(run)
-    for run, *others in alike.values():
+        groups.setdefault(json.dumps(data_settings(run), sort_keys=True), []).append(run)
+    for group in groups.values():
+        run = group[0]
         if not data_settings(run):
             continue
-        seed, *further = dict.fromkeys(setting(one, "data", "seed") for one in (run, *others))
+        seed, *other_seeds = dict.fromkeys(setting(member, "data", "seed") for member in group)
         title = data_title(run) if seed is None else f"{data_title(run)}, data.seed {seed}"
         try:
-            found.append(Division(title, _histogram(run.config["data"]), tuple(further)))
+            divisions.append(Division(title, _histogram(run.config["data"]), tuple(other_seeds)))
         except (ValueError, TypeError, OSError) as error:
             missing.append(f"{data_title(run)}: {' '.join(str(error).split())}")
-    return found, missing
+    return divisions, missing
 
 
 def _histogram(settings: dict[str, Any]) -> np.ndarray:
@@ -60,26 +61,26 @@ def _histogram(settings: dict[str, Any]) -> np.ndarray:
 
     arguments = dict(settings)
     name, folder = arguments.pop("name"), arguments.pop("dir", None)
-    with unlogged("fedjax_masks"):  # the run has said what was done to its data
+    with silence_logger("fedjax_masks"):  # the run itself has logged how its data were prepared
         return label_histogram(load_task(name, data_dir=folder or library_folder(), **arguments))
 
 
-def partition_figure(divisions: Sequence[Division]) -> Drawn | None:
-    """A column per client, a row per class: the darker, the more examples."""
+def partition_figure(divisions: Sequence[Division]) -> Plot | None:
+    """The figure: one column per client, one row per class, darker for more examples."""
     from fedjax_masks.analysis.plotting import PolyCollection
 
-    shown = divisions[:_PANELS]
-    if not shown:
+    panels = divisions[:_PANELS]
+    if not panels:
         return None
-    heights = [0.8 + min(0.2 * division.counts.shape[1], 3.2) for division in shown]
+    heights = [0.8 + min(0.2 * division.counts.shape[1], 3.2) for division in panels]
     figure = new_figure(WIDTH, sum(heights))
-    axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, division in zip(axes, shown):
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, division in zip(axes, panels):
         counts = division.counts[:_CLIENTS]
         clients, classes = counts.shape
         client, label = np.nonzero(counts)
         corners = np.stack([client, label], 1)[:, None] + [[0, 0], [1, 0], [1, 1], [0, 1]]
-        # One colour, more or less of it: then the picture also suits a dark page.
+        # Shades by opacity suit a light and a dark page.
         shades = [(PALETTE[0], 0.12 + 0.88 * share) for share in counts[client, label] / counts.max()]
         ax.add_collection(PolyCollection(list(corners), facecolors=shades, linewidths=0))
         ax.set(xlim=(0, clients), ylim=(classes, 0), ylabel="class", title=division.title)
@@ -88,26 +89,26 @@ def partition_figure(divisions: Sequence[Division]) -> Drawn | None:
         ax.grid(False)
         ax.tick_params(length=0)
     axes[-1].set_xlabel("client")
-    return Drawn("partition", "Who has which classes", _caption(divisions), figure)
+    return Plot("partition", "Classes of the clients", _caption(divisions), figure)
 
 
 def _middle(number: int) -> tuple[list[float], list[str]]:
-    """Ticks in the middle of at most a dozen cells."""
+    """Positions and labels of ticks in the middle of cells, at most about a dozen."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000, number) if number <= 12 * step)
     return [place + 0.5 for place in range(0, number, step)], [str(n) for n in range(0, number, step)]
 
 
 def _caption(divisions: Sequence[Division]) -> str:
-    parts = ["Training examples of each class by client: the darker, the more."]
+    parts = ["Training examples of each class by client; darker cells have more."]
     for division in divisions[:_PANELS]:
         sizes = division.counts.sum(1)
-        more = f", of whom the first {_CLIENTS} are shown" if len(sizes) > _CLIENTS else ""
+        more = f", the first {_CLIENTS} shown" if len(sizes) > _CLIENTS else ""
         parts.append(
             f"{division.title}: {len(sizes)} clients{more}, {sizes.min()} to {sizes.max()} examples each; "
-            f"darkest: {division.counts[:_CLIENTS].max()}."
+            f"the darkest cell has {division.counts[:_CLIENTS].max()}."
         )
         if division.other_seeds:
-            parts.append(f"With data.seed {listed(division.other_seeds)} other clients have them; not shown.")
+            parts.append(f"The divisions with data.seed {enumeration(division.other_seeds)} are not shown.")
     if len(divisions) > _PANELS:
-        parts.append(f"{len(divisions) - _PANELS} more are not shown.")
+        parts.append(f"{len(divisions) - _PANELS} further divisions are not shown.")
     return " ".join(parts)

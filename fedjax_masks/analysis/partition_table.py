@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_masks.analysis.partition import Division, partition_figure
 from fedjax_masks.analysis.style import drawing
-from fedjax_masks.core.algorithm import Task
+from fedjax_masks.core.task import Task
 from fedjax_masks.data import label_histogram
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ _CLIENTS, _CLASSES = 20, 12
 
 
 def partition_facts(task: Task, seed: int) -> dict[str, Any]:
-    """The sizes and classes of all clients, ready for JSON.
+    """Sizes and classes of all clients, ready for JSON.
 
     Args:
       task: The divided data.
-      seed: The partition's seed.
+      seed: The seed of the partition.
     """
     return {
         "data": task.name,
@@ -37,11 +37,11 @@ def partition_facts(task: Task, seed: int) -> dict[str, Any]:
 
 
 def print_partition(task: Task, seed: int, console: "Console | None" = None) -> None:
-    """Prints the spread of sizes and classes over all clients, then the first clients.
+    """Prints statistics of sizes and classes over all clients, then the first clients.
 
     Args:
       task: The divided data.
-      seed: The partition's seed.
+      seed: The seed of the partition.
       console: A rich console; standard output by default.
     """
     from rich.box import SIMPLE_HEAD
@@ -63,8 +63,8 @@ def print_partition(task: Task, seed: int, console: "Console | None" = None) -> 
         spread.add_row(title, *(f"{cell:.4g}" if cell < 1000 else f"{cell:.0f}" for cell in cells))
     first = Table("client", "training", "test", "classes: examples", box=SIMPLE_HEAD, pad_edge=False)
     for client in range(min(_CLIENTS, task.num_clients)):
-        held = Text(_classes(counts[client]), overflow="fold")
-        first.add_row(str(client), str(counts[client].sum()), str(task.test.sizes[client]), held)
+        classes = Text(_classes(counts[client]), overflow="fold")
+        first.add_row(str(client), str(counts[client].sum()), str(task.test.sizes[client]), classes)
     for table in (spread, first):
         for column in table.columns[1:4]:
             column.justify = "right" if column.header != "classes: examples" else "left"
@@ -76,17 +76,22 @@ def print_partition(task: Task, seed: int, console: "Console | None" = None) -> 
 
 
 def save_partition(task: Task, seed: int, path: Path) -> None:
-    """Draws the classes of the clients, as the report does, into a file that matplotlib can write.
+    """Draws the classes of the clients, as the report does, into a file.
+
+    Args:
+      task: The divided data.
+      seed: The seed of the partition.
+      path: The file; its suffix names a format of matplotlib.
 
     Raises:
-      ValueError: matplotlib knows no such format.
+      ValueError: matplotlib does not know the format.
     """
     with drawing():
-        drawn = partition_figure(
+        plot = partition_figure(
             [Division(f"{task.name}, {task.partition}, seed {seed}", label_histogram(task))]
         )
-        assert drawn is not None
-        drawn.figure.savefig(path, dpi=150)
+        assert plot is not None
+        plot.figure.savefig(path, dpi=150)
 
 
 def _title(task: Task, seed: int) -> str:
@@ -96,11 +101,11 @@ def _title(task: Task, seed: int) -> str:
 
 
 def _classes(counts: np.ndarray) -> str:
-    """The classes of a client, the largest first.
+    """The classes of a client with their numbers of examples, the largest first.
 
     >>> _classes(np.array([0, 3, 0, 20]))
     '3: 20, 1: 3'
     """
     order = [label for label in np.argsort(-counts, kind="stable") if counts[label]]
-    shown = [f"{label}: {counts[label]}" for label in order[:_CLASSES]]
-    return ", ".join(shown + [f"and {len(order) - _CLASSES} more"] * (len(order) > _CLASSES))
+    entries = [f"{label}: {counts[label]}" for label in order[:_CLASSES]]
+    return ", ".join(entries + [f"and {len(order) - _CLASSES} more"] * (len(order) > _CLASSES))

@@ -1,8 +1,8 @@
-"""The parts of matplotlib that figures are made of, imported whatever ``$MPLBACKEND`` names.
+"""Parts of matplotlib for the figures, imported whatever ``$MPLBACKEND`` names.
 
 Jupyter and Colab export ``MPLBACKEND`` to every shell command of a cell, where its backend often cannot be
-imported; ``import matplotlib`` then fails. No figure here has a window, so none needs a backend. A notebook's
-own backend stays chosen for its pyplot. Imported late, by functions: it takes a second.
+imported; ``import matplotlib`` then fails. The figures have no window and need no backend. The pyplot of a
+notebook keeps its backend. Functions import this module late, as the import takes a second.
 """
 
 import contextlib
@@ -12,18 +12,18 @@ from typing import Any
 
 
 def _import() -> Any:
-    """Imports matplotlib, and takes over the variable's backend where there is such a one."""
+    """Imports matplotlib, and sets the backend of the variable if it exists."""
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"]
-    chosen = os.environ.pop("MPLBACKEND", None)
+    backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib
     finally:
-        if chosen is not None:
-            os.environ["MPLBACKEND"] = chosen
-    if chosen:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
         with contextlib.suppress(ValueError):
-            matplotlib.rcParams["backend"] = chosen
+            matplotlib.rcParams["backend"] = backend
     return matplotlib
 
 

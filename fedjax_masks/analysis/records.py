@@ -1,4 +1,4 @@
-"""Runs as records: configuration, figures over rounds, summary."""
+"""Records of runs: configuration, figures over rounds, summary."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ class RunRecord(NamedTuple):
     """One run.
 
     Attributes:
-      name: What the run is called: its directory's name.
+      name: The name of the run: that of its directory.
       config: The complete configuration, nested as in ``config.json``.
-      records: One flat mapping per evaluated round, in the order of rounds; ``round`` is the
-        number of rounds completed, ``extra`` holds the algorithm's own figures.
-      summary: ``summary.json``; empty while the run has not finished.
+      records: One flat mapping per evaluated round, in the order of rounds; ``round`` is the number of
+        completed rounds, ``extra`` holds the algorithm's own figures.
+      summary: The content of ``summary.json``; empty until the run has finished.
     """
 
     name: str
@@ -27,17 +27,17 @@ class RunRecord(NamedTuple):
 
 
 def column(run: RunRecord, key: str) -> np.ndarray:
-    """One figure over the evaluated rounds: ``float64[evaluations]``.
+    """One figure over the evaluated rounds.
 
-    Records of older versions do not tell which clients had trained; there a figure of these is that of
-    all clients.
+    Records of older versions lack the figures of the clients that have trained (keys that end in ``_seen``);
+    the figures of all clients replace these.
 
     Args:
       run: The run.
       key: A key of the records or of their ``extra``.
 
     Returns:
-      The values; NaN where the figure is absent or does not apply.
+      ``float64[evaluations]``: the values; NaN where the figure is absent or does not apply.
 
     >>> run = RunRecord("a", {}, [{"round": 1, "density": None}, {"round": 2, "density": 0.5}], {})
     >>> column(run, "density").tolist()
@@ -47,8 +47,8 @@ def column(run: RunRecord, key: str) -> np.ndarray:
 
 
 def _figure(record: Mapping[str, Any], key: str) -> Any:
-    both = {**(record.get("extra") or {}), **record}
-    return both[key] if key in both else both.get(key.removesuffix(_SEEN))
+    merged = {**(record.get("extra") or {}), **record}
+    return merged[key] if key in merged else merged.get(key.removesuffix(_SEEN))
 
 
 def last(run: RunRecord, key: str) -> float | None:
@@ -59,27 +59,30 @@ def last(run: RunRecord, key: str) -> float | None:
 
 
 def number(value: Any) -> float:
-    """A JSON value as a float; NaN for what is not a number, or one that no float holds."""
+    """A JSON value as a float; NaN where it is no number, or a number too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return float("nan")
     return float(value) if abs(value) < 1e300 else float("nan")
 
 
 def rounds_done(run: RunRecord) -> int:
-    """Rounds completed at the last evaluation."""
+    """The number of rounds completed at the last evaluation."""
     return int(last(run, "round") or 0)
 
 
 def total_bytes(run: RunRecord) -> np.ndarray:
-    """Bytes sent so far by all clients and the server, at each evaluation: ``float64[evaluations]``."""
+    """Bytes that all clients and the server sent up to each evaluation: ``float64[evaluations]``."""
     return column(run, "bytes_up_total") + column(run, "bytes_down_total")
 
 
 def per_client_round(run: RunRecord, key: str) -> float | None:
-    """A total's share of one client in one round: ``per_client_round(run, "bytes_up_total")``.
+    """A total per client and round, in the mean over all rounds.
 
-    The mean is over all rounds, not only the evaluated ones, so that algorithms whose rounds
-    differ in kind are charged what they really spent.
+    The mean includes rounds without evaluation, as rounds of some algorithms differ in kind.
+
+    Args:
+      run: The run.
+      key: The key of the total, such as ``bytes_up_total``.
     """
     total, rounds = last(run, key), rounds_done(run)
     sizes = column(run, "cohort_size")
@@ -91,9 +94,9 @@ def per_client_round(run: RunRecord, key: str) -> float | None:
 
 
 def client_accuracy(run: RunRecord) -> np.ndarray:
-    """The personal accuracy at the end of each client that trained, ascending.
+    """Final personal accuracies of the clients that have trained, ascending.
 
-    Clients without test data are left out; where a summary does not tell who trained, nobody else is.
+    Clients without test data are left out. All other clients count where a summary lacks ``client_seen``.
     """
     values = np.array([number(value) for value in run.summary.get("client_accuracy") or []], np.float64)
     trained = np.array(run.summary.get("client_seen") or np.ones(values.shape), bool)
@@ -101,18 +104,18 @@ def client_accuracy(run: RunRecord) -> np.ndarray:
 
 
 def clients_trained(run: RunRecord) -> tuple[int, int] | None:
-    """The clients that have trained, and all there are; None where the records do not tell."""
-    seen, number_of = last(run, "clients_seen"), last(run, "num_clients")
-    return None if seen is None or number_of is None else (int(seen), int(number_of))
+    """The numbers of clients that have trained and of all clients; None where the records lack them."""
+    trained, total = last(run, "clients_seen"), last(run, "num_clients")
+    return None if trained is None or total is None else (int(trained), int(total))
 
 
 def is_diverged(run: RunRecord) -> bool:
     """Whether a run had diverged at its last evaluation."""
-    return any(found.get("diverged") is True for found in (*run.records[-1:], run.summary))
+    return any(record.get("diverged") is True for record in (*run.records[-1:], run.summary))
 
 
 def seeds_of(run: RunRecord) -> dict[str, Any]:
-    """All seeds of the configuration by key: the run's, its partition's.
+    """All seeds of the configuration, by key.
 
     >>> seeds_of(RunRecord("a", {"seed": 0, "data": {"name": "digits", "seed": 1}}, [], {}))
     {'seed': 0, 'data.seed': 1}
@@ -121,41 +124,41 @@ def seeds_of(run: RunRecord) -> dict[str, Any]:
 
 
 def layer_densities(run: RunRecord) -> dict[str, np.ndarray]:
-    """Mask density of each layer over the evaluated rounds: layer to ``float64[evaluations]``."""
+    """The mask density ``float64[evaluations]`` of each layer, by the layer's name."""
     keys = dict.fromkeys(key for record in run.records for key in record.get("extra") or {})
-    found = {key.removeprefix("density/"): column(run, key) for key in keys if key.startswith("density/")}
-    return {layer: values for layer, values in found.items() if np.isfinite(values).any()}
+    layers = {key.removeprefix("density/"): column(run, key) for key in keys if key.startswith("density/")}
+    return {layer: values for layer, values in layers.items() if np.isfinite(values).any()}
 
 
 def setting(run: RunRecord, section: str, key: str) -> Any:
-    """One value of a section of the configuration, or None."""
+    """A value in a section of the configuration, or None."""
     inner = run.config.get(section)
     return inner.get(key) if isinstance(inner, Mapping) else None
 
 
 def data_settings(run: RunRecord) -> dict[str, Any]:
-    """Which data and how divided: what runs must share to be compared; without seeds and folders."""
+    """Settings of the data that comparable runs share: all but seeds and folders."""
     settings = run.config.get("data")
     if not isinstance(settings, Mapping):
         return {}
-    apart = ("seed", "dir", "cache_dir")
-    # Runs from before there were these keys are runs with their defaults.
+    incidental = ("seed", "dir", "cache_dir")
+    # Configurations of older versions lack these keys, and mean the defaults.
     defaults = {"scale": "auto", "channels": "auto", "relabel": False, "classes": None}
-    return {k: v for k, v in settings.items() if k not in apart and (k, v) not in defaults.items()}
+    return {k: v for k, v in settings.items() if k not in incidental and (k, v) not in defaults.items()}
 
 
 def data_title(run: RunRecord) -> str:
-    """The data set and its partition, in words."""
+    """The names of the data set and its partition."""
     return f"{setting(run, 'data', 'name')}, {setting(run, 'data', 'partition') or 'iid'}"
 
 
 def algorithm_name(run: RunRecord) -> str:
-    """The algorithm's name; the run's own where the configuration does not say."""
+    """The name of the algorithm; that of the run where the configuration lacks it."""
     return str(setting(run, "algorithm", "name") or run.name)
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested configuration under dotted keys.
+    """A nested configuration as a flat one with dotted keys.
 
     >>> flatten({"data": {"name": "digits"}, "seed": 0})
     {'data.name': 'digits', 'seed': 0}

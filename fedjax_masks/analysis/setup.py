@@ -1,4 +1,4 @@
-"""Bytes that devices get before the first round, beside those of the rounds."""
+"""Setup bytes: bytes that devices receive before the first round."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from fedjax_masks.analysis.wording import si
 
 
 def setup_total(run: RunRecord) -> float:
-    """Bytes that all devices together get before the first round; NaN while a run has not finished.
+    """Setup bytes of all devices together; NaN until a run has finished.
 
-    Every client is a device, whether it takes part later or not.
+    Every client is a device, whether it takes part in a round or not.
     """
     clients = last(run, "num_clients")
-    if clients is None:  # records of older versions do not tell
+    if clients is None:  # records of older versions lack the number
         clients = setting(run, "data", "clients") or len(run.summary.get("client_accuracy") or ())
     return number(run.summary.get("setup_bytes")) * clients
 
 
 def with_setup(run: RunRecord) -> RunRecord:
-    """The run with what devices got before the first round among the bytes that came down."""
+    """The run with its setup bytes included in the bytes of all downloads."""
     setup = setup_total(run)
     records = [
         record | {"bytes_down_total": number(record.get("bytes_down_total")) + setup}
@@ -34,9 +34,9 @@ def counts_setup(series: Sequence[Series]) -> bool:
 
 
 def setup_received(series: Sequence[Series]) -> str:
-    """Words for what devices of some series got before the first round; empty where none got anything."""
-    each = {member.label: number(member.runs[0].summary.get("setup_bytes")) for member in series}
-    got = [f"{label} {si(value, 'B')}" for label, value in each.items() if value > 0]
-    if not got:
+    """A phrase on the setup bytes of the series; empty where no series has some."""
+    per_device = {member.label: number(member.runs[0].summary.get("setup_bytes")) for member in series}
+    amounts = [f"{label} {si(value, 'B')}" for label, value in per_device.items() if value > 0]
+    if not amounts:
         return ""
-    return f"what every device gets before the first round ({', '.join(got)}, for each client once)"
+    return f"setup bytes, which every device receives once, before the first round ({', '.join(amounts)})"

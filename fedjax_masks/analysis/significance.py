@@ -1,9 +1,9 @@
-"""Whether a difference in accuracy is more than the luck of seeds."""
+"""Significance of differences in accuracy: paired t-tests over seeds, corrected by Holm's method."""
 
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scipy.stats import t as student
 
@@ -12,7 +12,7 @@ from fedjax_masks.analysis.records import last, seeds_of
 from fedjax_masks.analysis.style import Series, by_data, sound
 from fedjax_masks.analysis.table import Column, Row, Table
 from fedjax_masks.analysis.wording import slug
-from fedjax_masks.core.errors import unknown
+from fedjax_masks.core.errors import unknown_name
 from fedjax_masks.core.intervals import half_width
 
 _LEVEL = 0.05
@@ -20,13 +20,13 @@ _FEW = 5
 
 
 class Comparison(NamedTuple):
-    """A series against the reference, seed by seed.
+    """A comparison of a series with the reference, paired by seed.
 
     Attributes:
-      seeds: Seeds that both have.
-      difference: Mean over seeds of the series' accuracy minus the reference's.
-      half_width: Of its 95 % confidence interval.
-      p: Two-sided p-value of the paired t-test.
+      seeds: The number of seeds that both series have.
+      difference: The mean over seeds of the series' accuracy minus the reference's.
+      half_width: Half the width of the 95 % confidence interval of the difference.
+      p: The two-sided p-value of the paired t-test.
     """
 
     seeds: int
@@ -36,27 +36,32 @@ class Comparison(NamedTuple):
 
 
 def significance_tables(series: Sequence[Series], baseline: str | None = None) -> list[Table]:
-    """One table for each data set and kind of accuracy of which several series have several common seeds.
+    """Tables of tests, one for each data set and kind of accuracy.
 
-    A series of which a run diverged is not tested.
+    A test needs two seeds that the series has in common with the reference. A series with a diverged run is
+    not tested.
 
     Args:
       series: The series.
-      baseline: The label or the algorithm of the reference, or ``"best"``; by default FedAvg where
-        it ran, else the best.
+      baseline: The label or the algorithm of the reference, or ``"best"``; the default is FedAvg where it
+        ran, else the best series.
 
     Raises:
-      ValueError: There is no such baseline.
+      UserError: There is no such baseline.
     """
-    known = {name for member in series for name in (member.label, member.algorithm)} | {"best"}
-    if baseline is not None and baseline not in known:
-        raise unknown("baseline", baseline, known)
+    names = {name for member in series for name in (member.label, member.algorithm)} | {"best"}
+    if baseline is not None and baseline not in names:
+        raise unknown_name("baseline", baseline, names)
     tables = [_table(members, key, baseline, name) for name, members in by_data(series) for key in ACCURACIES]
     return [table for table in tables if table is not None]
 
 
 def paired(mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
-    """The paired t-test of accuracies with the same seeds.
+    """The paired t-test of accuracies, one pair for each seed.
+
+    Args:
+      mine: Accuracies of the series.
+      theirs: Accuracies of the reference, with the same seeds.
 
     >>> round(paired([0.9, 0.8, 0.85], [0.8, 0.75, 0.77]).p, 3)
     0.034
@@ -69,7 +74,7 @@ def paired(mine: Sequence[float], theirs: Sequence[float]) -> Comparison:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's method (1979), which holds whatever their dependence.
+    """p-values corrected for multiple comparisons by Holm's method (1979), valid under any dependence.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -83,21 +88,25 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def _table(series: Sequence[Series], key: str, baseline: str | None, name: str) -> Table | None:
     scores = {member.label: _by_seed(member, key) for member in series}
-    able = [member for member in sound(series) if len(scores[member.label]) > 1]
-    reference = _reference(able, scores, baseline)
+    candidates = [member for member in sound(series) if len(scores[member.label]) > 1]
+    reference = _reference(candidates, scores, baseline)
     if reference is None:
         return None
     theirs = scores[reference.label]
-    others = [m for m in able if m is not reference and len(scores[m.label].keys() & theirs.keys()) > 1]
+    others = [
+        member
+        for member in candidates
+        if member is not reference and len(scores[member.label].keys() & theirs.keys()) > 1
+    ]
     if not others:
         return None
-    found = [_compare(scores[member.label], theirs) for member in others]
-    corrected = holm([one.p for one in found])
-    rows = [_row(*entry) for entry in zip(others, found, corrected)]
-    what = ACCURACIES[key]
+    comparisons = [_compare(scores[member.label], theirs) for member in others]
+    corrected = holm([comparison.p for comparison in comparisons])
+    rows = [_row(*entry) for entry in zip(others, comparisons, corrected)]
+    accuracy = ACCURACIES[key]
     return Table(
-        slug(f"significance-{what.split()[0]}", name),
-        f"Difference from {reference.label} in {what}" + (f" on {name}" if name else ""),
+        slug(f"significance-{accuracy.split()[0]}", name),
+        f"Difference from {reference.label} in {accuracy}" + (f" on {name}" if name else ""),
         _note(reference, rows, baseline),
         _COLUMNS,
         rows,
@@ -105,34 +114,35 @@ def _table(series: Sequence[Series], key: str, baseline: str | None, name: str) 
 
 
 def _reference(
-    able: Sequence[Series], scores: dict[str, dict[Any, float]], baseline: str | None
+    candidates: Sequence[Series], scores: dict[str, dict[str, float]], baseline: str | None
 ) -> Series | None:
-    """The series to compare with, if it has several seeds."""
-    if baseline is None and any(member.algorithm == "fedavg" for member in able):
+    """The reference among series with several seeds; None where it is not among them."""
+    if baseline is None and any(member.algorithm == "fedavg" for member in candidates):
         baseline = "fedavg"
     if baseline in (None, "best"):
-        return max(able, key=lambda m: statistics.fmean(scores[m.label].values()), default=None)
-    named = [member for member in able if member.label == baseline]
-    return next(iter(named or [member for member in able if member.algorithm == baseline]), None)
+        return max(candidates, key=lambda m: statistics.fmean(scores[m.label].values()), default=None)
+    by_label = [member for member in candidates if member.label == baseline]
+    by_algorithm = [member for member in candidates if member.algorithm == baseline]
+    return next(iter(by_label or by_algorithm), None)
 
 
-def _by_seed(member: Series, key: str) -> dict[Any, float]:
-    """The last accuracy by what the run's seeds are."""
-    found = {repr(seeds_of(run)): last(run, key) for run in member.runs}
-    return {seeds: value for seeds, value in found.items() if value is not None}
+def _by_seed(member: Series, key: str) -> dict[str, float]:
+    """The last accuracy of each run, by its seeds as text."""
+    scores = {repr(seeds_of(run)): last(run, key) for run in member.runs}
+    return {seeds: value for seeds, value in scores.items() if value is not None}
 
 
-def _compare(mine: dict[Any, float], theirs: dict[Any, float]) -> Comparison:
+def _compare(mine: dict[str, float], theirs: dict[str, float]) -> Comparison:
     shared = [seed for seed in mine if seed in theirs]
     return paired([mine[seed] for seed in shared], [theirs[seed] for seed in shared])
 
 
-def _row(member: Series, found: Comparison, corrected: float) -> Row:
-    direction = "better" if found.difference > 0 else "worse"
+def _row(member: Series, comparison: Comparison, corrected: float) -> Row:
+    direction = "better" if comparison.difference > 0 else "worse"
     return {
         "label": member.label,
         "algorithm": member.algorithm,
-        **found._asdict(),
+        **comparison._asdict(),
         "p_holm": corrected,
         "verdict": direction if corrected < _LEVEL else "no difference shown",
     }
@@ -140,20 +150,20 @@ def _row(member: Series, found: Comparison, corrected: float) -> Row:
 
 def _note(reference: Series, rows: Sequence[Row], baseline: str | None) -> str:
     fewest = min(row["seeds"] for row in rows)
-    shown = sum(row["p_holm"] < _LEVEL for row in rows)
+    significant = sum(row["p_holm"] < _LEVEL for row in rows)
     parts = [
-        f"Last accuracy (personal: of the clients that trained in each run, which can be others for another "
-        f"algorithm) minus that of {reference.label}, paired by "
-        f"seed; ± is the 95 % confidence interval. "
-        f"Paired t-test; p is corrected by Holm's method for {len(rows)} "
-        f"comparison{'s' * (len(rows) > 1)}. At p below {_LEVEL:g}, {shown} of {len(rows)} differ."
+        f"Last accuracy minus that of {reference.label}, paired by seed; ± is the 95 % confidence interval.",
+        "Personal accuracies are of the clients that trained in each run; these may differ by algorithm.",
+        f"Paired t-test; p is corrected by Holm's method for {len(rows)} comparison{'s' * (len(rows) > 1)}.",
+        f"At p below {_LEVEL:g}, {significant} of {len(rows)} differ.",
     ]
     if fewest < _FEW:
         parts.append(
-            f"With {fewest} seeds only large and steady differences can show: none shown does not mean none."
+            f"With {fewest} seeds, tests detect only large and steady differences; "
+            "smaller differences may exist."
         )
     if baseline == "best" or (baseline is None and reference.algorithm != "fedavg"):
-        parts.append("The reference was chosen for being the best, which flatters it.")
+        parts.append("The reference was chosen as the best series, which favors it.")
     return " ".join(parts)
 
 

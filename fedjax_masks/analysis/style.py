@@ -1,4 +1,4 @@
-"""How figures look: one colour and marker per algorithm, the same in every figure."""
+"""Style of the figures: one color and marker per algorithm, the same in every figure."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from fedjax_masks.analysis.records import (
 INK, MUTED, GRID = "#1c2530", "#66717d", "#e1e5ea"
 BASELINE = "#5a6570"
 FRONT = "#c3cad2"
-# Okabe and Ito's palette, safe for the colour-blind, without black and its pale yellow.
+# Okabe and Ito's palette for color blindness, without black and its pale yellow.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vPX*"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)), (0, (3, 1)))
-# What may differ between runs that are repetitions of one another.
+# Keys that may differ between repetitions of a run.
 _INCIDENTAL = (
     *("versions", "platform", "plan", "out", "name"),
     *("chosen_plan", "chosen_plan_reason", "chosen_storage", "fingerprints"),
@@ -59,15 +59,15 @@ _RC: dict[Any, Any] = {
 
 
 class Series(NamedTuple):
-    """Runs that are drawn alike: one configuration, over all its seeds.
+    """Runs of one configuration, over all its seeds.
 
     Attributes:
-      label: What the legend says.
-      algorithm: The algorithm's name.
-      color: Its colour, as ``#rrggbb``.
-      marker: Its marker.
-      dash: A line style of matplotlib, which tells configurations of one algorithm apart.
-      runs: The runs, which differ only by seed.
+      label: The label in the legend.
+      algorithm: The name of the algorithm.
+      color: The color of the algorithm, as ``#rrggbb``.
+      marker: The marker of the algorithm.
+      dash: A line style of matplotlib, different for each configuration of an algorithm.
+      runs: The runs, which differ in their seeds alone.
     """
 
     label: str
@@ -79,9 +79,9 @@ class Series(NamedTuple):
 
 
 def group(runs: Sequence[RunRecord]) -> list[Series]:
-    """Groups runs into series, and gives each algorithm its colour.
+    """Groups runs into series, and gives each algorithm a color.
 
-    FedAvg, the baseline of any comparison, is always grey.
+    FedAvg, the usual baseline, is always gray.
 
     Args:
       runs: The runs.
@@ -95,11 +95,11 @@ def group(runs: Sequence[RunRecord]) -> list[Series]:
             json.dumps([algorithm_name(run), _settings(run)], sort_keys=True, default=str), []
         ).append(run)
     members = list(groups.values())
-    colored = [n for n in dict.fromkeys(map(algorithm_name, runs)) if n != "fedavg"]
+    algorithms = [n for n in dict.fromkeys(map(algorithm_name, runs)) if n != "fedavg"]
     series = []
-    for index, (alike, label) in enumerate(zip(members, _labels(members))):
-        name = algorithm_name(alike[0])
-        place = colored.index(name) if name in colored else -1
+    for index, (members_runs, label) in enumerate(zip(members, _labels(members))):
+        name = algorithm_name(members_runs[0])
+        place = algorithms.index(name) if name in algorithms else -1
         variant = sum(algorithm_name(other[0]) == name for other in members[:index])
         series.append(
             Series(
@@ -108,22 +108,22 @@ def group(runs: Sequence[RunRecord]) -> list[Series]:
                 color=PALETTE[place % len(PALETTE)] if place >= 0 else BASELINE,
                 marker=_MARKERS[(place + 1) % len(_MARKERS)],
                 dash=_DASHES[(variant + max(place, 0) // len(PALETTE)) % len(_DASHES)],
-                runs=tuple(alike),
+                runs=tuple(members_runs),
             )
         )
     return series
 
 
 def sound(series: Sequence[Series]) -> list[Series]:
-    """The series none of whose runs diverged: without its bad seeds a mean over seeds would flatter."""
+    """The series without diverged runs; a mean over the other seeds would look better than it is."""
     return [member for member in series if not any(map(is_diverged, member.runs))]
 
 
 def by_data(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
-    """The series that may be compared with one another: those on the same data, divided alike.
+    """Groups of comparable series: series of a group have the same data and partition.
 
     Returns:
-      What the data are called, and the series on them; the name is empty where all are on the same.
+      The name of the data and the series of each group; the name is empty where there is one group.
     """
     groups: dict[str, list[Series]] = {}
     for member in series:
@@ -140,7 +140,7 @@ def by_data(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The settings under which figures are made and saved."""
+    """Applies matplotlib's settings for making and saving figures."""
     from fedjax_masks.analysis.plotting import rc_context
 
     with rc_context(_RC):
@@ -148,35 +148,33 @@ def drawing() -> Iterator[None]:
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:
-    """The flat configuration without what may differ between repetitions."""
+    """The flat configuration without the keys that may differ between repetitions."""
     flat = flatten(run.config)
-    apart = ("data.dir", "data.cache_dir")
-    kept = (
-        key
-        for key in flat
-        if key.split(".")[0] not in _INCIDENTAL and key.split(".")[-1] != "seed" and key not in apart
-    )
-    return {key: flat[key] for key in kept}
+    folders = ("data.dir", "data.cache_dir")
+    return {
+        key: value
+        for key, value in flat.items()
+        if key.split(".")[0] not in _INCIDENTAL and key.split(".")[-1] != "seed" and key not in folders
+    }
 
 
 def _labels(members: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """The algorithm, and where that is ambiguous the settings that differ, or the run's name."""
+    """Labels: the algorithm; where that is ambiguous, also the settings that differ, or the run's name."""
     labels = []
-    for alike in members:
-        name = algorithm_name(alike[0])
-        rivals = [_settings(other[0]) for other in members if algorithm_name(other[0]) == name]
-        own = _settings(alike[0])
-        differing = [key for key in own if any(other.get(key) != own[key] for other in rivals)]
-        told = ", ".join(f"{key.split('.')[-1]}={own[key]}" for key in differing)
-        labels.append(name if len(rivals) == 1 else f"{name}, {told}" if len(differing) in (1, 2) else "")
-    names = [f"{algorithm_name(alike[0])} ({alike[0].name})" for alike in members]
+    for run, *_ in members:
+        name, settings = algorithm_name(run), _settings(run)
+        rivals = [_settings(other) for other, *_ in members if algorithm_name(other) == name]
+        differing = [key for key in settings if any(other.get(key) != settings[key] for other in rivals)]
+        values = ", ".join(f"{key.split('.')[-1]}={settings[key]}" for key in differing)
+        labels.append(name if len(rivals) == 1 else f"{name}, {values}" if len(differing) in (1, 2) else "")
+    names = [f"{algorithm_name(run)} ({run.name})" for run, *_ in members]
     fits = [0 < len(label) <= _LONGEST and labels.count(label) == 1 for label in labels]
-    short = [label if fit else _cut(name) for label, name, fit in zip(labels, names, fits)]
-    again = [short[:place].count(label) for place, label in enumerate(short)]
-    return [f"{label} #{n + 1}" if n else label for label, n in zip(short, again)]
+    unique = [label if fit else _cut(name) for label, name, fit in zip(labels, names, fits)]
+    again = [unique[:place].count(label) for place, label in enumerate(unique)]
+    return [f"{label} #{n + 1}" if n else label for label, n in zip(unique, again)]
 
 
 def _cut(text: str) -> str:
-    """A text without its middle where it is too long for a label."""
+    """A text, cut in the middle where it is too long for a label."""
     half = (_LONGEST - 1) // 2
     return text if len(text) <= _LONGEST else f"{text[:half]}…{text[-half:]}"

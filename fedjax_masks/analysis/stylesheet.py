@@ -1,8 +1,8 @@
-"""The page's style sheet, with colours for light and dark."""
+"""Style sheet of the page, with colors for light and dark screens."""
 
 from fedjax_masks.analysis.style import BASELINE, FRONT, GRID, INK, MUTED, PALETTE
 
-# Colour on paper: its name in the page, and the colour on a dark screen.
+# By color on a light screen: the name of the variable, and the color on a dark screen.
 _COLORS = {
     INK: ("ink", "#e8ecf1"),
     MUTED: ("muted", "#9aa5b1"),
@@ -80,7 +80,7 @@ footer{border-top:1px solid var(--line);padding-top:1rem}
 
 
 def variable(color: str) -> str:
-    """A colour of the palette as the page's variable of the same meaning."""
+    """The variable of the page for a color of the palette; any other color stays as it is."""
     return f"var(--{_COLORS[color][0]})" if color in _COLORS else color
 
 

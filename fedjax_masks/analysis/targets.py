@@ -1,4 +1,4 @@
-"""What it costs to reach an accuracy: rounds, bytes, and whatever else was counted."""
+"""Costs of reaching a target accuracy: rounds, bytes, FLOPs, simulated seconds, joules."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,17 +24,17 @@ _TITLES = {
 
 
 def target_tables(series: Sequence[Series], target: float | None = None) -> list[Table]:
-    """One table for each kind of accuracy that some run has, and for each data set.
+    """Tables of costs, one for each data set and kind of accuracy.
 
     Args:
       series: The series.
-      target: The accuracy to reach, in (0, 1]; by default :func:`common_target`.
+      target: The accuracy to reach, in (0, 1]; the default is :func:`common_target`.
 
     Raises:
-      ValueError: The target is out of range.
+      UserError: The target is out of range.
     """
     if target is not None and not 0 < target <= 1:
-        raise UserError(f"target={target:g}: accepted is a share above 0 and at most 1, as in 0.8")
+        raise UserError(f"target={target:g}: must be above 0 and at most 1; name an accuracy such as 0.8")
     return [
         _table(members, key, target, name)
         for name, members in by_data(series)
@@ -44,13 +44,13 @@ def target_tables(series: Sequence[Series], target: float | None = None) -> list
 
 
 def common_target(series: Sequence[Series], key: str) -> float:
-    """95 % of the mean accuracy that at least half of the series reach, cut to whole percents.
+    """A target within reach: 95 % of the accuracy that at least half of the series reach, in whole percent.
 
-    Series of which a run diverged do not count.
+    Series with a diverged run do not count.
 
     Args:
-      series: The series, of which some have the accuracy.
-      key: Which accuracy.
+      series: The series; some have the accuracy.
+      key: The key of the accuracy.
     """
     curves = [mean_curve(member, key, ROUNDS) for member in sound(series)]
     best = sorted(float(curve.accuracy.max()) for curve in curves if curve.accuracy.size)
@@ -59,50 +59,53 @@ def common_target(series: Sequence[Series], key: str) -> float:
 
 
 def cost_of_target(run: RunRecord, key: str, target: float, cost: Cost) -> float | None:
-    """What a run had spent at the first evaluation at which it reached the target; None if it never did."""
+    """The cost of a run up to the first evaluation that reaches a target; None without such an evaluation.
+
+    Args:
+      run: The run.
+      key: The key of the accuracy.
+      target: The accuracy to reach.
+      cost: The cost.
+    """
     hits = np.flatnonzero(column(run, key) >= target)
-    spent = cost.values(run)
-    return float(spent[hits[0]]) if hits.size and np.isfinite(spent[hits[0]]) else None
+    values = cost.values(run)
+    return float(values[hits[0]]) if hits.size and np.isfinite(values[hits[0]]) else None
 
 
 def _table(series: Sequence[Series], key: str, target: float | None, name: str) -> Table:
     aim = common_target(series, key) if target is None else target
     rows = [_row(member, key, aim) for member in series if have([member], key)]
-    shown = [
+    columns = [
         Column(_TITLES[cost.slug], _text(cost), cost.slug, min)
         for cost in (ROUNDS, *(cost for cost in COSTS if cost is not ROUNDS))
         if cost is ROUNDS or any(row[cost.slug] is not None for row in rows)
     ]
-    what = ACCURACIES[key]
+    accuracy = ACCURACIES[key]
     return Table(
-        slug(f"target-{what.split()[0]}", name),
-        f"To {100 * aim:g} % {what}" + (f" on {name}" if name else ""),
-        _note(aim, what, target is None, rows),
-        shown,
+        slug(f"target-{accuracy.split()[0]}", name),
+        f"To {100 * aim:g} % {accuracy}" + (f" on {name}" if name else ""),
+        _note(aim, accuracy, target is None, rows),
+        columns,
         rows,
     )
 
 
 def _row(member: Series, accuracy: str, target: float) -> Row:
-    """Means over the seeds that got there; none where a seed did not, as it would flatter."""
+    """Mean costs over seeds; None where a seed missed the target, as the other seeds have lower costs."""
     row: Row = {"label": member.label, "algorithm": member.algorithm, "target": target}
-    spent = {
+    costs = {
         cost.slug: [cost_of_target(run, accuracy, target, cost) for run in member.runs] for cost in COSTS
     }
-    row |= {"seeds": len(member.runs), "reached": sum(value is not None for value in spent["rounds"])}
+    row |= {"seeds": len(member.runs), "reached": sum(value is not None for value in costs["rounds"])}
     if not sound([member]):
-        return (
-            row
-            | {"reached": 0, "diverged": 1}
-            | dict.fromkeys(spent)
-            | {f"{key}_ci95": None for key in spent}
-        )
+        empty = dict.fromkeys(key for slug in costs for key in (slug, f"{slug}_ci95"))
+        return row | {"reached": 0, "diverged": 1} | empty
     row["diverged"] = 0
-    for key, values in spent.items():
-        known = [value for value in values if value is not None]
-        complete = len(known) == len(values)
-        width = half_width(known) if complete else math.nan
-        row[key] = sum(known) / len(known) if complete else None
+    for key, values in costs.items():
+        numbers = [value for value in values if value is not None]
+        complete = len(numbers) == len(values)
+        width = half_width(numbers) if complete else math.nan
+        row[key] = sum(numbers) / len(numbers) if complete else None
         row[f"{key}_ci95"] = width if width == width else None
     return row
 
@@ -113,7 +116,7 @@ def _text(cost: Cost) -> Callable[[Row], str]:
         if row["diverged"]:
             return DIVERGED
         if mean is None:
-            return _short_of_it(row) if row["reached"] < row["seeds"] else NOT_APPLICABLE
+            return _missing(row) if row["reached"] < row["seeds"] else NOT_APPLICABLE
         if not cost.unit:
             return f"{mean:.0f}" if not width else f"{mean:.0f} ± {width:.0f}"
         return si(mean, cost.unit)
@@ -121,16 +124,20 @@ def _text(cost: Cost) -> Callable[[Row], str]:
     return text
 
 
-def _short_of_it(row: Row) -> str:
+def _missing(row: Row) -> str:
+    """A cell of a series of which some seeds, or all, missed the target."""
     return f"{row['reached']} of {row['seeds']} seeds" if row["reached"] else "not reached"
 
 
-def _note(target: float, what: str, chosen: bool, rows: Sequence[Row]) -> str:
-    parts = [f"What was spent up to the first evaluation with at least {100 * target:g} % {what}."]
-    if what.startswith("personal"):
-        parts.append("It is that of the clients that had trained by then.")
-    if chosen:
-        parts.append("The target is 95 % of what at least half of the compared reach; --target sets another.")
+def _note(target: float, accuracy: str, is_default: bool, rows: Sequence[Row]) -> str:
+    parts = [f"Costs up to the first evaluation with at least {100 * target:g} % {accuracy}."]
+    if accuracy.startswith("personal"):
+        parts.append("Personal accuracies are of the clients that had trained by then.")
+    if is_default:
+        parts.append(
+            "The target is 95 % of the accuracy that at least half of the series reach; --target sets "
+            "another."
+        )
     if any(row["seeds"] > 1 for row in rows):
-        parts.append("Means over seeds, only where all seeds got there; ± as above.")
+        parts.append("Means over seeds, only where all seeds reached the target; ± as above.")
     return " ".join(parts)

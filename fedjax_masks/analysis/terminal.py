@@ -1,4 +1,4 @@
-"""Tables for the terminal: figures down, runs across, as many as fit."""
+"""Tables for the terminal, with one row per figure and one column per run."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ _TITLE_WIDTH, _RUN_WIDTH = 28, 17
 
 
 def print_table(runs: Sequence[RunRecord], console: "Console | None" = None) -> None:
-    """Prints the comparison of runs; those that differ by seed only are one column.
+    """Prints the comparison of runs; runs that differ in seeds alone share a column.
 
     Args:
       runs: The runs.
@@ -46,18 +46,19 @@ def print_tables(tables: Sequence[Table], console: "Console | None" = None) -> N
 
 
 def _print(table: Table, out: "Console") -> None:
+    """Prints a table in parts, with as many columns as fit into the width of the terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Grid
     from rich.text import Text
 
     abreast = max(1, (out.width - _TITLE_WIDTH) // _RUN_WIDTH)
     for start in range(0, len(table.rows), abreast):
-        some = table.rows[start : start + abreast]
+        part = table.rows[start : start + abreast]
         grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
         grid.add_column()
-        for row in some:
+        for row in part:
             grid.add_column(Text(row["label"]), justify="right")
         for line in table.columns:
-            cells = [Text(line.text(row), "bold" if is_best(line, row, table.rows) else "") for row in some]
+            cells = [Text(line.text(row), "bold" if is_best(line, row, table.rows) else "") for row in part]
             grid.add_row(Text(line.title, "dim"), *cells)
         out.print(grid)

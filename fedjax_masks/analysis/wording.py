@@ -1,4 +1,4 @@
-"""Figures as text: percentages, quantities with SI prefixes, lists, names of files."""
+"""Texts for figures: percentages, quantities with SI prefixes, lists, names of files."""
 
 import json
 import re
@@ -9,25 +9,25 @@ NOT_APPLICABLE = "n/a"
 DIVERGED = "diverged"
 
 
-def listed(values: Iterable[Any]) -> str:
-    """Values in words; whole numbers in a row by their ends.
+def enumeration(values: Iterable[Any]) -> str:
+    """A list of values; consecutive whole numbers appear as a range.
 
-    >>> listed([0, 1, 2, 3]), listed([0, 2]), listed([0, 1])
+    >>> enumeration([0, 1, 2, 3]), enumeration([0, 2]), enumeration([0, 1])
     ('0 to 3', '0, 2', '0, 1')
     """
-    found = list(dict.fromkeys(values))
-    if len(found) > 2 and found == list(range(found[0], found[0] + len(found))):
-        return f"{found[0]} to {found[-1]}"
-    return ", ".join(map(str, found))
+    unique = list(dict.fromkeys(values))
+    if len(unique) > 2 and unique == list(range(unique[0], unique[0] + len(unique))):
+        return f"{unique[0]} to {unique[-1]}"
+    return ", ".join(map(str, unique))
 
 
 def as_text(value: Any) -> str:
-    """A JSON value as people write it: text without quotes."""
+    """A JSON value as text; strings are without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def slug(*words: str) -> str:
-    """Words as the name of a file and of an anchor.
+    """A name for a file and an anchor, made from words.
 
     >>> slug("target-global", "digits, shards:2"), slug("target-global", "")
     ('target-global-digits-shards-2', 'target-global')
@@ -36,7 +36,7 @@ def slug(*words: str) -> str:
 
 
 def percent(value: float | None, half_width: float | None = None) -> str:
-    """An accuracy in [0, 1] as a percentage, with its confidence interval where that is known.
+    """An accuracy in [0, 1] as a percentage, with its confidence interval if there is one.
 
     >>> percent(0.9312), percent(0.9312, 0.015), percent(None)
     ('93.1 %', '93.1 ± 1.5 %', 'n/a')
@@ -47,7 +47,7 @@ def percent(value: float | None, half_width: float | None = None) -> str:
 
 
 def quantity(value: float | None) -> str:
-    """A number to three significant digits, without an exponent where it can be read without.
+    """A number with three significant digits; only a very small one has an exponent.
 
     >>> quantity(0.01), quantity(12), quantity(1234.5), quantity(0), quantity(3e-7), quantity(None)
     ('0.0100', '12.0', '1,234', '0', '3.00e-07', 'n/a')
@@ -60,7 +60,7 @@ def quantity(value: float | None) -> str:
 
 
 def si(value: float, unit: str) -> str:
-    """A quantity to three significant digits, with an SI prefix; seconds, which nobody counts so, without.
+    """A quantity with three significant digits and an SI prefix; seconds have no prefix.
 
     >>> si(12_345_678, "B"), si(0.0, "J"), si(950.0, "s")
     ('12.3 MB', '0 J', '950 s')

@@ -1,66 +1,81 @@
-"""Fixed workloads for measuring speed: ``fedjax-masks bench``."""
+"""Fixed workloads that measure speed: ``fedjax-masks bench``. A workload imports its module when it runs."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-from fedjax_masks.benchmarks import rounds as simulations
-from fedjax_masks.benchmarks.inference import bench_inference
-from fedjax_masks.benchmarks.rounds import bench_rounds, bench_runner
-from fedjax_masks.benchmarks.scale import bench_clients, bench_cohort, bench_devices
-from fedjax_masks.benchmarks.skeleton import bench_skeleton
-from fedjax_masks.core.errors import UserError, unknown
-from fedjax_masks.experiment import platforms
+from fedjax_masks.core.errors import UserError, unknown_name
+from fedjax_masks.core.lazy import load
 
 
 class Workload(NamedTuple):
-    """Something to measure.
+    """A workload.
 
     Attributes:
-      text: What it is.
-      run: ``(*, rounds, plan) -> figures``.
+      text: A description.
+      run: ``(*, rounds, plan) -> figures``: runs the workload.
     """
 
     text: str
     run: Callable[..., dict[str, Any]]
 
 
+def _function(source: str, **arguments: Any) -> Callable[..., dict[str, Any]]:
+    """A function of this package, ``"MODULE:NAME"``, whose module is imported when it is called."""
+    return lambda **options: load(f"fedjax_masks.benchmarks.{source}")(**arguments, **options)
+
+
+def _rounds(setup: str) -> Callable[..., dict[str, Any]]:
+    """A function that measures the rounds per second of a setup of :mod:`fedjax_masks.benchmarks.rounds`."""
+
+    def run(**options: Any) -> dict[str, Any]:
+        from fedjax_masks.benchmarks import rounds
+
+        return rounds.bench_rounds(getattr(rounds, setup), **options)
+
+    return run
+
+
 WORKLOADS: Mapping[str, Workload] = {
     "femnist-cnn": Workload(
         "FedAvg, two convolutions on 28 x 28, 100 clients of 100, cohort 10",
-        partial(bench_rounds, simulations.femnist_cnn),
+        _rounds("femnist_cnn"),
     ),
     "femnist-cnn-ragged": Workload(
-        "the same, clients of 20 to 180 examples", partial(bench_rounds, simulations.femnist_cnn_ragged)
+        "femnist-cnn with clients of 20 to 180 examples", _rounds("femnist_cnn_ragged")
     ),
     "mlp-1000": Workload(
         "FedAvg, dense 200-200-62, 1000 clients of 50, cohort 100",
-        partial(bench_rounds, simulations.mlp_1000),
+        _rounds("mlp_1000"),
     ),
     "pfl-cifar10": Workload(
         "FedAvg, two convolutions on 32 x 32 x 3, 1000 clients of 50, cohort 50",
-        partial(bench_rounds, simulations.pfl_cifar10),
+        _rounds("pfl_cifar10"),
     ),
     "fedmask-lenet": Workload(
         "FedMask, LeNet on 28 x 28, 100 clients of 40, cohort 20, 5 epochs",
-        partial(bench_rounds, simulations.fedmask_lenet),
+        _rounds("fedmask_lenet"),
     ),
     "runner-overhead": Workload(
-        "what records, progress and checkpoints add to the rounds of femnist-cnn", bench_runner
+        "overhead of records, progress and checkpoints over the rounds of femnist-cnn",
+        _function("rounds:bench_runner"),
     ),
     "fedskel-backward": Workload(
-        "ResNet-18 with skeletons: backward passes, training steps, rounds", bench_skeleton
+        "ResNet-18 with skeletons: backward passes, training steps, rounds",
+        _function("skeleton:bench_skeleton"),
     ),
     "fedmask-compact": Workload(
-        "latency of a FedMask model, masked and dense against compacted",
-        partial(bench_inference, systems=("fedmask",)),
+        "latency of a FedMask model: the masked dense form against the compacted form",
+        _function("inference:bench_inference", systems=("fedmask",)),
     ),
     "scale-clients": Workload(
-        "FedMask, LeNet, cohort 100 of a thousand to a million clients, masks on the host", bench_clients
+        "FedMask, LeNet, cohorts of 100 out of a thousand to a million clients, masks on the host",
+        _function("scale:bench_clients"),
     ),
-    "scale-cohort": Workload("mlp-1000 with cohorts of 10 to 1000", bench_cohort),
-    "scale-devices": Workload("mlp-1000 on 1 to 8 devices", bench_devices),
-    "masked-inference": Workload("the same of every system that makes models smaller", bench_inference),
+    "scale-cohort": Workload("mlp-1000 with cohorts of 10 to 1000", _function("scale:bench_cohort")),
+    "scale-devices": Workload("mlp-1000 on 1 to 8 devices", _function("scale:bench_devices")),
+    "masked-inference": Workload(
+        "fedmask-compact for every system that makes models smaller", _function("inference:bench_inference")
+    ),
 }
 """Workloads by name."""
 
@@ -70,18 +85,20 @@ def bench(workload: str, *, rounds: int = 20, plan: str = "auto") -> dict[str, A
 
     Args:
       workload: A key of :data:`WORKLOADS`.
-      rounds: Rounds to measure (to train, where models are measured).
-      plan: An execution plan.
+      rounds: The number of rounds to measure; where models are measured, the number of training rounds.
+      plan: The execution plan.
 
     Returns:
-      Its figures, ready for JSON.
+      The figures, ready for JSON.
 
     Raises:
       UserError: There is no such workload, or too few rounds.
     """
+    from fedjax_masks.experiment import platforms
+
     if workload not in WORKLOADS:
-        raise unknown("workload", workload, WORKLOADS)
+        raise unknown_name("workload", workload, WORKLOADS)
     if rounds < 1:
-        raise UserError(f"rounds={rounds}: at least 1 is accepted")
+        raise UserError(f"rounds={rounds}: must be at least 1; name a larger number")
     platforms.check()
     return {"workload": workload, **WORKLOADS[workload].run(rounds=rounds, plan=plan)}

@@ -1,4 +1,4 @@
-"""Timing of things against each other on a machine that is never quiet."""
+"""Measurements of time and memory on a machine with other load."""
 
 import contextlib
 import math
@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from fedjax_masks.core.progress import lines, working
+from fedjax_masks.core.progress import activity, lines
 
 
 class Rates(NamedTuple):
-    """What the machine can do.
+    """Rates of the machine.
 
     Attributes:
-      gflops: Matrix products in float32, in GFLOP/s.
-      gbytes: Memory read and written by an elementwise operation in a loop, in GB/s.
+      gflops: The rate of matrix products in float32, in GFLOP/s.
+      gbytes: The rate at which an elementwise operation in a loop reads and writes memory, in GB/s.
     """
 
     gflops: float
@@ -30,85 +30,90 @@ class Rates(NamedTuple):
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of a call, until its results are there."""
-    began = time.perf_counter()
+    """Seconds of a call, until its results are ready."""
+    start = time.perf_counter()
     jax.block_until_ready(call())
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def in_turns(
+def time_in_turns(
     calls: Mapping[Any, Callable[[], Any]], turns: int, *, title: str = "measuring"
 ) -> dict[Any, list[float]]:
-    """Seconds of each call, one after the other, over and over, after one round for warming up.
+    """Times calls in turns, so that other load of the machine slows all of them alike.
+
+    Every call runs once more at the beginning, without measurement.
 
     Args:
       calls: The calls by name.
-      turns: How often each is measured.
-      title: What is measured, for the lines of progress.
+      turns: The number of turns; each call runs once in a turn.
+      title: The title of the lines of progress.
+
+    Returns:
+      Seconds of each call in each turn, by name.
     """
-    taken: dict[Any, list[float]] = {name: [] for name in calls}
-    with lines(title, total=turns, unit="turns", doing="warming up") as show:
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    with lines(title, total=turns, unit="turns", phase="warming up") as show:
         for call in calls.values():
             jax.block_until_ready(call())
         for turn in range(turns):
             for name, call in calls.items():
-                taken[name].append(seconds(call))
+                times[name].append(seconds(call))
             show(turn + 1, now=turn + 1 == turns)
-    return taken
+    return times
 
 
 def speedup(slow: npt.ArrayLike, fast: npt.ArrayLike) -> float:
-    """The median ratio of two lists of seconds, taken in turns."""
+    """The median ratio of two lists of seconds, measured in turns."""
     return round(statistics.median(np.asarray(slow) / np.asarray(fast)), 3)
 
 
-def median_ms(taken: npt.ArrayLike) -> float:
-    """The median of some seconds, in milliseconds."""
-    return round(1e3 * float(np.median(np.asarray(taken))), 4)
+def median_ms(times: npt.ArrayLike) -> float:
+    """The median of a list of seconds, in milliseconds."""
+    return round(1e3 * float(np.median(np.asarray(times))), 4)
 
 
 def matmul_gflops(size: int = 1024, repeats: int = 9) -> float:
-    """The machine's float32 matrix-product rate in GFLOP/s: best of several products."""
+    """The rate of float32 matrix products in GFLOP/s: the best of several products."""
     a = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     return 2 * size**3 / min(seconds(lambda: product(a, a)) for _ in range(repeats)) / 1e9
 
 
 def stream_gbytes(size: int = 2**25, repeats: int = 9) -> float:
-    """The rate in GB/s at which an array too large for any cache is read and written, over and over.
+    """The rate in GB/s of reading and writing an array that is too large for any cache.
 
-    In place: in fresh memory, most of the time goes by until the system has handed it out.
+    The operation works in place: with fresh memory, most of the time would go into its allocation.
     """
     passes = 10
     scale = jax.jit(lambda a: jax.lax.fori_loop(0, passes, lambda _, a: 1.0001 * a, a), donate_argnums=0)
-    call = repeated(scale, jnp.ones(size, jnp.float32))
+    call = repeat(scale, jnp.ones(size, jnp.float32))
     return 2 * passes * 4 * size / min(seconds(call) for _ in range(repeats)) / 1e9
 
 
-def repeated(run: Callable[[Any], Any], carry: Any) -> Callable[[], Any]:
-    """Calls of ``run`` that go on where the last one ended and, if it donates, in the memory it had."""
-    held = [carry]
+def repeat(run: Callable[[Any], Any], carry: Any) -> Callable[[], Any]:
+    """A call of ``run`` with its last result, which it may donate; the first call takes ``carry``."""
+    result = [carry]
 
     def call() -> Any:
-        held[0] = run(held[0])
-        return held[0]
+        result[0] = run(result[0])
+        return result[0]
 
     return call
 
 
 def rates() -> Rates:
-    """Measures the machine."""
-    with working("rates of the machine"):
+    """Measures the rates of the machine."""
+    with activity("rates of the machine"):
         return Rates(round(matmul_gflops(), 1), round(stream_gbytes(), 1))
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process in MB, since :func:`forget_peak` where that works."""
+    """Peak resident memory of this process in MB, since the last :func:`forget_peak` on Linux."""
     return _status_mb("VmHWM") or _most_resident_mb()
 
 
 def _most_resident_mb() -> float:
-    """The system's own account of the peak; NaN where it keeps none, as on Windows."""
+    """The peak that the system reports; NaN where it reports none, as on Windows."""
     try:
         import resource
     except ImportError:
@@ -118,12 +123,12 @@ def _most_resident_mb() -> float:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process now, in MB; its peak where that is not known."""
+    """Resident memory of this process in MB; the peak where the system does not report it."""
     return _status_mb("VmRSS") or peak_rss_mb()
 
 
 def forget_peak() -> None:
-    """Starts the measurement of the peak anew; on Linux."""
+    """Resets the measurement of the peak; works on Linux alone."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -137,5 +142,5 @@ def _status_mb(field: str) -> float | None:
 
 
 def device() -> str:
-    """The devices, by number and kind."""
+    """The number and kind of the devices."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

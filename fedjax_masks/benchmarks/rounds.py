@@ -1,8 +1,8 @@
 """Rounds per second of fixed simulations.
 
-All data are synthetic with a fixed seed. A workload's rate is the median over chunks of rounds after
-one for warming up; the matmul rate is measured in the same process, so that a share of it means
-something on a noisy machine.
+All data are synthetic with a fixed seed. The rate of a workload is the median over chunks of rounds, after a
+first round without measurement. The rate of matrix products is measured in the same process, so that other
+load of the machine affects both alike.
 """
 
 import statistics
@@ -23,21 +23,21 @@ from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.core.progress import lines
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.experiment.config import make_config
-from fedjax_masks.experiment.experiment import writers
 from fedjax_masks.experiment.loop import chunk_length, run_rounds
 from fedjax_masks.experiment.progress import progress
 from fedjax_masks.experiment.trackers import tracking
-from fedjax_masks.simulation import alone, make_simulation
+from fedjax_masks.experiment.writers import chunk_writers
+from fedjax_masks.simulation import make_simulation
 
 Setup = tuple[FederatedAlgorithm, Task, int]
 """Algorithm, data, and clients per round."""
 
 
 def _task(shape: tuple[int, ...], num_classes: int, sizes: np.ndarray) -> Task:
-    """Inputs of the size of normalised images, and too noisy to be learnt by heart at once.
+    """Synthetic data with the scale of normalized images and much noise.
 
-    A network that is sure of everything has gradients among the denormal numbers, on which a
-    CPU is many times slower: that would be measured instead.
+    Without the noise, a network would soon fit all examples. Its gradients would be denormal numbers, with
+    which a CPU is many times slower.
     """
     return synthetic_task(shape, num_classes, sizes, test_per_client=1, noise=1.25, scale=0.2)
 
@@ -48,29 +48,29 @@ def _femnist(sizes: np.ndarray) -> Setup:
 
 
 def femnist_cnn() -> Setup:
-    """FedAvg on clients of one size."""
+    """FedAvg with a convolutional network; all clients have equally many examples."""
     return _femnist(np.full(100, 100))
 
 
 def femnist_cnn_ragged() -> Setup:
-    """FedAvg on clients of many sizes."""
+    """FedAvg with a convolutional network; clients have different numbers of examples."""
     return _femnist(np.random.default_rng(0).permutation(np.linspace(20, 180, 100).round().astype(int)))
 
 
 def mlp_1000() -> Setup:
-    """FedAvg on many clients with a perceptron."""
+    """FedAvg with a perceptron and many clients."""
     task = _task((28, 28, 1), 62, np.full(1000, 50))
     return fedavg(models.mlp(task, hidden=(200, 200)), optax.sgd(0.1), epochs=1, batch_size=10), task, 100
 
 
 def pfl_cifar10() -> Setup:
-    """FedAvg on many clients with colour images."""
+    """FedAvg with a convolutional network, color images and many clients."""
     task = _task((32, 32, 3), 10, np.full(1000, 50))
     return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=1, batch_size=10), task, 50
 
 
 def fedmask_lenet() -> Setup:
-    """FedMask."""
+    """FedMask with LeNet."""
     task = _task((28, 28, 1), 10, np.full(100, 40))
     return fedmask(models.lenet(task), optax.sgd(100.0), epochs=5, batch_size=10), task, 20
 
@@ -79,30 +79,30 @@ def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto")
     """Measures rounds per second of one workload.
 
     Args:
-      setup: Makes the simulation.
-      rounds: Rounds to measure, after as many as one chunk for warming up.
-      plan: An execution plan.
+      setup: A function that makes the algorithm, the data and the size of the cohort.
+      rounds: The number of rounds to measure, after a first round.
+      plan: The execution plan.
 
     Returns:
-      Flat figures: ``rounds_per_s`` is the median over chunks, ``model_flops_per_round`` the
-      FLOPs of matrix products and convolutions over the cohort, ``achieved_gflops`` their rate. Of a
-      round's time, ``products_share`` is what these would take at the rate of large matrix products,
-      and ``traffic_share`` what the bytes would take that training has to read and write at the rate
-      of a large array; what is left is neither, such as patches, pooling and small steps.
+      Flat figures. ``rounds_per_s`` is the median over chunks, ``model_flops_per_round`` the FLOPs of matrix
+      products and convolutions over the cohort, ``achieved_gflops`` their rate. ``products_share`` is the
+      share of a round's time that these would take at the rate of large matrix products. ``traffic_share`` is
+      the share that the bytes of training would take at the rate of a large array. The remaining time goes
+      into patches, pooling and small steps.
     """
-    began = time.perf_counter()
+    data_start = time.perf_counter()
     algorithm, task, cohort = setup()
-    prepared = time.perf_counter()
+    simulation_start = time.perf_counter()
     chunk = max(1, min(5, rounds))
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan)
     rates, flops, traffic, chunks = [], [], [], range(1, 1 + rounds, chunk)
-    with lines("bench", total=len(chunks), unit=f"chunks of {chunk} rounds", doing="compiling") as show:
-        state, metrics = simulation.run(simulation.init(), 0, 1)
-        first_round = time.perf_counter() - prepared
+    with lines("bench", total=len(chunks), unit=f"chunks of {chunk} rounds", phase="compiling") as show:
+        state, (metrics,) = simulation.run(simulation.init(), 0, 1)
+        first_round = time.perf_counter() - simulation_start
         for start in chunks:
-            tick = time.perf_counter()
-            state, metrics = simulation.run(state, start, chunk)
-            rates.append(chunk / (time.perf_counter() - tick))
+            chunk_start = time.perf_counter()
+            state, (metrics,) = simulation.run(state, start, chunk)
+            rates.append(chunk / (time.perf_counter() - chunk_start))
             flops.append(float(metrics.mean("flops").mean()) * cohort)
             traffic.append(float(metrics.mean("traffic").mean()) * cohort)
             show(len(rates), f"{rates[-1]:.3g} rounds/s", now=True)
@@ -112,7 +112,7 @@ def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto")
         "plan": str(simulation.plan),
         "device": measure.device(),
         "rounds": len(rates) * chunk,
-        "data_s": round(prepared - began, 3),
+        "data_s": round(simulation_start - data_start, 3),
         "compile_s": round(stats.compile_seconds, 3),
         "first_round_s": round(first_round, 3),
         "rounds_per_s": round(rate, 4),
@@ -129,10 +129,17 @@ def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto")
 
 
 def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
-    """What the runner adds to the bare loop of rounds: records, progress and checkpoints.
+    """Measures the overhead of the runner (records, progress, checkpoints) over the bare loop of rounds.
 
-    Both run the same rounds of ``femnist-cnn`` in turn, fifteen times; evaluation, whose cost is
-    the user's choice, is left out of both.
+    Both run the same rounds of ``femnist-cnn`` in turns, fifteen times, without evaluation, whose cost
+    depends on the user's configuration.
+
+    Args:
+      rounds: The number of rounds of each run.
+      plan: The execution plan.
+
+    Returns:
+      ``bare_s`` and ``runner_s``: median seconds of a run; ``overhead``: the median ratio minus 1.
     """
     algorithm, task, cohort = femnist_cnn()
     chunk = chunk_length(rounds)
@@ -146,28 +153,28 @@ def bench_runner(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
         for start in range(0, rounds, chunk):
             state, _ = simulation.run(state, start, min(chunk, rounds - start))
 
-    def whole() -> None:
+    def runner() -> None:
         config = make_config({"algorithm.name": "fedavg", "rounds": rounds, "eval_every": chunk})
         with (
             tempfile.TemporaryDirectory() as out,
-            progress("bench", done=0, rounds=rounds, quiet=False, doing="") as show,
+            progress("bench", start=0, rounds=rounds, quiet=False, activity="") as show,
             tracking((), Path(out), config={}) as tracker,
         ):
-            (hooks,) = writers([Path(out)], config, [tracker.log])
+            (hooks,) = chunk_writers([Path(out)], config, [tracker.log])
             run_rounds(
-                alone(simulation),
+                simulation,
                 simulation.init(),
                 rounds=rounds,
                 eval_every=chunk,
                 on_chunk=[(*hooks, show)],
             )
 
-    taken = measure.in_turns({"bare": bare, "runner": whole}, 15, title="bare and with the runner")
+    times = measure.time_in_turns({"bare": bare, "runner": runner}, 15, title="bare and with the runner")
     return {
         "plan": str(simulation.plan),
         "device": measure.device(),
         "rounds": rounds,
-        "bare_s": round(statistics.median(taken["bare"]), 4),
-        "runner_s": round(statistics.median(taken["runner"]), 4),
-        "overhead": round(measure.speedup(taken["runner"], taken["bare"]) - 1, 4),
+        "bare_s": round(statistics.median(times["bare"]), 4),
+        "runner_s": round(statistics.median(times["runner"]), 4),
+        "overhead": round(measure.speedup(times["runner"], times["bare"]) - 1, 4),
     }

@@ -1,7 +1,7 @@
-"""How speed and memory go with the number of clients, the cohort and the devices.
+"""Speed and memory by number of clients, size of the cohort and number of devices.
 
-Of two sizes, rounds are run in turns in one process, so that their ratio means something on a noisy
-machine; memory is measured in a process that does nothing else.
+Rounds of all sizes run in turns in one process, so that other load of the machine slows them alike. Memory is
+measured in a process of its own.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ from fedjax_masks.algorithms.fedmask import fedmask
 from fedjax_masks.benchmarks import measure
 from fedjax_masks.benchmarks.rounds import mlp_1000
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
-from fedjax_masks.core.progress import say, working
+from fedjax_masks.core.progress import activity, say
 from fedjax_masks.data import synthetic_task, task_from_arrays
 from fedjax_masks.simulation import Simulation, Storage, make_simulation
 
@@ -31,7 +31,7 @@ _COHORT, _EXAMPLES, _POOL = 100, 20, 10_000
 
 
 def _population(num_clients: int) -> tuple[FederatedAlgorithm, Task]:
-    """FedMask on LeNet; clients of two classes each, whose examples follow from the seed."""
+    """FedMask with LeNet; the seed determines the examples of the clients, of two classes each."""
     pool = synthetic_task((28, 28, 1), 10, [_POOL], test_per_client=1000, noise=1.25, scale=0.2)
     task = task_from_arrays(
         pool.inputs,
@@ -42,58 +42,59 @@ def _population(num_clients: int) -> tuple[FederatedAlgorithm, Task]:
         partition=f"draw:{_EXAMPLES}:2",
         test_per_client=1,
     )
-    # A prune would make a client's first round longer than the others, and so rounds of many clients.
+    # Pruning would lengthen the first round of each client, and thus all rounds of large populations.
     return fedmask(models.lenet(task), optax.sgd(100.0), epochs=1, batch_size=10, prune_ratio=1.0), task
 
 
 def _on_host(num_clients: int, cohort: int, chunk: int, plan: str, folder: str) -> Simulation:
+    """A simulation with the clients' states on the host."""
     algorithm, task = _population(num_clients)
     storage = Storage(clients="host", path=Path(folder) / f"{num_clients}.rows")
     return make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan, storage=storage)
 
 
-def _rounds(simulation: Simulation, chunk: int) -> Callable[[], Any]:
+def _next_chunk(simulation: Simulation, chunk: int) -> Callable[[], Any]:
     """A call that runs the next chunk of rounds."""
-    held = [(simulation.init(), 0)]
+    carry = [(simulation.init(), 0)]
 
     def call() -> Any:
-        state, done = held[0]
-        state, metrics = simulation.run(state, done, chunk)
-        held[0] = state, done + chunk
+        state, start = carry[0]
+        state, (metrics,) = simulation.run(state, start, chunk)
+        carry[0] = state, start + chunk
         return metrics
 
     return call
 
 
 def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
-    """A fixed cohort out of more and more clients, whose masks lie on the host.
+    """Measures cohorts of one size out of populations of different sizes, with masks on the host.
 
     Args:
-      rounds: Rounds to measure of every population, after as many as one chunk for warming up.
-      plan: An execution plan.
+      rounds: The number of rounds of each population, after a chunk without measurement.
+      plan: The execution plan.
 
     Returns:
-      By population: ``rounds_per_s``; ``relative``, the ratio to the smallest population, by paired
-      chunks; ``predicted_mb`` and ``peak_mb`` of the process's resident memory; and ``store_mb``, what
-      the visited clients take on the disk.
+      By population: ``rounds_per_s``; ``relative``, the ratio to the smallest population over paired chunks;
+      ``predicted_mb`` and ``peak_mb``, resident memory of a process; and ``store_mb``, disk space of the
+      visited clients.
     """
     chunk = max(1, min(2, rounds))
     with tempfile.TemporaryDirectory() as folder:
-        held = {number: _on_host(number, _COHORT, chunk, plan, folder) for number in _POPULATIONS}
+        simulations = {number: _on_host(number, _COHORT, chunk, plan, folder) for number in _POPULATIONS}
         turns = max(1, rounds // chunk)
-        calls = {n: _rounds(s, chunk) for n, s in held.items()}
-        taken = measure.in_turns(calls, turns, title="rounds of every population")
-        stores = {number: simulation.store for number, simulation in held.items()}
+        calls = {n: _next_chunk(s, chunk) for n, s in simulations.items()}
+        times = measure.time_in_turns(calls, turns, title="rounds of every population")
+        stores = {number: simulation.store for number, simulation in simulations.items()}
         sizes = {number: store.file_bytes for number, store in stores.items() if store is not None}
     figures = {}
     for number in _POPULATIONS:
         figures[str(number)] = {
-            "rounds_per_s": round(chunk / statistics.median(taken[number]), 4),
-            "relative": measure.speedup(taken[_POPULATIONS[0]], taken[number]),
+            "rounds_per_s": round(chunk / statistics.median(times[number]), 4),
+            "relative": measure.speedup(times[_POPULATIONS[0]], times[number]),
             "store_mb": round(sizes[number] / 1e6, 3),
-            **_alone(_memory, number, _COHORT, chunk, plan),
+            **_in_process(_memory, number, _COHORT, chunk, plan),
         }
-    (simulation, *_) = held.values()
+    (simulation, *_) = simulations.values()
     assert simulation.store is not None
     return {
         "device": measure.device(),
@@ -106,10 +107,10 @@ def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
 
 
 def _memory(num_clients: int, cohort: int, chunk: int, plan: str) -> dict[str, float]:
-    """Peak memory of a simulation of some rounds, and what was predicted before the first."""
+    """Resident memory of a simulation in MB: the prediction before the first round, and the peak."""
     with tempfile.TemporaryDirectory() as folder:
         simulation = _on_host(num_clients, cohort, chunk, plan, folder)
-        run = _rounds(simulation, chunk)
+        run = _next_chunk(simulation, chunk)
         predicted = measure.resident_mb() + simulation.memory_bytes / 1e6
         measure.forget_peak()
         for _ in range(3):
@@ -117,35 +118,40 @@ def _memory(num_clients: int, cohort: int, chunk: int, plan: str) -> dict[str, f
         return {"predicted_mb": round(predicted, 1), "peak_mb": round(measure.peak_rss_mb(), 1)}
 
 
-def _alone(function: Callable[..., Mapping[str, float]], *arguments: Any) -> Mapping[str, float]:
-    """A call in a process of its own."""
-    fresh, told = multiprocessing.get_context("spawn"), f"memory of {arguments[0]} clients"
-    say(told)
-    with working(told), ProcessPoolExecutor(1, mp_context=fresh) as pool:
+def _in_process(function: Callable[..., Mapping[str, float]], *arguments: Any) -> Mapping[str, float]:
+    """Calls a function in a new process; its first argument is the number of clients."""
+    context, title = multiprocessing.get_context("spawn"), f"memory of {arguments[0]} clients"
+    say(title)
+    with activity(title), ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def bench_cohort(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
-    """Larger and larger cohorts of a thousand clients with a perceptron.
+    """Measures cohorts of different sizes out of a thousand clients with a perceptron.
+
+    Args:
+      rounds: The number of rounds of each cohort, after a chunk without measurement.
+      plan: The execution plan.
 
     Returns:
-      By cohort ``clients_per_s``, trained; and ``relative``, its ratio to that of the smallest cohort.
+      By size of the cohort: ``clients_per_s``, the rate of trained clients; ``relative``, its ratio to that
+      of the smallest cohort; ``memory_mb``, device memory.
     """
     algorithm, task, _ = mlp_1000()
     chunk = max(1, min(2, rounds))
-    held = {n: make_simulation(algorithm, task, cohort=n, chunk=chunk, plan=plan) for n in _COHORTS}
-    calls, turns = {n: _rounds(s, chunk) for n, s in held.items()}, max(1, rounds // chunk)
-    taken = measure.in_turns(calls, turns, title="rounds of every cohort")
+    simulations = {n: make_simulation(algorithm, task, cohort=n, chunk=chunk, plan=plan) for n in _COHORTS}
+    calls, turns = {n: _next_chunk(s, chunk) for n, s in simulations.items()}, max(1, rounds // chunk)
+    times = measure.time_in_turns(calls, turns, title="rounds of every cohort")
     return {
         "device": measure.device(),
         "cohorts": {
             str(number): {
-                "plan": str(held[number].plan),
-                "clients_per_s": round(number * chunk / statistics.median(taken[number]), 2),
+                "plan": str(simulations[number].plan),
+                "clients_per_s": round(number * chunk / statistics.median(times[number]), 2),
                 "relative": round(
-                    measure.speedup(taken[_COHORTS[0]], taken[number]) * number / _COHORTS[0], 3
+                    measure.speedup(times[_COHORTS[0]], times[number]) * number / _COHORTS[0], 3
                 ),
-                "memory_mb": round(held[number].memory_bytes / 1e6, 1),
+                "memory_mb": round(simulations[number].memory_bytes / 1e6, 1),
             }
             for number in _COHORTS
         },
@@ -153,29 +159,33 @@ def bench_cohort(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
 
 
 def bench_devices(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
-    """The clients of ``mlp-1000`` on 1, 2, 4 and all devices.
+    """Measures ``mlp-1000`` on 1, 2, 4 and 8 devices, as far as there are so many.
+
+    Args:
+      rounds: The number of rounds on each number of devices, after a chunk without measurement.
+      plan: The execution plan, without its mesh.
 
     Returns:
-      By number of devices ``rounds_per_s``, and ``speedup`` against one.
+      By number of devices: ``rounds_per_s``; ``speedup``, the ratio to one device.
     """
     algorithm, task, cohort = mlp_1000()
     kind, _, _ = plan.partition(",mesh:")
     numbers = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
     chunk = max(1, min(5, rounds))
-    held = {
+    simulations = {
         n: make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=f"{kind},mesh:{n}")
         for n in numbers
     }
-    calls, turns = {n: _rounds(s, chunk) for n, s in held.items()}, max(1, rounds // chunk)
-    taken = measure.in_turns(calls, turns, title="rounds on every number of devices")
+    calls, turns = {n: _next_chunk(s, chunk) for n, s in simulations.items()}, max(1, rounds // chunk)
+    times = measure.time_in_turns(calls, turns, title="rounds on every number of devices")
     return {
         "device": measure.device(),
         "cores": os.cpu_count(),
         "devices": {
             str(number): {
-                "plan": str(held[number].plan),
-                "rounds_per_s": round(chunk / statistics.median(taken[number]), 4),
-                "speedup": measure.speedup(taken[1], taken[number]),
+                "plan": str(simulations[number].plan),
+                "rounds_per_s": round(chunk / statistics.median(times[number]), 4),
+                "speedup": measure.speedup(times[1], times[number]),
             }
             for number in numbers
         },

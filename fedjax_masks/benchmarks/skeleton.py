@@ -1,9 +1,9 @@
-"""What a skeleton saves: ``fedjax-masks bench --workload fedskel-backward``.
+"""Savings of skeletons: ``fedjax-masks bench --workload fedskel-backward``.
 
-ResNet-18 on 32 x 32 images, batch 50, ten steps in a loop: an epoch of the published clients. The
-dense side is, layer by layer, the fastest of our lowerings; the skeleton's side is what a simulation
-runs. Both run in turn, so that what else the machine does meets both; a speed-up is the median over
-the turns.
+The benchmark runs ResNet-18 on 32 x 32 images with minibatches of 50, ten steps in a loop, as in an epoch of
+the published clients. Each dense layer uses the fastest of our lowerings; each skeleton uses the lowering of
+a simulation. Both run in turns, so that other load of the machine slows both alike. A speed-up is the median
+over the turns.
 """
 
 import collections
@@ -21,7 +21,7 @@ from fedjax_masks import models
 from fedjax_masks.algorithms.fedskel import fedskel, keep_count
 from fedjax_masks.benchmarks import measure
 from fedjax_masks.core import training, trees
-from fedjax_masks.core.progress import working
+from fedjax_masks.core.progress import activity
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Layer, Model
 from fedjax_masks.ops.conv import Lowering
@@ -33,13 +33,13 @@ _STEPS = 10
 
 
 class _Conv(NamedTuple):
-    """A convolution as it occurs in a model.
+    """A convolution of a model.
 
     Attributes:
-      op: The layer's linear map.
-      in_shape: Of one batch.
-      kernel_shape: Of the kernel.
-      first: Whether it reads the images, whose gradient nobody needs.
+      op: The linear map of the layer.
+      in_shape: The shape of one minibatch of inputs.
+      kernel_shape: The shape of the kernel.
+      first: Whether the inputs are the images, whose gradient is not needed.
     """
 
     op: Any
@@ -57,16 +57,16 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
     """Measures the backward pass of every convolution, whole training steps, and whole rounds.
 
     Args:
-      rounds: How often each is measured; at least 5 turns are taken.
+      rounds: The number of turns; at least 5 are measured.
       plan: The execution plan of the rounds.
-      name: The model.
+      name: The name of the model.
 
     Returns:
-      ``conv_backward_speedup`` and ``training_step_speedup`` by ratio, ``training_step_ms`` of these
-      and of the forward pass alone, which all ratios share; ``layers``: milliseconds of a step,
-      speed-ups and roofline by layer; ``conv_backward_ms``: their sums, and that of the rooflines at
-      ratio 0.1; ``round_time_ratio``: a round of 10 clients at ratio 0.1 over one at 1; ``rates``: of
-      matrix products and of memory.
+      ``conv_backward_speedup`` and ``training_step_speedup`` by ratio; ``training_step_ms`` by ratio, and of
+      the forward pass alone, which is the same for all ratios; ``layers``: milliseconds of a step, speed-ups
+      and roofline by layer; ``conv_backward_ms``: sums over the layers by ratio, and of the rooflines at
+      ratio 0.1; ``round_time_ratio``: the time of a round of 10 clients at ratio 0.1 over that at ratio 1;
+      ``rates``: the rates of matrix products and of memory.
     """
     turns, rates = max(5, rounds), measure.rates()
     task = synthetic_task((32, 32, 3), 10, np.full(10, 2 * _BATCH), test_per_client=1)
@@ -74,8 +74,8 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
     layers, totals = {}, collections.defaultdict(lambda: np.zeros(turns))
     for conv, count in _convolutions(model).items():
         seconds, lowering = _backward_seconds(conv, turns)
-        for ratio, taken in seconds.items():
-            totals[ratio] += count * np.array(taken)
+        for ratio, times in seconds.items():
+            totals[ratio] += count * np.array(times)
         layers[str(conv)] = {
             "count": count,
             "dense_lowering": lowering,
@@ -83,7 +83,7 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
             "speedup": {str(r): measure.speedup(seconds[1.0], seconds[r]) for r in RATIOS},
             "roofline_ms": _roofline(conv, RATIOS[-1], rates),
         }
-    steps = measure.in_turns(
+    steps = measure.time_in_turns(
         {r: _training_steps(model, r) for r in (1.0, *RATIOS)}
         | {"forward": _training_steps(model, 1.0, forward_alone=True)},
         turns,
@@ -103,65 +103,66 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
 
 
 def _convolutions(model: Model) -> dict[_Conv, int]:
-    """The different convolutions of a model, and how often each occurs."""
-    found: collections.Counter[_Conv] = collections.Counter()
+    """The different convolutions of a model, with their numbers."""
+    counts: collections.Counter[_Conv] = collections.Counter()
     ops: dict[Any, Any] = {}
 
-    def note(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
+    def count(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
+        op: Any = layer.op  # a functools.partial in every convolution
         if layer.kind == "conv":
-            key = (x.shape, layer.kernel.shape, str(layer.op.keywords))
-            op = ops.setdefault(key, layer.op)
-            found[_Conv(op, x.shape, layer.kernel.shape, not found)] += 1
+            # Partial functions are never equal; one stands for all layers with the same options.
+            op = ops.setdefault((x.shape, layer.kernel.shape, str(op.keywords)), op)
+            counts[_Conv(op, x.shape, layer.kernel.shape, not counts)] += 1
         return layer(x), None
 
     images = jax.ShapeDtypeStruct((_BATCH, *model.input_shape), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    jax.eval_shape(lambda params, x: model.forward(params, x, hook=note)[0], params, images)
-    return found
+    jax.eval_shape(lambda params, x: model.forward(params, x, hook=count)[0], params, images)
+    return counts
 
 
 def _backward_seconds(conv: _Conv, turns: int) -> tuple[dict[float, list[float]], str]:
-    """Seconds of the backward pass by ratio, and the lowering of the dense side."""
+    """Seconds of the backward pass by ratio, and the name of the dense lowering."""
     dense = {"default": _backward(conv, 1.0)}
-    for lowering in sorted(set(get_args(Lowering)) - {"lax"}):  # in loops tens of times slower than any
+    for lowering in sorted(set(get_args(Lowering)) - {"lax"}):  # lax is tens of times slower in loops
         try:
             dense[lowering] = _backward(conv, 1.0, lowering)
-        except ValueError:  # it does not serve this kernel
+        except ValueError:  # the lowering does not support this kernel
             continue
-    first = measure.in_turns(dense, 3, title=f"{conv}, dense, by lowering")
-    fastest = min((min(taken), name) for name, taken in first.items())[1]
+    trial = measure.time_in_turns(dense, 3, title=f"{conv}, dense, by lowering")
+    fastest = min((min(times), name) for name, times in trial.items())[1]
     calls = {1.0: dense[fastest]} | {ratio: _backward(conv, ratio) for ratio in RATIOS}
-    return measure.in_turns(calls, turns, title=f"{conv}, by ratio"), fastest
+    return measure.time_in_turns(calls, turns, title=f"{conv}, by ratio"), fastest
 
 
 def _roofline(conv: _Conv, ratio: float, rates: measure.Rates) -> dict[str, float]:
-    """What bounds a skeleton's backward pass, in milliseconds.
+    """Bounds of a skeleton's backward pass, in milliseconds.
 
     Returns:
-      ``products``: its FLOPs at the machine's rate; ``products_at_shape``: its two thin products
-      measured alone, their operands at hand, which is what XLA's matrix products make of that rate;
-      ``arrays``: reading the output's gradient (whole: the filters of a skeleton lie spread over every
-      cache line) and, under a stride, spreading the input's gradient over its pixels; ``patches``:
-      writing those of the output's gradient, in the order of each product. ``bound`` is the sum of the
-      last three.
+      ``products``: time of its FLOPs at the machine's rate. ``products_at_shape``: time of its two thin
+      products, measured alone with their operands in memory; it shows the rate that XLA reaches for these
+      shapes. ``arrays``: time of reading the whole gradient of the output, as the filters of a skeleton lie
+      in all cache lines, and with a stride, of spreading the input's gradient over its pixels. ``patches``:
+      time of writing patches of the output's gradient, in the order of each product. ``bound``: the sum of
+      the last three.
     """
     height, width, inputs, outputs = conv.kernel_shape
     pixels = math.prod(conv.in_shape[:3])
     out_pixels = pixels // math.prod(conv.op.keywords["strides"])
     spread = pixels * inputs if out_pixels < pixels else 0
     taps, gradients = height * width * keep_count(outputs, ratio), 1 if conv.first else 2
-    found = {
+    bounds = {
         "products": 2 * gradients * out_pixels * taps * inputs / rates.gflops / 1e6,
         "products_at_shape": _thin_products_ms(out_pixels, taps, inputs, gradients),
         "arrays": 4 * (out_pixels * outputs + spread) / rates.gbytes / 1e6,
         "patches": 4 * gradients * out_pixels * taps / rates.gbytes / 1e6,
     }
-    found["bound"] = sum(found.values()) - found["products"]
-    return {name: round(ms, 2) for name, ms in found.items()}
+    bounds["bound"] = sum(bounds.values()) - bounds["products"]
+    return {name: round(ms, 2) for name, ms in bounds.items()}
 
 
 def _thin_products_ms(pixels: int, taps: int, inputs: int, gradients: int) -> float:
-    """The kernel's gradient from patches and input, and the input's from patches and kernel."""
+    """Milliseconds of the products: kernel gradient from patches and input, input gradient from patches."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = (taps, pixels), (pixels, inputs), (pixels, taps), (taps, inputs)
     operands = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes)]
@@ -175,47 +176,47 @@ def _thin_products_ms(pixels: int, taps: int, inputs: int, gradients: int) -> fl
         operands, _ = jax.lax.optimization_barrier(carry)
         return operands, products(*operands)
 
-    taken = measure.in_turns({0: _looped(step, (operands, results))}, 5, title="its two thin products")[0]
-    return measure.median_ms(taken) / _STEPS
+    times = measure.time_in_turns({0: _loop(step, (operands, results))}, 5, title="two thin products")[0]
+    return measure.median_ms(times) / _STEPS
 
 
-def _looped(step: Callable[[jax.Array, Any], Any], carry: Any) -> Callable[[], Any]:
-    """Calls of so many steps in one program, each in the memory that the last one had."""
+def _loop(step: Callable[[jax.Array, Any], Any], carry: Any) -> Callable[[], Any]:
+    """A call that runs ten steps in one program; each call reuses the memory of the last one."""
     run = jax.jit(lambda carry: jax.lax.fori_loop(0, _STEPS, step, carry), donate_argnums=0)
-    return measure.repeated(run, carry)
+    return measure.repeat(run, carry)
 
 
 def _backward(conv: _Conv, ratio: float, lowering: Lowering | None = None) -> Callable[[], Any]:
-    """The backward pass alone, given what the forward pass has kept, a few times in a loop."""
+    """A call of the backward pass alone, ten times in a loop, with the residuals of the forward pass."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], conv.in_shape), jax.random.normal(keys[1], conv.kernel_shape)
     skeleton = None if ratio == 1 else _spread(conv.kernel_shape[3], ratio)
     op = partial(conv.op, skeleton=skeleton, lowering=lowering)
     y, pull = jax.jit(lambda x, kernel: jax.vjp(op, x, kernel))(x, kernel)
-    needed = slice(1 if conv.first else 0, 2)
+    gradients = slice(1 if conv.first else 0, 2)
 
     def step(_: jax.Array, carry: Any) -> Any:
         pull, dy, _ = jax.lax.optimization_barrier(carry)  # each pass waits for the one before it
-        return pull, dy, pull(dy)[needed]
+        return pull, dy, pull(dy)[gradients]
 
     dy = jax.random.normal(keys[2], y.shape)
-    grads = trees.zeros_like(jax.eval_shape(lambda: pull(dy)[needed]))
-    return _looped(step, (pull, dy, grads))
+    grads = trees.zeros_like(jax.eval_shape(lambda: pull(dy)[gradients]))
+    return _loop(step, (pull, dy, grads))
 
 
 def _spread(outputs: int, ratio: float) -> jax.Array:
-    """A skeleton spread evenly over the outputs."""
+    """A skeleton with filters spread evenly over the outputs."""
     return jnp.linspace(0, outputs - 1, keep_count(outputs, ratio)).astype(jnp.int32)
 
 
 def _training_steps(model: Model, ratio: float, *, forward_alone: bool = False) -> Callable[[], Any]:
-    """Forward, backward and update, a few times in a loop, as a client trains.
+    """A call of ten training steps in a loop, as a client trains.
 
-    A program of one step would be measured with the time that it takes to get memory.
+    The time of a program with a single step would include the allocation of its memory.
     """
     params = model.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (_BATCH, *model.input_shape))
-    batch = training.Batch(x, jnp.arange(_BATCH) % 10, jnp.ones(_BATCH, bool))
+    batch = training.Batch(x, jnp.arange(_BATCH) % 10, jnp.ones(_BATCH, bool), jnp.int32(0))
     skeletons = {k.name: _spread(k.outputs, ratio) for k in model.kernels if k.kind == "conv" and ratio < 1}
 
     def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
@@ -227,23 +228,23 @@ def _training_steps(model: Model, ratio: float, *, forward_alone: bool = False) 
     def step(_: jax.Array, params: Any) -> Any:
         return jax.tree.map(lambda w, g: w - 0.01 * g, params, jax.grad(loss)(params))
 
-    def look(_: jax.Array, params: Any) -> Any:
+    def forward(_: jax.Array, params: Any) -> Any:
         first = model.kernels[0].path  # each pass waits for the one before it
         return trees.put(params, first, trees.get(params, first) + 1e-30 * loss(params))
 
-    return _looped(look if forward_alone else step, params)
+    return _loop(forward if forward_alone else step, params)
 
 
 def _round_time_ratio(model: Model, task: Any, plan: str) -> float:
-    """Time of an UpdateSkel round of 10 clients at ratio 0.1 over that at ratio 1."""
+    """The time of an UpdateSkel round of 10 clients at ratio 0.1 over that at ratio 1."""
 
     def prepare(ratio: float) -> Callable[[], Any]:
         algorithm = fedskel(model, optax.sgd(0.01), batch_size=_BATCH, ratios=(ratio,), updates=10**6)
         simulation = make_simulation(algorithm, task, cohort=10, chunk=1, plan=plan)
         state, _ = simulation.run(simulation.init(), 0, 1)
-        return measure.repeated(lambda state: simulation.run(state, 1, 1)[0], state)
+        return measure.repeat(lambda state: simulation.run(state, 1, 1)[0], state)
 
-    with working("preparing rounds at two ratios"):
+    with activity("preparing rounds at two ratios"):
         calls = {ratio: prepare(ratio) for ratio in (0.1, 1.0)}
-    taken = measure.in_turns(calls, 3, title="rounds at two ratios")
-    return round(1 / measure.speedup(taken[1.0], taken[0.1]), 3)
+    times = measure.time_in_turns(calls, 3, title="rounds at two ratios")
+    return round(1 / measure.speedup(times[1.0], times[0.1]), 3)

@@ -8,7 +8,11 @@ _SYSTEMS = (fedmask, fedskel, mpfl, adp, ecofed, baselines)
 
 
 def all_claims() -> list[Claim]:
-    """The rows of every system; counts them on the spot, and reads the results of long runs."""
+    """The claims of every system.
+
+    Exact figures are counted by the call, which takes about a minute. Figures of long runs are read from
+    result files of the package.
+    """
     return [claim for system in _SYSTEMS for claim in system.claims()]
 
 

@@ -1,12 +1,13 @@
 """EcoFed: Wu et al. 2024, arXiv 2304.05495.
 
-Bytes are those of real payloads: of one client at the paper's size, without training it. To compare
-with the paper, whose figures hold a message's overhead, 700 bytes are added per message with a
-tensor and labels, half of that per bare tensor.
+Bytes are counted from the payloads of one client at the paper's size, without training it. The paper's
+figures include the overhead of messages. To compare with them, 700 bytes are added for each message with a
+tensor and labels, and half of that for each message with a tensor alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,8 +20,9 @@ from fedjax_masks.algorithms.fedgkt import fedgkt
 from fedjax_masks.algorithms.lgl import lgl
 from fedjax_masks.algorithms.splitfed import splitfed
 from fedjax_masks.claims import divisions, nets, rpi4
-from fedjax_masks.claims.claim import Claim, counted, from_results, gaps
+from fedjax_masks.claims.claim import Claim, exact_claim
 from fedjax_masks.claims.exchange import counter
+from fedjax_masks.claims.result_files import Line, gaps, result_claim, setting
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Task
 from fedjax_masks.core.intervals import interval, surely_above
@@ -32,136 +34,177 @@ _EXAMPLES, _BATCH, _OVERHEAD = 500, 10, 700
 _SGD = optax.sgd(0.01)
 _FACTORIES = {"FedAvg": fedavg, "SplitFed": splitfed, "LGL": lgl, "FedGKT": fedgkt, "EcoFed": ecofed}
 _OVERHEADS = {"FedAvg": 0, "SplitFed": 1.5, "LGL": 1, "FedGKT": 2, "EcoFed": 1}
-"""Messages with a tensor and labels per batch; a bare tensor is half of one."""
+"""Messages with a tensor and labels per minibatch; a message with a tensor alone counts as half of one."""
+_exact = partial(exact_claim, _NAME)
 
 
 class _Size(NamedTuple):
-    """What a client sends and receives in a round in which it sends, in bytes.
+    """Bytes that a client sends and receives in a round in which it uploads.
 
     Attributes:
-      payloads: Of the payloads.
-      overhead: Of the messages around them, as the paper counts.
+      payloads: Bytes of the payloads.
+      overhead: Bytes of the messages around the payloads, as the paper counts them.
     """
 
     payloads: float
     overhead: float
 
     @property
-    def whole(self) -> float:
+    def total(self) -> float:
         return self.payloads + self.overhead
 
 
 def claims() -> list[Claim]:
-    """The rows."""
+    """Published figures of EcoFed beside ours."""
     task = synthetic_task((32, 32, 3), 10, [_EXAMPLES], test_per_client=1)
     vgg = {name: _round_size(name, models.vgg11(task), task) for name in _FACTORIES}
     return [
         *nets.sizes(_NAME),
         *_cuts(task),
-        *_bytes(task, vgg),
+        divisions.shards(_NAME),
+        *_communication(vgg),
+        *_reductions(vgg),
+        *_resnet9(task),
+        *_periods(vgg),
         *_seconds(models.vgg11(task), vgg),
         *rpi4.claims(_NAME),
         *_accuracies(),
     ]
 
 
-def _row(claim: str, paper: float, ours: float, unit: str, digits: int = 0, why: str = "") -> Claim:
-    return counted(_NAME, claim, paper, ours, unit, digits=digits, why=why)
-
-
 def _cuts(task: Task) -> list[Claim]:
-    """What a device holds and sends, and what the server keeps, of 500 images a client in batches of 10."""
-    rows, vgg = [], models.vgg11(task)
+    """Claims on the parts that device and server hold, for clients with 500 images in minibatches of 10."""
+    claims, vgg = [], models.vgg11(task)
     cuts = [(vgg, "conv1", 1_920, 16_384), (vgg, "conv2", 76_032, 8_192), (vgg, "conv4", 962_304, 4_096)]
     cuts += [(models.resnet9(task), "conv2", 76_032, 8_192)]
     for model, split, parameters, activations in cuts:
         algorithm = ecofed(model, _SGD, batch_size=_BATCH, split=split)
         state = jax.eval_shape(lambda key, a=algorithm: a.init(key, task), jax.random.key(0))
-        kept, where = state.kept.activations.values.size, f"{model.name} cut behind {split}"
-        rows += [
-            _row(f"parameters on the device, {where}", parameters, trees.size(state.common), ""),
-            _row(f"activations per image, {where}", activations, kept / _EXAMPLES, ""),
+        num_activations, place = state.profiles.activations.values.size, f"{model.name} cut after {split}"
+        claims += [
+            _exact(f"parameters on the device, {place}", parameters, trees.size(state.server.device), ""),
+            _exact(f"activations per image, {place}", activations, num_activations / _EXAMPLES, ""),
         ]
         if (model.name, split) == ("vgg11", "conv2"):
-            rows.append(
-                _row("8-bit activations of 100 clients on the server", 409.6, 100 * kept / 1e6, "MB", 1)
-            )
-    return [*rows, divisions.shards(_NAME)]
+            quantity = "size of 100 clients' 8-bit activations on the server"
+            claims.append(_exact(quantity, 409.6, 100 * num_activations / 1e6, "MB", digits=1))
+    return claims
 
 
-def _bytes(ten: Task, vgg: Mapping[str, _Size]) -> list[Claim]:
+def _communication(vgg: Mapping[str, _Size]) -> list[Claim]:
     hundred = synthetic_task((32, 32, 3), 100, [_EXAMPLES], test_per_client=1)
-    many = {name: _round_size(name, models.vgg11(hundred), hundred) for name in ("FedAvg", "LGL", "FedGKT")}
-    resnet = {name: _round_size(name, models.resnet9(ten), ten) for name in ("FedAvg", "EcoFed")}
-    whole, split, eco = (vgg[name] for name in ("FedAvg", "SplitFed", "EcoFed"))
     published = {"FedAvg": (275.5, 1), "SplitFed": (33.43, 2), "LGL": (17.69, 2), "FedGKT": (17.76, 2)}
-    setting = "per client and round, VGG11"
+    published_100 = {"FedAvg": (278.5, 1), "LGL": (23.59, 2), "FedGKT": (24.02, 2)}
+    scope = "per client and round, VGG11"
     return [
         *(
-            _row(f"{name} {setting}, CIFAR-10", paper, vgg[name].whole / 1e6, "MB", digits)
+            _megabytes(f"communication of {name} {scope}, CIFAR-10", paper, vgg[name].total, digits)
             for name, (paper, digits) in published.items()
         ),
-        _row(f"EcoFed {setting}, CIFAR-10, every other round", 2.068, eco.whole / 2e6, "MB", 3),
-        *(
-            _row(f"{name} {setting}, 100 classes", paper, many[name].whole / 1e6, "MB", digits)
-            for name, paper, digits in (("FedAvg", 278.5, 1), ("LGL", 23.59, 2), ("FedGKT", 24.02, 2))
-        ),
-        _row("less communication than FedAvg, up to (abstract)", 133, whole.whole / (eco.whole / 2), "x"),
-        _row("less communication than SplitFed, up to (abstract)", 16, split.whole / (eco.whole / 2), "x"),
-        _row("less communication than SplitFed, VGG11", 16.17, split.whole / (eco.whole / 2), "x", 2),
-        _row("without overhead, against FedAvg", 134.4, whole.payloads / (eco.payloads / 2), "x", 1),
-        _row("without overhead, against SplitFed", 16.28, split.payloads / (eco.payloads / 2), "x", 2),
-        _row("FedAvg per client and round, ResNet9", 75.17, resnet["FedAvg"].whole / 1e6, "MB", 2),
-        _row(
-            "less communication, ResNet9",
-            36.4,
-            resnet["FedAvg"].whole / (resnet["EcoFed"].whole / 2),
-            "x",
-            1,
+        _megabytes(
+            f"communication of EcoFed {scope}, CIFAR-10, uploads every other round",
+            2.068,
+            vgg["EcoFed"].total / 2,
+            3,
         ),
         *(
-            _row(f"less communication, activations every {n} rounds", paper, ours, "x", digits)
-            for n, paper, digits in ((1, 66.6, 1), (2, 133.3, 1), (4, 266.5, 1), (8, 533, 0))
-            for ours in [whole.whole / (eco.whole / n)]
+            _megabytes(
+                f"communication of {name} {scope}, 100 classes",
+                paper,
+                _round_size(name, models.vgg11(hundred), hundred).total,
+                digits,
+            )
+            for name, (paper, digits) in published_100.items()
         ),
     ]
 
 
+def _megabytes(quantity: str, paper: float, size: float, digits: int) -> Claim:
+    return _exact(quantity, paper, size / 1e6, "MB", digits=digits)
+
+
+def _reductions(vgg: Mapping[str, _Size]) -> list[Claim]:
+    fedavg, splitfed, eco = (vgg[name] for name in ("FedAvg", "SplitFed", "EcoFed"))
+    quantity, bare = "reduction of communication against", "VGG11, without the overhead of messages"
+    eco_mean, eco_payloads = eco.total / 2, eco.payloads / 2
+    return [
+        _exact(f"largest {quantity} FedAvg (abstract)", 133, fedavg.total / eco_mean, "x"),
+        _exact(f"largest {quantity} SplitFed (abstract)", 16, splitfed.total / eco_mean, "x"),
+        _exact(f"{quantity} SplitFed, VGG11", 16.17, splitfed.total / eco_mean, "x", digits=2),
+        _exact(f"{quantity} FedAvg, {bare}", 134.4, fedavg.payloads / eco_payloads, "x", digits=1),
+        _exact(f"{quantity} SplitFed, {bare}", 16.28, splitfed.payloads / eco_payloads, "x", digits=2),
+    ]
+
+
+def _resnet9(task: Task) -> list[Claim]:
+    fedavg, eco = (_round_size(name, models.resnet9(task), task) for name in ("FedAvg", "EcoFed"))
+    reduction = fedavg.total / (eco.total / 2)
+    return [
+        _megabytes("communication of FedAvg per client and round, ResNet9", 75.17, fedavg.total, 2),
+        _exact("reduction of communication against FedAvg, ResNet9", 36.4, reduction, "x", digits=1),
+    ]
+
+
+def _periods(vgg: Mapping[str, _Size]) -> list[Claim]:
+    published = {1: (66.6, 1), 2: (133.3, 1), 4: (266.5, 1), 8: (533, 0)}
+    claims = []
+    for rounds, (paper, digits) in published.items():
+        period = "every round" if rounds == 1 else f"every {rounds} rounds"
+        quantity = f"reduction of communication against FedAvg, VGG11, uploads {period}"
+        reduction = vgg["FedAvg"].total / (vgg["EcoFed"].total / rounds)
+        claims.append(_exact(quantity, paper, reduction, "x", digits=digits))
+    return claims
+
+
 def _round_size(name: str, model: Model, task: Task) -> _Size:
-    """Of one client with 500 examples in batches of 10, from its payloads."""
+    """The size of one client's round with 500 examples in minibatches of 10, counted from its payloads."""
     algorithm = _FACTORIES[name](model, _SGD, batch_size=_BATCH)
     state = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0))
-    sent = counter(algorithm, task)(trees.zeros_like(state))
-    return _Size(sum(sent), _OVERHEADS[name] * _OVERHEAD * _EXAMPLES / _BATCH)
+    exchange = counter(algorithm, task)(trees.zeros_like(state))
+    return _Size(sum(exchange), _OVERHEADS[name] * _OVERHEAD * _EXAMPLES / _BATCH)
 
 
 def _seconds(model: Model, sizes: Mapping[str, _Size]) -> list[Claim]:
-    """With devices of 2.5 GFLOP/s and 8 seconds of the server, as the paper's figures imply."""
+    """Claims on time; the paper's figures imply devices of 2.5 GFLOP/s and 8 seconds of the server."""
     forward = {k.path[0]: 2.0 * k.positions * np.prod(k.shape) for k in model.kernels}
     device = forward["conv1"] + forward["conv2"]
     flops = {"FedAvg": 3 * sum(forward.values()), "SplitFed": 3 * device, "EcoFed": device / 2}
 
     def seconds(name: str, rate: float) -> float:
-        size = sizes[name].whole / (2 if name == "EcoFed" else 1)
+        size = sizes[name].total / (2 if name == "EcoFed" else 1)
         server = 0 if name == "FedAvg" else 8
         return 8 * size / rate + _EXAMPLES * flops[name] / 2.5e9 + server
 
-    def times(name: str, rate: int) -> float:
+    def reduction(name: str, rate: int) -> float:
         return seconds(name, rate * 1e6) / seconds("EcoFed", rate * 1e6)
 
-    published = {("FedAvg", 50): (20.7, 1), ("FedAvg", 100): (19.2, 1)}
-    published |= {("SplitFed", 50): (3.06, 2), ("SplitFed", 100): (2.88, 2)}
-    why = "the speeds behind the published figures are not published; ours are round numbers that come near"
+    published = {
+        ("FedAvg", 50): (20.7, 1),
+        ("FedAvg", 100): (19.2, 1),
+        ("SplitFed", 50): (3.06, 2),
+        ("SplitFed", 100): (2.88, 2),
+    }
+    reason = (
+        "the speeds behind the published figures are not published; ours are round numbers that come near"
+    )
+    quantity = "reduction of time against"
     return [
-        _row("less time than FedAvg, up to (abstract)", 21, times("FedAvg", 50), "x"),
-        _row("less time than SplitFed, up to (abstract)", 2.86, times("SplitFed", 100), "x", 2, why),
+        _exact(f"largest {quantity} FedAvg (abstract)", 21, reduction("FedAvg", 50), "x"),
+        _exact(
+            f"largest {quantity} SplitFed (abstract)",
+            2.86,
+            reduction("SplitFed", 100),
+            "x",
+            digits=2,
+            reason=reason,
+        ),
         *(
-            _row(
-                f"less time than {name} at {rate} Mbit/s, devices of 2.5 GFLOP/s",
+            _exact(
+                f"{quantity} {name} at {rate} Mbit/s, devices of 2.5 GFLOP/s",
                 paper,
-                times(name, rate),
+                reduction(name, rate),
                 "x",
-                digits,
+                digits=digits,
             )
             for (name, rate), (paper, digits) in published.items()
         ),
@@ -169,33 +212,26 @@ def _seconds(model: Model, sizes: Mapping[str, _Size]) -> list[Claim]:
 
 
 def _accuracies() -> list[Claim]:
-    def judge(other: str, least: float) -> Callable[[Sequence[dict[str, Any]]], tuple[str, bool]]:
-        def of(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-            ours, theirs = (
-                lambda n, name=name: n["run"].startswith(f"{name}-") for name in ("ecofed-fractal", other)
-            )
-            found = gaps(lines, _accuracy, ours, theirs)
-            return f"{interval(found)} points", surely_above(found, least)
+    def judge(other: str, least: float, lines: Sequence[Line]) -> tuple[str, bool]:
+        differences = gaps(lines, _global_accuracy, setting, "ecofed-fractal", other)
+        return f"{interval(differences)} points", surely_above(differences, least)
 
-        return of
-
+    others = (("lgl", "LGL", "higher", 0.0), ("splitfed", "SplitFed", "at most 2 points lower", -2.0))
     return [
-        from_results(
+        result_claim(
             _NAME,
-            f"accuracy against {title}, pre-trained on fractals, {dataset}",
+            f"accuracy compared with {title}, pre-training on fractals, {dataset}",
             paper,
             "trend",
             f"ecofed_{dataset}.jsonl",
-            judge(other, least),
-            why="above in the mean, not surely: fractals carry a single convolution no further than chance",
+            partial(judge, other, least),
+            reason="above in the mean, but not surely: a convolution that is pre-trained on fractals is no "
+            "better than random weights",
         )
         for dataset in ("fashion_mnist", "cifar10")
-        for other, title, paper, least in (
-            ("lgl", "LGL", "higher", 0.0),
-            ("splitfed", "SplitFed", "at most 2 points lower", -2.0),
-        )
+        for other, title, paper, least in others
     ]
 
 
-def _accuracy(line: dict[str, Any]) -> float:
+def _global_accuracy(line: Line) -> float:
     return 100 * line["last_global_accuracy"]

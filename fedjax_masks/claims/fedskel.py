@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,29 @@ import optax
 from fedjax_masks import models
 from fedjax_masks.algorithms.fedskel import fedskel, keep_count
 from fedjax_masks.claims import nets
-from fedjax_masks.claims.claim import Claim, bounded, counted, from_results, gaps
-from fedjax_masks.communication import payload
+from fedjax_masks.claims.claim import Claim, bounded_claim, exact_claim
+from fedjax_masks.claims.result_files import Line, algorithm, gaps, result_claim, setting
+from fedjax_masks.communication import size
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import Round, Task
 from fedjax_masks.core.intervals import interval, surely_above
 from fedjax_masks.data import synthetic_task
 
 _NAME = "fedskel"
+_exact = partial(exact_claim, _NAME)
 
 
 def claims() -> list[Claim]:
-    """The rows."""
-    rows = [*nets.sizes(_NAME), *_shares(), *_communication()]
-    return [*rows, *_speedups(), _fixed_share(), *_accuracies(), _stragglers()]
+    """Published figures of FedSkel beside ours."""
+    return [
+        *nets.sizes(_NAME),
+        *_shares(),
+        *_communication(),
+        *_speedups(),
+        _fixed_share(),
+        *_accuracies(),
+        _unequal_devices(),
+    ]
 
 
 def _conv_share(model: models.Model) -> float:
@@ -33,148 +44,165 @@ def _conv_share(model: models.Model) -> float:
 
 
 def _shares() -> list[Claim]:
-    digits = {"lenet": (5.9, 1), "resnet18": (99.87, 2)}
+    published = {"lenet": (5.9, 1), "resnet18": (99.87, 2)}
     return [
-        counted(
-            *(_NAME, f"weights of convolutions in {net.name}", paper, 100 * _conv_share(net.build())),
+        _exact(
+            f"weights of convolutions in {net.name}",
+            paper,
+            100 * _conv_share(net.build()),
             "% of its parameters",
-            digits=places,
+            digits=digits,
         )
         for net in nets.NETS
-        if net.system == _NAME and net.name in digits
-        for paper, places in [digits[net.name]]
+        if net.system == _NAME and net.name in published
+        for paper, digits in [published[net.name]]
     ]
 
 
 def _communication() -> list[Claim]:
-    """By the formula, and from the bits of a real message of either kind of round."""
+    """Claims on the communication that skeletons save, by the formula and from the bits of messages."""
     task, updates, ratio = synthetic_task((32, 32, 3), 10, [20]), 4, 0.189
     model = models.resnet18(task)
-    algorithm = fedskel(model, optax.sgd(0.1), ratios=(ratio,), updates=updates)
-    server = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0)).server
-    params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), server.params)
-    filters = [kernel for kernel in model.kernels if kernel.kind == "conv"]
     share = _conv_share(model)
-    skeletons = {k.name: jnp.arange(k.outputs)[None] < keep_count(k.outputs, ratio) for k in filters}
 
-    def bits(index: int) -> int:
-        chosen = server._replace(params=params, skeletons=skeletons, round=jnp.int32(index))
-        return payload.bits(algorithm.send(chosen, jnp.int32(0)))
+    def saved(update_size: float) -> float:
+        """Per cent saved by rounds of skeletons of a relative size, after each full round."""
+        return 100 * (1 - (1 + updates * update_size) / (1 + updates))
 
-    def saved(of_update: float) -> float:
-        return 100 * (1 - (1 + updates * of_update) / (1 + updates))
+    def required_ratio(updates: int) -> float:
+        """The ratio that saves 64.8 %: the formula for the communication, solved for the ratio."""
+        update_size = (0.352 * (1 + updates) - 1) / updates
+        return (update_size - (1 - share)) / share
 
-    def needed(updates: int) -> float:
-        """The ratio that saves 64.8 %: the formula for the communication, solved for it."""
-        of_update = (0.352 * (1 + updates) - 1) / updates
-        return (of_update - (1 - share)) / share
-
-    setting = "communication saved on ResNet-18, k = 4, r = 0.189"
+    bits = _message_bits(model, task, updates, ratio)
     formula = saved(ratio * share + 1 - share)
+    # Filters are sent whole: the share differs from r by less than one filter of the narrowest layer.
+    narrowest = min(kernel.outputs for kernel in model.kernels if kernel.kind == "conv")
+    margin = 100 * updates / (1 + updates) / narrowest
     ratios = {3: (0.135, 3), 4: (0.189, 3), 5: (0.22, 2), 9: (0.28, 2)}
     return [
         *(
-            counted(
-                _NAME, f"ratio at which ResNet-18 saves 64.8 %, k = {k}", paper, needed(k), "", digits=digits
+            _exact(
+                f"skeleton ratio that saves 64.8 % of ResNet-18's communication, k = {k}",
+                paper,
+                required_ratio(k),
+                "",
+                digits=digits,
             )
             for k, (paper, digits) in ratios.items()
         ),
-        counted(_NAME, f"{setting} (abstract)", 64.8, formula, "%", digits=1),
-        # Whole filters are kept: the share differs from r by less than one filter of the narrowest layer.
-        bounded(
-            *(_NAME, "the same in whole filters, from messages", "64.8 %", saved(bits(1) / bits(0)), "%"),
-            low=formula - 100 * updates / (1 + updates) / min(k.outputs for k in filters),
-            high=formula + 100 * updates / (1 + updates) / min(k.outputs for k in filters),
+        _exact("communication saved on ResNet-18, k = 4, r = 0.189 (abstract)", 64.8, formula, "%", digits=1),
+        bounded_claim(
+            _NAME,
+            "communication saved on ResNet-18, k = 4, r = 0.189, by messages of whole filters",
+            "64.8 %",
+            saved(bits(1) / bits(0)),
+            "%",
+            low=formula - margin,
+            high=formula + margin,
             digits=1,
         ),
     ]
 
 
-def _speedups() -> list[Claim]:
-    def judge(key: str, paper: float) -> Any:
-        def of(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-            ratio = lines[0][key]["0.1"]
-            return f"{ratio:.2f}x, {ratio / paper - 1:+.0%}", ratio >= paper
+def _message_bits(model: models.Model, task: Task, updates: int, ratio: float) -> Callable[[int], int]:
+    """A function that counts the bits of a message by the number of its round; round 0 is a full one."""
+    algorithm = fedskel(model, optax.sgd(0.1), ratios=(ratio,), updates=updates)
+    server = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0)).server
+    server = server._replace(params=trees.zeros_like(server.params))
+    filters = [kernel for kernel in model.kernels if kernel.kind == "conv"]
+    skeletons = {k.name: jnp.arange(k.outputs) < keep_count(k.outputs, ratio) for k in filters}
 
-        return of
+    def bits(index: int) -> int:
+        return size.bits(algorithm.send(Round(jax.random.key(0), jnp.int32(index)), server, skeletons))
+
+    return bits
+
+
+def _speedups() -> list[Claim]:
+    def judge(key: str, paper: float, lines: Sequence[Line]) -> tuple[str, bool]:
+        ratio = lines[0][key]["0.1"]
+        return f"{ratio:.2f}x, {ratio / paper - 1:+.0%}", ratio >= paper
 
     figures = {
-        "backward pass of the convolutions": (
-            *("conv_backward", 5.52),
-            "thin products of matrices run slower than wide ones, and a larger share of the dense pass than "
-            "the published figure implies does not shrink with the skeleton",
+        "conv_backward_speedup": (
+            "the convolutions' backward pass",
+            5.52,
+            "thin matrix products run slower than wide ones, and the share of the dense pass that does not "
+            "shrink with the skeleton is larger than the published figure implies",
         ),
-        "whole training step": (
-            *("training_step", 1.82),
-            "at this ratio more than half of a step is the forward pass, which is dense",
+        "training_step_speedup": (
+            "a whole training step",
+            1.82,
+            "at this ratio the dense forward pass takes more than half of a step",
         ),
     }
     return [
-        from_results(
-            *(_NAME, f"{what}, ResNet-18 at ratio 0.1 (abstract)", f"{paper:.2f}x", "measured"),
-            *("fedskel_backward.json", judge(f"{key}_speedup", paper)),
-            why=why,
+        result_claim(
+            _NAME,
+            f"speed-up of {part}, ResNet-18, ratio 0.1 (abstract)",
+            f"{paper:.2f}x",
+            "measured",
+            "fedskel_backward.json",
+            partial(judge, key, paper),
+            reason=reason,
         )
-        for what, (key, paper, why) in figures.items()
+        for key, (part, paper, reason) in figures.items()
     ]
 
 
 def _fixed_share() -> Claim:
-    def judge(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
+    def judge(lines: Sequence[Line]) -> tuple[str, bool]:
         times = lines[0]["conv_backward_ms"]
         ratios = [0.1, 0.2, 0.4]
         line = statistics.linear_regression(ratios, [times[str(ratio)] / times["1.0"] for ratio in ratios])
         return f"{100 * line.intercept:.0f} %", line.intercept <= 0.09
 
-    return from_results(
-        *(_NAME, "share of the backward pass of the convolutions that no skeleton saves, as 5.52x implies"),
-        *("9 %", "measured", "fedskel_backward.json", judge),
-        why="the output's gradient, of which every cache line holds some filter of the skeleton, is read "
-        "whole, as is the input, whose gradient is written whole",
+    return result_claim(
+        _NAME,
+        "share of the convolutions' backward pass that no skeleton saves (9 % follows from 5.52x)",
+        "9 %",
+        "measured",
+        "fedskel_backward.json",
+        judge,
+        reason="the output's gradient is read whole, as each of its cache lines holds a filter of the "
+        "skeleton; the input is read whole, too, and its gradient is written whole",
     )
 
 
 def _accuracies() -> list[Claim]:
-    def judge(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-        found = gaps(
-            lines,
-            lambda line: 100 * line["last_global_accuracy"],
-            lambda line: line["algorithm"]["name"] == _NAME,
-            lambda line: line["algorithm"]["name"] == "fedavg",
-        )
-        return f"{interval(found)} points against FedAvg", statistics.fmean(found) >= -1
+    def judge(lines: Sequence[Line]) -> tuple[str, bool]:
+        differences = gaps(lines, lambda line: 100 * line["last_global_accuracy"], algorithm, _NAME, "fedavg")
+        return f"{interval(differences)} points against FedAvg", statistics.fmean(differences) >= -1
 
     return [
-        from_results(
+        result_claim(
             _NAME,
             f"global accuracy on {dataset}, two shards per client (abstract)",
             "negligible loss: within 1 point of FedAvg",
             "trend",
             f"fedskel_{dataset}.jsonl",
             judge,
-            why="a filter is averaged over the few clients that sent it, each of which has trained it beside "
-            "others of its own; with one such round after each full one, on digits, most of the loss is gone",
+            reason="each filter is averaged over the few clients that sent it, and each of them trained it "
+            "beside different filters of its own; with one skeleton round after each full round instead of "
+            "four, most of the loss is gone (digits)",
         )
         for dataset in ("cifar10", "fashion_mnist")
     ]
 
 
-def _stragglers() -> Claim:
-    def judge(lines: Sequence[dict[str, Any]]) -> tuple[str, bool]:
-        whole, fitted = (
-            {
-                line["seed"]: line["sim_seconds"]
-                for line in lines
-                if line["run"].startswith(f"{_NAME}-{kind}-")
-            }
+def _unequal_devices() -> Claim:
+    def judge(lines: Sequence[Line]) -> tuple[str, bool]:
+        full, by_device = (
+            {line["seed"]: line["sim_seconds"] for line in lines if setting(line) == f"{_NAME}-{kind}"}
             for kind in ("whole", "by-device")
         )
-        ratios = [whole[seed] / fitted[seed] for seed in whole]
+        ratios = [full[seed] / by_device[seed] for seed in full]
         return f"{interval(ratios, digits=2)}x less simulated time on digits", surely_above(ratios, 1)
 
-    return from_results(
+    return result_claim(
         _NAME,
-        "rounds of unequal devices, each with the skeleton that it can afford (abstract)",
+        "time of rounds in which each device has a skeleton that suits its speed (abstract)",
         "balances systems heterogeneity",
         "trend",
         "devices_digits.jsonl",

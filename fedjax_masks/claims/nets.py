@@ -1,25 +1,25 @@
-"""The networks that the papers measure on, and their published sizes."""
+"""Networks of the papers, with their published numbers of parameters."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from fedjax_masks.claims.claim import Claim, counted
+from fedjax_masks.claims.claim import Claim, exact_claim
 from fedjax_masks.core import trees
 from fedjax_masks.models import Model, build_model
 
 
 class Net(NamedTuple):
-    """A network, and how many parameters it is published to have.
+    """A network of a paper.
 
     Attributes:
-      system: Whose paper it is in.
-      name: Of the model, among :data:`fedjax_masks.models.MODELS`.
-      input_shape: Of one example.
-      num_classes: Number of classes.
-      parameters: The published number.
-      options: Of the model.
+      system: The algorithm that the paper presents.
+      name: The model's name, a key of :data:`fedjax_masks.models.MODELS`.
+      input_shape: The shape of one example.
+      num_classes: The number of classes.
+      parameters: The published number of parameters.
+      options: Options of the model.
     """
 
     system: str
@@ -31,7 +31,7 @@ class Net(NamedTuple):
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.input_shape))
-        return f"{self.name} on inputs of {shape}, {self.num_classes} classes"
+        return f"{self.name} for inputs of shape {shape} and {self.num_classes} classes"
 
     def build(self) -> Model:
         """The model."""
@@ -55,15 +55,9 @@ NETS = (
 
 
 def sizes(system: str) -> list[Claim]:
-    """The rows of one system's networks."""
+    """Claims on the sizes of one system's networks."""
     return [
-        counted(
-            system,
-            f"parameters of {net}",
-            net.parameters,
-            parameter_count(net.build()),
-            "",
-        )
+        exact_claim(system, f"parameters of {net}", net.parameters, parameter_count(net.build()), "")
         for net in NETS
         if net.system == system
     ]

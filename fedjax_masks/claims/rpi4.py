@@ -1,21 +1,21 @@
 """Published logs of training ResNet12 on a Raspberry Pi 4: Wu et al. 2024, arXiv 2304.05495."""
 
-from fedjax_masks.claims.claim import Claim, counted, unreachable
+from fedjax_masks.claims.claim import Claim, exact_claim, unreachable_claim
 
 LOGGED = {"classic": (581.0, 194.0), "split": (323.0, 1251.0), "EcoFed-type": (38.5, 78.4)}
-"""Seconds and MiB of the runs, of all their devices and rounds."""
+"""Seconds and MiB of each run: totals over its devices and rounds."""
 
 DEVICES, ROUNDS, IMAGES, BATCH = 2, 10, 500, 10
-"""Of every run; images are those of each device."""
+"""Devices and rounds of every run, images of each device, and images per minibatch."""
 
 MIB = 2**20
 
 
 def bytes_per_round() -> dict[str, float]:
-    """What a device sends and receives in a round of each run, in the mean over rounds.
+    """Bytes that a device sends and receives in a round, by run; means over rounds.
 
-    The first convolution, 1,920 parameters, makes 16,384 activations of an image, pooled. The size of the
-    whole net, whose shape is not published, is that of the log of the classic run.
+    The first convolution has 1,920 parameters and makes 16,384 activations of an image, after pooling. The
+    shape of the whole network is not published; its size comes from the log of the classic run.
     """
     activations, on_device = 16_384, 1_920
     _, classic = LOGGED["classic"]
@@ -27,28 +27,27 @@ def bytes_per_round() -> dict[str, float]:
 
 
 def claims(system: str) -> list[Claim]:
-    """The rows: bytes are foretold, seconds are not."""
+    """Claims of the logs; bytes are predicted, seconds are not."""
     sizes = bytes_per_round()
-    why = "counted are payloads alone, not what messages carry around them"
-    counts = [
-        counted(
+    communication = [
+        exact_claim(
             system,
-            f"{run} training of ResNet12 on a Raspberry Pi 4, ten rounds (log)",
+            f"communication of {run} training, ResNet12 on a Raspberry Pi 4, ten rounds (log)",
             LOGGED[run][1],
             sizes[run] * ROUNDS * DEVICES / MIB,
             "MiB",
             digits=digits,
-            why=why,
+            reason="payloads are counted, without the overhead of messages",
         )
         for run, digits in (("split", 0), ("EcoFed-type", 1))
     ]
-    seconds = unreachable(
+    seconds = unreachable_claim(
         system,
-        "seconds of classic, split and EcoFed-type training of ResNet12 on a Raspberry Pi 4 (log)",
+        "time of classic, split and EcoFed-type training, ResNet12 on a Raspberry Pi 4 (log)",
         ", ".join(f"{seconds:g}" for seconds, _ in LOGGED.values()) + " s",
         "measured",
-        "takes the board and its net, whose shape is not published; the simulated clock gives all three with "
-        "three constants that are fitted to them",
+        "needs the board and its network, whose shape is not published; the simulated clock gives all three "
+        "times with three constants that are fitted to them",
         "python experiments/calibrate_rpi4.py",
     )
-    return [*counts, seconds]
+    return [*communication, seconds]

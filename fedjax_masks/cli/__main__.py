@@ -1,4 +1,4 @@
-"""``python -m fedjax_masks.cli``."""
+"""The program ``python -m fedjax_masks.cli``."""
 
 import sys
 

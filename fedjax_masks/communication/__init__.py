@@ -1,1 +1,1 @@
-"""What crosses the wire: payloads, their size, codecs and entropy coding."""
+"""Communication between clients and the server: payloads, their size, codecs and entropy coding."""

@@ -1,7 +1,7 @@
-"""How a server combines what the clients of a cohort sent.
+"""Aggregation rules: weighted means, means per element, and majority votes.
 
-Each rule is a pair: a partial for one upload, and a finish for the sum of all partials.
-Partials add up leaf by leaf, so that memory does not grow with the cohort.
+Each rule is a pair of functions: one makes a partial from one upload, the other finishes the sum of all
+partials. Partials add up leaf by leaf, so that memory does not grow with the cohort.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,12 @@ from fedjax_masks.core.algorithm import PyTree
 
 
 class WeightedSum(NamedTuple):
-    """The partial of a weighted mean: ``weight * value``, and ``float32[]`` weight."""
+    """The partial of a weighted mean.
+
+    Attributes:
+      total: Pytree of floats: the sum of ``weight * value``.
+      weight: ``float32[]``: the sum of weights.
+    """
 
     total: PyTree
     weight: jax.Array
@@ -42,85 +47,82 @@ def weighted_mean(partial: WeightedSum, default: PyTree) -> PyTree:
     return jax.tree.map(lambda t, d: jnp.where(some, t / safe, d), partial.total, default)
 
 
-def masked_mean(values: PyTree, mask: PyTree, weight: jax.Array, default: PyTree) -> PyTree:
-    """For each element the weighted mean over the clients that sent it.
+class MaskedSum(NamedTuple):
+    """The partial of a weighted mean per element.
+
+    Attributes:
+      total: Pytree of floats: the sum of ``weight * value``.
+      weight: Pytree of float32, of the same rank as ``total``; axes of size 1 broadcast: the sum of weights.
+    """
+
+    total: PyTree
+    weight: PyTree
+
+
+def masked(values: PyTree, mask: PyTree, weight: jax.Array) -> MaskedSum:
+    """One client's part of a mean per element, over the clients that sent the element.
 
     Args:
-      values: Pytree of floats ``[cohort, ...]``; what lies under False is never read.
-      mask: Pytree of ``bool[cohort, ...]`` of the same rank; axes of size 1 broadcast.
-      weight: ``float32[cohort]``, 0 or more.
-      default: Pytree like one client's values, for elements that nobody sent.
+      values: Pytree of floats; values under False are never read.
+      mask: Pytree of bool of the same rank; axes of size 1 broadcast.
+      weight: ``float32[]``, 0 or more.
+    """
+    weights = jax.tree.map(lambda m: jnp.where(m, weight, 0.0), mask)
+    # ``where`` and not a product with the mask: values under False may be NaN.
+    total = jax.tree.map(lambda v, m, w: jnp.where(m, v, 0) * w, values, mask, weights)
+    return MaskedSum(total, weights)
 
-    >>> sent = jnp.array([[True, True], [True, False]])
-    >>> values = jnp.array([[1.0, 2.0], [5.0, jnp.nan]])
-    >>> masked_mean(values, sent, jnp.array([1.0, 1.0]), jnp.zeros(2)).tolist()
+
+def masked_mean(partial: MaskedSum, default: PyTree) -> PyTree:
+    """The weighted mean of each element over the clients that sent it; ``default`` where no client did.
+
+    >>> first = masked(jnp.array([1.0, 2.0]), jnp.array([True, True]), jnp.float32(1))
+    >>> second = masked(jnp.array([5.0, jnp.nan]), jnp.array([True, False]), jnp.float32(1))
+    >>> masked_mean(trees.add(first, second), jnp.zeros(2)).tolist()
     [3.0, 2.0]
     """
 
-    def mean(value: jax.Array, sent: jax.Array, old: jax.Array) -> jax.Array:
-        weights = jnp.where(sent, weight.reshape(-1, *(1,) * (sent.ndim - 1)), 0)
-        total, divisor = jnp.sum(jnp.where(sent, value, 0) * weights, 0), jnp.sum(weights, 0)
-        return jnp.where(divisor > 0, total / jnp.where(divisor > 0, divisor, 1), old)
+    def mean(total: jax.Array, weight: jax.Array, default: jax.Array) -> jax.Array:
+        return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), default)
 
-    return jax.tree.map(mean, values, mask, default)
-
-
-def noted(known: PyTree, news: PyTree, ids: jax.Array, came: jax.Array) -> PyTree:
-    """What the server knows of each client, after news from some of a cohort.
-
-    Args:
-      known: Pytree of ``[num_clients, ...]``.
-      news: The same of the cohort, ``[cohort, ...]``, or of shapes that broadcast to it.
-      ids: ``int32[cohort]``.
-      came: ``bool[cohort]``: whose news count.
-
-    >>> noted(jnp.zeros(4), jnp.array([1.0, 2.0]), jnp.array([3, 0]), jnp.array([True, False])).tolist()
-    [0.0, 0.0, 0.0, 1.0]
-    """
-    return jax.tree.map(
-        lambda old, new: old.at[jnp.where(came, ids, len(old))].set(new, mode="drop"), known, news
-    )
+    return jax.tree.map(mean, *partial, default)
 
 
 class Votes(NamedTuple):
     """The partial of a majority vote.
 
     Attributes:
-      ones: Pytree of int32: how many owners of an element voted for 1.
-      owners: Pytree of int32, of the same rank: how many clients own the element.
+      ones: Pytree of int32: the number of an element's owners that voted for 1.
+      owners: Pytree of int32, of the same rank: the number of clients that own the element.
     """
 
     ones: PyTree
     owners: PyTree
 
 
-def vote(value: PyTree, owned: PyTree, counts: jax.Array) -> Votes:
+def vote(value: PyTree, mask: PyTree) -> Votes:
     """One client's votes.
 
     Args:
       value: Pytree of bool: the client's bits.
-      owned: Pytree of bool of the same rank (axes of size 1 broadcast): where it has a vote.
-      counts: ``bool[]``: False takes the client out of the vote.
+      mask: Pytree of bool of the same rank (axes of size 1 broadcast): the elements that the client owns,
+        and votes on.
     """
-
-    def number(mask: jax.Array) -> jax.Array:
-        return (mask & counts).astype(jnp.int32)
-
-    ones = jax.tree.map(lambda v, o: number(v & o), value, owned)
-    return Votes(ones, jax.tree.map(number, owned))
+    ones = jax.tree.map(lambda v, m: (v & m).astype(jnp.int32), value, mask)
+    return Votes(ones, jax.tree.map(lambda m: m.astype(jnp.int32), mask))
 
 
 def majority(votes: Votes, default: PyTree) -> PyTree:
     """The bit that more than half of an element's owners voted for.
 
-    Ties give 0; an element that nobody owns keeps ``default``. Decided in integers.
+    Ties give 0; an element that no client owns keeps ``default``. The decision is made in integers.
 
     >>> tie = Votes(ones=jnp.array([1, 2, 0]), owners=jnp.array([2, 3, 0]))
     >>> majority(tie, jnp.array([True, False, True])).tolist()
     [False, True, True]
     """
     return jax.tree.map(
-        lambda ones, owners, old: jnp.where(owners > 0, 2 * ones > owners, old),
+        lambda ones, owners, bit: jnp.where(owners > 0, 2 * ones > owners, bit),
         votes.ones,
         votes.owners,
         default,

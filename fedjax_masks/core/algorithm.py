@@ -1,43 +1,100 @@
 """The contract: a federated algorithm is a record of pure functions.
 
-Everything in the package is written against the types of this module, and this module
-imports nothing of the package. Device and server meet only in ``message`` (server to
-device) and ``upload`` (device to server): nothing else carries information between them,
-so nothing else needs accounting.
+Everything in the package is written against the types of this module. Client and server meet only in the
+``message`` (server to client) and the ``upload`` (client to server): nothing else carries information between
+them, so nothing else needs accounting.
 
-Functions are written for *one* client. Batching over clients, loops over rounds, devices,
-files and logging belong to :mod:`fedjax_masks.simulation` and above.
+All functions but ``init``, ``merge`` and the schedule are written for *one* client. The map over clients, the
+loop over rounds, devices, files and logging belong to :mod:`fedjax_masks.simulation` and above.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import chex
 import jax
 import numpy as np
 
-PyTree = Any
-Params = Any
-Metrics = Mapping[str, jax.Array]
+from fedjax_masks.core.task import ClientIndex as ClientIndex
+from fedjax_masks.core.task import Task as Task
+from fedjax_masks.core.types import Params as Params
+from fedjax_masks.core.types import PyTree as PyTree
 
 
 class State(NamedTuple):
     """All that a simulation carries from round to round.
 
     Attributes:
-      common: What every device holds from the start and nobody ever changes (frozen
-        weights, a pre-trained part). Kept once, not once per client.
-      server: The server's state.
-      clients: The clients' states; every leaf is ``[num_clients, ...]``.
-      kept: What the server keeps of each client; every leaf is ``[num_clients, ...]``.
+      server: The server's state, one copy. Frozen weights live here, too.
+      clients: Each client's own state; every leaf is ``[num_clients, ...]``.
+      profiles: The server's knowledge of each client; every leaf is ``[num_clients, ...]``.
     """
 
-    common: PyTree
     server: PyTree
-    clients: PyTree
-    kept: PyTree = ()
+    clients: PyTree = ()
+    profiles: PyTree = ()
+
+
+class Round(NamedTuple):
+    """The round, as both ends know it without a message.
+
+    Attributes:
+      key: In ``send``, ``train`` and ``receive`` the client's key of this round, the same for all three, so
+        that both ends can draw alike. Fold in a constant where draws must differ. In ``merge``, the server's.
+      index: ``int32[]``: the number of the round, from 0.
+    """
+
+    key: chex.PRNGKey
+    index: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] -- tuples have a method index
+
+
+class Work(NamedTuple):
+    """Work of one client, or of the server.
+
+    Attributes:
+      steps: ``float32[]``: optimizer steps.
+      examples: ``float32[]``: examples seen, over all epochs.
+      slots: ``float32[]``: places for examples in the minibatches that were computed; the excess over
+        ``examples`` was padding.
+      flops: ``float32[]``: FLOPs; see :mod:`fedjax_masks.core.flops`.
+      traffic: ``float32[]``: bytes through memory.
+    """
+
+    steps: jax.Array
+    examples: jax.Array
+    slots: jax.Array
+    flops: jax.Array
+    traffic: jax.Array
+
+
+class Info(NamedTuple):
+    """Facts for people; the next round never needs them.
+
+    Attributes:
+      loss: ``float32[]``: the mean training loss, or None.
+      work: The work of the function. Loops of :mod:`fedjax_masks.core.training` report their work; the engine
+        adds up the work of all loops of the function, in branches and inner loops as well, and puts the sum
+        here.
+      extra: Further metrics by name: scalars.
+    """
+
+    loss: jax.Array | None = None
+    work: Work | None = None
+    extra: Mapping[str, jax.Array] = {}  # safe as a default: nothing writes to it
+
+
+class Stack(NamedTuple):
+    """A part of a contribution that ``merge`` gets stacked, ``[clients, ...]``, instead of summed.
+
+    The first axis also has padding. Entries of padding, and of clients whose upload did not arrive, are
+    zeros. The order of the clients is arbitrary.
+
+    Attributes:
+      tree: Any pytree of arrays.
+    """
+
+    tree: PyTree
 
 
 class ClientData(NamedTuple):
@@ -46,14 +103,14 @@ class ClientData(NamedTuple):
     Attributes:
       inputs: ``[num_examples, *input_shape]``, uint8 or float32: the whole data set.
       labels: ``int32[num_examples]``.
-      rows: ``int32[capacity]``: this client's rows of ``inputs``; only the first ``size``
-        are its own, the rest is padding that may point anywhere inside the arrays.
-      size: ``int32[]``: how many examples the client has.
-      longest: ``int32[]``: the largest ``size`` among the clients that run in step with
-        this one. Loops over minibatches run to ``longest``, so that their trip count is
-        the same for all clients of a block; what lies beyond ``size`` is padding.
-      tier: ``int32[]``: the client's tier, the same for all that run in step with it, so that a
-        ``lax.switch`` on it runs one branch.
+      rows: ``int32[capacity]``: indices of the client's examples in ``inputs``. Entries from ``size`` on are
+        padding and may point to any example.
+      size: ``int32[]``: the number of the client's examples.
+      longest: ``int32[]``: the largest ``size`` among the clients that run in step with this one. Loops over
+        minibatches run to ``longest``, so that their trip count is the same for all clients of a block;
+        places from ``size`` on are padding.
+      tier: ``int32[]``: the client's tier. Clients that run in step share a tier, so that a ``lax.switch`` on
+        it runs one branch.
     """
 
     inputs: jax.Array
@@ -64,93 +121,14 @@ class ClientData(NamedTuple):
     tier: jax.Array
 
 
-class Cohort(NamedTuple):
-    """The clients of one round, as the server sees them in ``merge``.
-
-    Attributes:
-      ids: ``int32[cohort]``: client ids.
-      weight: ``float32[cohort]``: number of training examples; 0 for a client whose upload
-        must be ignored (it was dropped, or is padding).
-    """
-
-    ids: jax.Array
-    weight: jax.Array
-
-
-class ClientIndex(NamedTuple):
-    """Which rows of a data set belong to which client (ragged, flat).
-
-    Attributes:
-      rows: ``int32[total]``: the rows of client 0, then those of client 1, and so on.
-      offsets: ``int32[num_clients]``: where each client's rows start.
-      sizes: ``int32[num_clients]``: how many rows each client has.
-    """
-
-    rows: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A federated learning problem: a data set and its division among clients.
-
-    Attributes:
-      name: The data set's name.
-      inputs: ``[num_train, *input_shape]``, uint8 (0 to 255) or float32.
-      labels: ``int32[num_train]``.
-      test_inputs: ``[num_test, *input_shape]``: the global test set.
-      test_labels: ``int32[num_test]``.
-      train: Each client's rows of ``inputs``.
-      test: Each client's rows of ``test_inputs``: its own test data, with the label
-        distribution of its training data.
-      num_classes: Number of classes.
-      partition: How the data were divided, as written by the user (``"shards:2"``).
-    """
-
-    name: str
-    inputs: np.ndarray
-    labels: np.ndarray
-    test_inputs: np.ndarray
-    test_labels: np.ndarray
-    train: ClientIndex
-    test: ClientIndex
-    num_classes: int
-    partition: str = "iid"
-
-    @property
-    def num_clients(self) -> int:
-        return len(self.train.sizes)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.inputs.shape[1:]
-
-
-@dataclass(frozen=True)
-class Tiers:
-    """A division of clients by what their devices can do; each tier may run a program of its own.
-
-    Attributes:
-      number: How many tiers there are.
-      of: ``(client_ids) -> int32``, of the same shape, in ``[0, number)``; runs on the host.
-    """
-
-    number: int = 1
-    of: Callable[[np.ndarray], np.ndarray] = lambda ids: ids * 0
-
-
-ONE_TIER = Tiers()
-"""All clients run the same program."""
-
-Predict = Callable[[PyTree, PyTree, PyTree, jax.Array], jax.Array]
-
-
 class Draw(Protocol):
     """Draws a round's cohort, uniformly and without replacement: ``int32[cohort]``; runs on the host."""
 
-    def __call__(self, index: int, among: np.ndarray | None = None) -> np.ndarray:
-        """Of round ``index``, from some clients or from all; the same at every call."""
+    def __call__(self, index: int, candidates: np.ndarray | None = None) -> np.ndarray:
+        """Draws the cohort of round ``index`` from the candidates, or from all clients.
+
+        Every call with the same arguments returns the same cohort.
+        """
         ...
 
 
@@ -159,52 +137,134 @@ def every_round(index: int, draw: Draw) -> np.ndarray:
     return draw(index)
 
 
+def one_tier(client_ids: np.ndarray) -> np.ndarray:
+    """Puts all clients into tier 0."""
+    return client_ids * 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The host's side of an algorithm: participation, and clients that share a program.
+
+    Attributes:
+      select: ``(index, draw) -> int32[cohort]``: distinct clients that take part in round ``index``. The
+        result may depend on the arguments alone, because cohorts are drawn ahead of their rounds.
+      num_tiers: The number of tiers. Each may run a program of its own, by a ``lax.switch`` on ``data.tier``.
+      tier_of: ``(client_ids) -> int32``, of the same shape, in ``[0, num_tiers)``.
+    """
+
+    select: Callable[[int, Draw], np.ndarray] = every_round
+    num_tiers: int = 1
+    tier_of: Callable[[np.ndarray], np.ndarray] = one_tier
+
+
+DEFAULT_SCHEDULE = Schedule()
+"""A new cohort of all clients in every round, and one program for all of them."""
+
+
+class Init(Protocol):
+    """Makes the state before round 0; traced, with a static ``task``."""
+
+    def __call__(self, key: chex.PRNGKey, task: Task) -> State: ...
+
+
+class Send(Protocol):
+    """Makes the message from the server to one client, any payload of :mod:`fedjax_masks.communication`.
+
+    The function runs inside the map over clients: arrays that do not depend on ``profile`` are never copied
+    per client.
+    """
+
+    def __call__(self, round: Round, server: PyTree, profile: PyTree) -> PyTree: ...
+
+
+class Train(Protocol):
+    """Trains one client on its own data.
+
+    Returns:
+      The client's new state, its upload (any payload), and facts for people.
+    """
+
+    def __call__(
+        self, round: Round, message: PyTree, client: PyTree, data: ClientData
+    ) -> tuple[PyTree, PyTree, Info]: ...
+
+
+class Receive(Protocol):
+    """Handles one upload on the server; called for each upload that arrived.
+
+    Args:
+      round: The round, with the client's key.
+      server: The server's state before the round.
+      profile: The server's knowledge of the client.
+      upload: The client's upload.
+      weight: ``float32[]``: the number of the client's training examples; above 0.
+
+    Returns:
+      The client's new profile, and a contribution. Contributions are summed over the cohort leaf by leaf,
+      so that memory does not grow with the cohort; see :class:`Stack` for the exception.
+    """
+
+    def __call__(
+        self, round: Round, server: PyTree, profile: PyTree, upload: PyTree, weight: jax.Array
+    ) -> tuple[PyTree, PyTree]: ...
+
+
+class Merge(Protocol):
+    """Updates the server's state with the sum of all contributions.
+
+    Where no upload arrived, the engine keeps the server's state as it was.
+
+    Returns:
+      The server's new state; and facts for people where the server itself trains, else None.
+    """
+
+    def __call__(self, round: Round, server: PyTree, total: PyTree) -> tuple[PyTree, Info | None]: ...
+
+
+class Predict(Protocol):
+    """Computes ``logits[batch, num_classes]`` of one model.
+
+    Args:
+      server: The server's state.
+      client: The client's state; None for the model ``"global"``.
+      x: ``[batch, *input_shape]``.
+    """
+
+    def __call__(self, server: PyTree, client: PyTree, x: jax.Array) -> jax.Array: ...
+
+
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm, as pure functions over pytrees.
 
-    A constructor such as ``fedavg(model, optimizer, *, ...)`` closes over static choices
-    and returns this record; what changes from round to round or from client to client is
-    traced. Variants are made by replacing single functions:
-    ``fedavg(...)._replace(train=...)``.
+    A factory such as ``fedavg(model, trainer, *, ...)`` closes over static choices and returns this record;
+    values that change from round to round or from client to client are traced. Variants replace single
+    functions: ``fedavg(...)._replace(train=...)``.
 
     Attributes:
       init: ``(key, task) -> State``.
-      send: ``(server, client_id) -> message``; server to device. Runs inside the map over
-        clients: what it does not vary per client is never copied per client.
-      train: ``(key, common, message, client, data) -> (client, upload, metrics)``; on the
-        device, for one client. ``metrics`` is a flat mapping of scalars; ``loss`` is the mean
-        training loss. ``steps``, ``examples``, ``slots``, ``flops`` and ``traffic`` are replaced by
-        the sums over all trainings by :mod:`fedjax_masks.core.training`, where there is one.
-      merge: ``(key, common, server, uploads, cohort) -> server``; on the server. ``uploads``
-        is the sum of all partials where ``reduce`` is given, else all uploads stacked on
-        axis 0.
-      serve: ``(key, common, server, kept, upload) -> (kept, received)``, or None; on the server, for one
-        client whose upload has arrived: what the server does for each of them beside the others, with
-        what it keeps of it. Runs inside the map over clients. ``reduce`` and ``merge`` get what was
-        received in place of the upload.
-      reduce: ``(upload, weight) -> partial``, associative by ``+``, or None. With it,
-        memory does not grow with the cohort.
-      predict: ``(common, server, client, x) -> logits[batch, num_classes]`` of the client's
-        own model, or None where every client uses the global model.
-      predict_global: ``(common, server, x) -> logits``, or None where no global model exists.
-      probes: Further points of measurement: name to a function like ``predict``, evaluated
-        like it and reported under ``extra``.
-      tiers: Which clients run the same program; all, by default.
-      select: ``(index, draw) -> int32[cohort]``: distinct clients, who take part in round ``index``; on
-        the host, ahead of the rounds, and therefore a function of its arguments alone.
-      report: ``(server) -> metrics`` after a round, where the server itself trains: a flat mapping
-        of scalars; ``loss`` is the mean training loss, ``flops`` what the round took.
+      send: ``(round, server, profile) -> message``; server to client.
+      train: ``(round, message, client, data) -> (client, upload, Info)``; on the client.
+      receive: ``(round, server, profile, upload, weight) -> (profile, contribution)``; on the server, for
+        each upload that arrived.
+      merge: ``(round, server, total) -> (server, Info | None)``; on the server, once a round.
+      predict: Models by name, each ``(server, client, x) -> logits``. ``"global"`` is evaluated on the global
+        test set, all others on each client's own test data. ``"personal"`` is the client's own model; without
+        it, every client uses the global one. Other names are further points of measurement.
+      schedule: Participation and tiers, on the host.
+
+    Example:
+      >>> import fedjax_masks as fm, optax
+      >>> task = fm.load_task("digits", clients=10)
+      >>> algorithm = fm.fedavg(fm.models.mlp(task), optax.sgd(0.1))
+      >>> sorted(algorithm.predict), algorithm.schedule.num_tiers
+      (['global'], 1)
     """
 
-    init: Callable[[chex.PRNGKey, Task], State]
-    send: Callable[[PyTree, jax.Array], PyTree]
-    train: Callable[[chex.PRNGKey, PyTree, PyTree, PyTree, ClientData], tuple[PyTree, PyTree, Metrics]]
-    merge: Callable[[chex.PRNGKey, PyTree, PyTree, PyTree, Cohort], PyTree]
-    serve: Callable[[chex.PRNGKey, PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]] | None = None
-    reduce: Callable[[PyTree, jax.Array], PyTree] | None = None
-    predict: Predict | None = None
-    predict_global: Callable[[PyTree, PyTree, jax.Array], jax.Array] | None = None
-    probes: Mapping[str, Predict] = MappingProxyType({})
-    tiers: Tiers = ONE_TIER
-    select: Callable[[int, Draw], np.ndarray] = every_round
-    report: Callable[[PyTree], Metrics] | None = None
+    init: Init
+    send: Send
+    train: Train
+    receive: Receive
+    merge: Merge
+    predict: Mapping[str, Predict]
+    schedule: Schedule = DEFAULT_SCHEDULE

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend."""
+"""The exception for users' mistakes, and helpers that raise it."""
 
 import errno
 import logging
@@ -7,16 +7,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedjax_masks.core.synonyms import meant
+from fedjax_masks.core.synonyms import nearest_name
 
 
 class UserError(ValueError):
-    """A request that cannot be served; the message is one line and says what would be."""
+    """A request that cannot be served.
+
+    The message is one line: ``KEY=VALUE: must be CONSTRAINT``, then what to do.
+    """
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns what preparation raises about its input into a :class:`UserError` of one line.
+    """Turns errors about input into a :class:`UserError` of one line.
 
     >>> with user_errors():
     ...     raise FileNotFoundError("no file data.npz")
@@ -33,18 +36,18 @@ def user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def unlogged(name: str) -> Iterator[None]:
-    """Silences a library's logger that reports, with tracebacks, what the library also raises."""
+def silence_logger(name: str) -> Iterator[None]:
+    """Silences a logger, such as that of a library which logs the errors that it also raises."""
     logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
+    previous, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.disabled = previous
 
 
 def regular_file(path: str | Path) -> Path:
-    """The path of a file to read, after a check that reading it ends.
+    """Checks that a path is no pipe and no device, which may never end, and returns it.
 
     A pipe without a writer blocks the process that opens it, and a device such as ``/dev/zero`` never
     ends. A directory passes: opening it raises its own error.
@@ -63,7 +66,7 @@ def regular_file(path: str | Path) -> Path:
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuses to write over what is no ordinary file.
+    """Checks that a path is new, or an ordinary file that may be replaced.
 
     Raises:
       UserError: There is a directory, a pipe or a device of this name.
@@ -72,27 +75,27 @@ def check_replaceable(path: Path) -> None:
         raise UserError(f"out={str(path)!r}: must be a new name or an ordinary file, which is replaced")
 
 
-def in_a_line(error: BaseException) -> str:
-    r"""An error's name and text in one line, cut where it is long.
+def one_line(error: BaseException) -> str:
+    r"""An error's name and text in one line of at most 200 characters of text.
 
-    >>> in_a_line(OSError("no\nspace"))
+    >>> one_line(OSError("no\nspace"))
     'OSError: no space'
     """
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def unknown(key: str, value: str, accepted: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest one that does.
+def unknown_name(key: str, value: str, names: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest name that does.
 
     Args:
-      key: What was named.
-      value: The name given.
-      accepted: The names that exist.
+      key: The key of the name.
+      value: The name.
+      names: The names that exist.
 
-    >>> print(unknown("model.name", "lenet5", ["mlp", "lenet"]))
-    model.name='lenet5': unknown; did you mean 'lenet'? accepted are lenet, mlp
+    >>> print(unknown_name("model.name", "lenet5", ["mlp", "lenet"]))
+    model.name='lenet5': must be one of lenet, mlp; did you mean 'lenet'?
     """
-    accepted = sorted(accepted)
-    near = meant(value, accepted)
-    hint = f"; did you mean {near!r}?" if near else ";"
-    return UserError(f"{key}={value!r}: unknown{hint} accepted are {', '.join(accepted)}")
+    names = sorted(names)
+    near = nearest_name(value, names)
+    hint = f"; did you mean {near!r}?" if near else ""
+    return UserError(f"{key}={value!r}: must be one of {', '.join(names)}{hint}")

@@ -1,9 +1,9 @@
 """Counting the FLOPs of a program from its jaxpr.
 
-Counted are matrix products and convolutions on which a result depends, a multiply-add as two
-FLOPs; what goes by element is left out, as in the literature. Their traffic is counted beside them: what
-they write, once written and once read, which for the layers of a network is its activations, their
-gradients, and those of the parameters.
+The count includes the matrix products and convolutions on which a result depends, a multiply-add as two
+FLOPs. As in the literature, it leaves out element-wise operations. Traffic is the size of the outputs of the
+same operations, once written and once read: for the layers of a network, the activations, the gradients of
+the activations, and the gradients of the parameters.
 """
 
 import math
@@ -14,12 +14,14 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from fedjax_masks.core.types import PyTree
 
-def count_flops(function: Callable[..., Any], *args: Any) -> float:
-    """FLOPs of one call; bodies of loops with a traced trip count are counted once.
+
+def count_flops(function: Callable[..., Any], *args: PyTree) -> float:
+    """The FLOPs of one call; the body of a loop with a traced trip count counts once.
 
     Args:
-      function: Any traceable function.
+      function: PyTree traceable function.
       *args: Its arguments, or their shapes as ``jax.ShapeDtypeStruct``.
 
     >>> x = jax.ShapeDtypeStruct((2, 3), "float32")
@@ -29,46 +31,46 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     return trace(function, *args).flops
 
 
-class Traced(NamedTuple):
-    """A function that is not traced again.
+class Trace(NamedTuple):
+    """A traced function with its costs.
 
     Attributes:
-      call: The function, from what its trace has recorded.
-      out: The shapes of its result, as ``jax.ShapeDtypeStruct``.
-      flops: FLOPs of one call, as :func:`count_flops` counts.
-      traffic: Bytes that go through memory.
+      call: The function, evaluated from its trace.
+      result: The shapes of the result, as ``jax.ShapeDtypeStruct``.
+      flops: FLOPs of one call, as :func:`count_flops` counts them.
+      traffic: Bytes that one call writes to memory and reads from memory.
     """
 
     call: Callable[..., Any]
-    out: Any
+    result: PyTree
     flops: float
     traffic: float
 
 
-def trace(function: Callable[..., Any], *args: Any) -> Traced:
-    """Traces a function for arguments of these shapes, once, and counts its FLOPs.
+def trace(function: Callable[..., Any], *args: PyTree) -> Trace:
+    """Traces a function once, for arguments of the given shapes, and counts its FLOPs.
 
     >>> import jax.numpy as jnp
     >>> squares = trace(lambda a: a @ a, jnp.ones((2, 2)))
     >>> squares.flops, squares.call(jnp.ones((2, 2))).tolist()
     (16.0, [[2.0, 2.0], [2.0, 2.0]])
     """
-    program, out = jax.make_jaxpr(function, return_shape=True)(*args)
+    program, result = jax.make_jaxpr(function, return_shape=True)(*args)
 
-    def call(*args: Any) -> Any:
+    def call(*args: PyTree) -> PyTree:
         leaves = core.jaxpr_as_fun(program)(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(out), leaves)
+        return jax.tree.unflatten(jax.tree.structure(result), leaves)
 
-    return Traced(call, out, *map(float, _jaxpr_cost(program.jaxpr)))
+    return Trace(call, result, *map(float, _jaxpr_cost(program.jaxpr)))
 
 
 def _jaxpr_cost(jaxpr: core.Jaxpr) -> np.ndarray:
-    """``[2]``: FLOPs and traffic."""
-    return sum((_equation_cost(equation) for equation in _live(jaxpr)), start=np.zeros(2))
+    """The FLOPs and the traffic of a program, ``float64[2]``."""
+    return sum((_equation_cost(equation) for equation in _live_equations(jaxpr)), start=np.zeros(2))
 
 
-def _live(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    """The equations that results depend on, last first."""
+def _live_equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """The equations that results depend on, in reverse order."""
     needed = {id(variable) for variable in jaxpr.outvars}
     for equation in reversed(jaxpr.eqns):
         if equation.effects or any(id(variable) in needed for variable in equation.outvars):
@@ -92,11 +94,12 @@ def _equation_cost(equation: core.JaxprEqn) -> np.ndarray:
 
 
 def _product(equation: core.JaxprEqn, flops: float) -> np.ndarray:
-    output: Any = equation.outvars[0].aval
+    output: PyTree = equation.outvars[0].aval
     return np.array([flops, 2.0 * math.prod(output.shape) * output.dtype.itemsize])
 
 
-# Convolutions of ``ops.conv``: output and kernel. Their FLOPs are those of the definition.
+# The operands that give the size of the output and of the kernel. Convolutions of ``ops.conv`` count with the
+# FLOPs of their definition, however they are computed.
 _CONVOLUTIONS: Mapping[str, Callable[[core.JaxprEqn], tuple[Any, Any]]] = {
     "conv2d_forward": lambda equation: (equation.outvars[0], equation.invars[1]),
     "conv2d_input_gradient": lambda equation: (equation.invars[0], equation.invars[1]),
@@ -104,7 +107,7 @@ _CONVOLUTIONS: Mapping[str, Callable[[core.JaxprEqn], tuple[Any, Any]]] = {
 }
 
 
-def shape_of(variable: Any) -> tuple[int, ...]:
+def shape_of(variable: PyTree) -> tuple[int, ...]:
     """The shape of a variable of a program."""
     return variable.aval.shape
 
@@ -122,7 +125,7 @@ def _conv_flops(equation: core.JaxprEqn) -> float:
 
 
 def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    """All equations of a program, those of the programs inside it included."""
+    """All equations of a program, including those of inner programs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in subjaxprs(equation):
@@ -130,17 +133,17 @@ def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 
 def is_call(equation: core.JaxprEqn, function: Callable[..., Any]) -> bool:
-    """Whether an equation calls a function that ``jax.jit`` has wrapped, which its name shows."""
+    """Whether an equation calls a function wrapped by ``jax.jit``, judged by the function's name."""
     return equation.primitive.name == "jit" and equation.params["name"] == function.__name__
 
 
 def subjaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-    """The programs right inside an equation."""
-    found = []
+    """The programs directly inside an equation."""
+    programs = []
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, core.ClosedJaxpr):
-                found.append(item.jaxpr)
+                programs.append(item.jaxpr)
             elif isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+                programs.append(item)
+    return programs

@@ -7,7 +7,7 @@ from scipy.stats import t as student
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval of the mean, by Student's t; NaN of fewer than two.
+    """Half of the 95 % confidence interval of the mean, by Student's t; NaN for fewer than two values.
 
     >>> round(half_width([1.0, 2.0, 3.0]), 2)
     2.48
@@ -18,7 +18,7 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and 95 % confidence interval; the bare value of a single one, and ``"n/a"`` of none.
+    """Mean and 95 % confidence interval as text; the value alone for one value, ``"n/a"`` for none.
 
     >>> interval([1.0, 2.0, 3.0])
     '2.0 ± 2.5'

@@ -1,7 +1,7 @@
-"""Masks as pure functions: binarisation, ranking, group norms, packed bits.
+"""Pure functions of masks: binarization, ranking, group norms, pruning.
 
-Masks are ``bool`` everywhere; packing them into bytes is the business of the wire and of
-stores on the host. A mask may have axes of size 1 where it does not vary.
+Masks are ``bool``; only the wire and the stores on the host pack them into bits. A mask may have axes of
+size 1 where it does not vary.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -61,7 +61,7 @@ def top_share(scores: jax.Array, share: float) -> jax.Array:
 
     Args:
       scores: Any float array; ranked over all its elements. Ties go to the lower index.
-      share: Share to keep, in (0, 1]; at least one element is kept.
+      share: The share of elements to mark, in (0, 1]; at least one element is marked.
 
     Returns:
       ``bool`` of the shape of ``scores`` with exactly ``max(1, round(share * size))`` True.
@@ -74,7 +74,7 @@ def top_share(scores: jax.Array, share: float) -> jax.Array:
 
 
 def top_count(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
-    """Marks the ``keep`` elements with the largest scores; a number of them that may be traced.
+    """Marks the ``keep`` elements with the largest scores; ``keep`` may be traced.
 
     Args:
       scores: Any float array; ranked over all its elements. Ties go to the lower index.
@@ -87,42 +87,43 @@ def top_count(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
     [False, True, False, False]
     """
     keys = _sortable(scores.ravel())
-    chosen, tied, room = _split(keys, jnp.asarray(keep, jnp.int32))
-    ranks = jnp.where(tied, jnp.arange(keys.size, 0, -1, dtype=jnp.uint32), 0)
-    first, last, _ = _split(ranks, room)  # no two of the tied share a rank
-    return (chosen | first | last).reshape(scores.shape)
+    certain, ties, count = _largest(keys, jnp.asarray(keep, jnp.int32))
+    # Ties go to the lower index: ranks fall with the index, and no two ties share a rank.
+    ranks = jnp.where(ties, jnp.arange(keys.size, 0, -1, dtype=jnp.uint32), 0)
+    first, last, _ = _largest(ranks, count)
+    return (certain | first | last).reshape(scores.shape)
 
 
 def _sortable(values: jax.Array) -> jax.Array:
-    """Unsigned integers in the order of ``values``, of which no two are equal unless these are."""
+    """Unsigned integers in the order of the float ``values``; equal exactly where the values are equal."""
     bits = jnp.finfo(values.dtype).bits
     raw = jax.lax.bitcast_convert_type(values + 0.0, f"uint{bits}")  # -0.0 becomes 0.0
     top = jnp.ones((), raw.dtype) << (bits - 1)
     return jnp.where(raw >= top, ~raw, raw | top)
 
 
-def _split(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Splits off the largest ``keys``, bit by bit; sorting them is many times slower.
+def _largest(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Finds the ``keep`` largest keys, bit by bit; sorting is many times slower.
 
-    The keys are read in the loop and nowhere else: XLA may compute what is read outside a loop once more,
-    and round it otherwise.
+    Only the loop reads the keys: XLA may compute an operand again for a use outside the loop, and round it
+    differently there.
 
     Returns:
-      ``bool`` masks: which are among the ``keep`` largest for sure, and which are tied for the rest of
-      the places; and how many places that is, ``int32[]``.
+      ``bool`` masks of the keys that are certainly among the largest, and of the keys that tie for the rest
+      of the places; and the number of these places, ``int32[]``.
     """
     bits = jnp.iinfo(keys.dtype).bits
 
-    def refine(index: jax.Array, found: Any) -> Any:
-        chosen, tied, room = found
+    def refine(index: jax.Array, carry: Any) -> Any:
+        certain, ties, count = carry
         bit = jnp.ones((), keys.dtype) << (bits - 1 - index).astype(keys.dtype)
-        ahead = tied & ((keys & bit) > 0)
-        number = jnp.sum(ahead, dtype=jnp.int32)
-        enough = number >= room
+        larger = ties & ((keys & bit) > 0)
+        number = jnp.sum(larger, dtype=jnp.int32)
+        enough = number >= count
         return (
-            chosen | (ahead & ~enough),
-            jnp.where(enough, ahead, tied & ~ahead),
-            jnp.where(enough, room, room - number),
+            certain | (larger & ~enough),
+            jnp.where(enough, larger, ties & ~larger),
+            jnp.where(enough, count, count - number),
         )
 
     everything = jnp.ones(keys.shape, bool)
@@ -130,7 +131,7 @@ def _split(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 def group_norms(values: jax.Array) -> jax.Array:
-    """Sum of the L2 norms of a kernel's groups: every output, and every input.
+    """The sum of the l2 norms of a kernel's groups; each output and each input is a group.
 
     Args:
       values: A kernel ``[..., inputs, outputs]``: ``[in, out]`` or ``[h, w, in, out]``.
@@ -157,10 +158,10 @@ def mask_params(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.A
     Args:
       kernels: The model's kernels, ``model.kernels``.
       params: The model's parameters.
-      mask: By layer name: bool or float, shaped like the kernel.
+      mask: Bool or float, shaped like the kernel, by layer name.
 
     Returns:
-      The parameters, with everything but the kernels as it was.
+      The parameters; only the kernels change.
     """
     for kernel in kernels:
         masked = trees.get(params, kernel.path) * mask[kernel.name]
@@ -169,7 +170,7 @@ def mask_params(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.A
 
 
 def all_filters(kernels: Iterable[Any]) -> dict[str, jax.Array]:
-    """By layer: ``bool[outputs]``, all True: the mask that keeps every filter of ``kernels``."""
+    """The mask that keeps every filter: ``bool[outputs]``, all True, by layer."""
     return {kernel.name: jnp.ones(kernel.outputs, bool) for kernel in kernels}
 
 
@@ -179,13 +180,14 @@ def filter_mask(
     filters: Mapping[str, jax.Array],
     parts: Callable[[Any], Iterable[tuple[str, ...]]],
 ) -> Params:
-    """Brings masks of filters to the parameters that belong to them.
+    """Expands masks of filters to a mask of parameters.
 
     Args:
       kernels: The model's kernels, ``model.kernels``.
       params: The model's parameters, for their shapes.
-      filters: By layer: ``bool[outputs]``; a layer that is not in it is all True.
-      parts: Gives, for a kernel, the paths of what belongs to its filters, outputs last.
+      filters: ``bool[outputs]`` by layer; a missing layer counts as all True.
+      parts: ``(kernel) -> paths`` of the parameters that belong to the kernel's filters, with outputs as
+        their last axis.
 
     Returns:
       Pytree of bool like ``params``, with axes of size 1 where it does not vary.
@@ -200,12 +202,12 @@ def filter_mask(
 
 
 def weight_mask(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.Array]) -> Params:
-    """Brings masks of single weights to the parameters; all that is no kernel is True.
+    """Expands masks of weights to a mask of parameters, which is True outside kernels.
 
     Args:
       kernels: The model's kernels, ``model.kernels``.
       params: The model's parameters, for their shapes.
-      mask: By layer name: bool, shaped like the kernel.
+      mask: Bool, shaped like the kernel, by layer name.
 
     Returns:
       Pytree of bool like ``params``, with axes of size 1 where it does not vary.
@@ -216,16 +218,16 @@ def weight_mask(kernels: Iterable[Any], params: Params, mask: Mapping[str, jax.A
     return whole
 
 
-def prune(params: Params, kept: Params) -> Params:
-    """The parameters, and exactly 0 where the mask ``kept`` is False.
+def prune(params: Params, mask: Params) -> Params:
+    """Sets parameters to exactly 0 where the mask is False.
 
     >>> prune({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([True, False])})["w"].tolist()
     [1.0, 0.0]
     """
-    return jax.tree.map(lambda a, keep: jnp.where(keep, a, 0), params, kept)
+    return jax.tree.map(lambda a, keep: jnp.where(keep, a, 0), params, mask)
 
 
 def density(mask: dict[str, jax.Array]) -> jax.Array:
-    """``float32[]``: share of True over all arrays together."""
+    """The share of True over all arrays together, ``float32[]``."""
     ones = [jnp.sum(m, dtype=jnp.int32) for m in mask.values()]
     return jnp.sum(jnp.stack(ones)) / sum(m.size for m in mask.values())

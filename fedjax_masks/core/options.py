@@ -1,24 +1,35 @@
-"""Values as people write them, brought to the type that an annotation asks for."""
+"""Conversion and checks of option values by the type of an annotation."""
 
+import functools
 import math
 import tomllib
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from fedjax_masks.core.errors import UserError
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Which numbers are accepted, for use inside ``typing.Annotated``.
+    """Bounds of a number, for use inside ``typing.Annotated``.
 
     Attributes:
-      low: The smallest accepted value.
-      high: The largest.
-      above: Whether ``low`` itself is refused.
-      below: Whether ``high`` itself is refused.
+      low: The smallest value.
+      high: The largest value.
+      above: Whether values must be above ``low``, which is then excluded.
+      below: Whether values must be below ``high``, which is then excluded.
 
     >>> 0 in Bounds(0, above=True), str(Bounds(0, 1, below=True))
     (False, 'at least 0 and below 1')
@@ -58,7 +69,7 @@ def _is_union(annotation: Any) -> bool:
 
 
 def is_plain(annotation: Any) -> bool:
-    """Whether values of a type can be written in a file or on a command line.
+    """Whether values of a type can be written in a configuration file or on a command line.
 
     >>> is_plain(Literal["a", "b"] | None), is_plain(Sequence[int]), is_plain(object)
     (True, True, False)
@@ -72,7 +83,7 @@ def is_plain(annotation: Any) -> bool:
 
 
 def describe(annotation: Any) -> str:
-    """What a type accepts, in words.
+    """The values of a type, in words.
 
     >>> describe(Rate | None)
     'a finite number above 0 or none'
@@ -90,11 +101,11 @@ def describe(annotation: Any) -> str:
 
 
 def coerce(key: str, value: Any, annotation: Any) -> Any:
-    """Brings a value to a type.
+    """Converts a value to a type.
 
     Args:
       key: The value's key, for the message.
-      value: A value, or text to read it from.
+      value: A value, or its text.
       annotation: A plain type, see :func:`is_plain`.
 
     Raises:
@@ -106,8 +117,68 @@ def coerce(key: str, value: Any, annotation: Any) -> Any:
     try:
         return _convert(value, annotation)
     except (ValueError, TypeError, OverflowError, RecursionError):
-        shown = value if isinstance(value, str) else repr(value)
-        raise UserError(f"{key}={shown}: {describe(annotation)} is accepted") from None
+        text = value if isinstance(value, str) else repr(value)
+        raise UserError(f"{key}={text}: must be {describe(annotation)}") from None
+
+
+def check(key: str, value: Any, annotation: Any) -> None:
+    """Checks an argument from Python by the rule of :func:`coerce`, with the same message.
+
+    A traced value passes: its bounds were checked before it was traced.
+
+    Raises:
+      UserError: The value is not of the type, or out of its bounds.
+
+    >>> check("epochs", 1.5, Count)
+    Traceback (most recent call last):
+    fedjax_masks.core.errors.UserError: epochs=1.5: must be an integer at least 1 and at most 2147483647
+    """
+    if hasattr(value, "aval"):
+        return
+    plain = _plain(value)
+    if coerce(key, plain, annotation) != plain:
+        raise UserError(f"{key}={value!r}: must be {describe(annotation)}")
+
+
+def _plain(value: Any) -> Any:
+    """A value without NumPy's types; lists become tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checks_options(factory: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a factory, whose keyword arguments are then checked against their annotations.
+
+    Only plain types are checked, see :func:`is_plain`; the errors are those of the command line.
+
+    >>> @checks_options
+    ... def prune(model, *, share: Share = 0.5): ...
+    >>> prune(None, share=2)
+    Traceback (most recent call last):
+    fedjax_masks.core.errors.UserError: share=2: must be a finite number at least 0 and at most 1
+    """
+
+    @functools.cache  # annotations are strings of the module until it is complete
+    def annotations() -> dict[str, Any]:
+        return {
+            name: kind
+            for name, kind in get_type_hints(factory, include_extras=True).items()
+            if is_plain(kind)
+        }
+
+    @functools.wraps(factory)
+    def checking(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in kwargs.items():
+            if name in annotations():
+                check(name, value, annotations()[name])
+        return factory(*args, **kwargs)
+
+    return checking
 
 
 def _convert(value: Any, annotation: Any) -> Any:
@@ -121,12 +192,12 @@ def _convert(value: Any, annotation: Any) -> Any:
         items = _items(value) if isinstance(value, str) else value
         return tuple(_convert(item, arguments[0]) for item in items)
     if _is_union(annotation):
-        return _first_of(value, sorted(arguments, key=lambda kind: kind is not _NONE))
+        return _convert_to_first(value, sorted(arguments, key=lambda kind: kind is not _NONE))
     return _CONVERTERS[annotation](value)
 
 
 def _items(text: str) -> list[Any]:
-    """A list as people write it: bare words and numbers between commas, or a list of TOML or JSON.
+    """The items of a list in text: words and numbers between commas, or a list of TOML or JSON.
 
     >>> _items("64, 32"), _items("[conv1,dense1]"), _items('["conv1", "dense1"]'), _items("[]")
     (['64', '32'], ['conv1', 'dense1'], ['conv1', 'dense1'], [])
@@ -140,7 +211,8 @@ def _items(text: str) -> list[Any]:
     return [item.strip() for item in inner.removesuffix(",").split(",")]
 
 
-def _first_of(value: Any, annotations: Sequence[Any]) -> Any:
+def _convert_to_first(value: Any, annotations: Sequence[Any]) -> Any:
+    """Converts a value to the first of several types that it fits."""
     *others, last = annotations
     for annotation in others:
         try:
@@ -151,6 +223,7 @@ def _first_of(value: Any, annotations: Sequence[Any]) -> Any:
 
 
 def _require(condition: bool, value: Any) -> Any:
+    """The value, where the condition holds; raises ValueError where it does not."""
     if not condition:
         raise ValueError
     return value

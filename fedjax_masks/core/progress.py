@@ -1,4 +1,4 @@
-"""Progress of long work, for people: a bar on a terminal, plain lines where there is none."""
+"""Progress lines on stderr for long work."""
 
 import os
 import sys
@@ -9,32 +9,32 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
-# Lines come ten seconds apart at first, ever more rarely in a long run, and at least every ten minutes.
+# Seconds between lines: 5 % of the elapsed time, but at least ten seconds and at most ten minutes.
 _SHORTEST, _LONGEST, _SHARE = 10.0, 600.0, 0.05
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 class Show(Protocol):
-    """Told how far the work is."""
+    """A callback that shows the progress of work."""
 
-    def __call__(self, done: int, status: str = "", *, now: bool = False) -> None:
-        """Takes note, and prints a line if one is due.
+    def __call__(self, count: int, /, status: str = "", *, now: bool = False) -> None:
+        """Stores the progress, and prints a line if a line is due.
 
         Args:
-          done: Units done.
-          status: A few words; empty keeps the last ones.
-          now: Print in any case.
+          count: Number of finished units.
+          status: A few words; empty keeps the last status.
+          now: Whether to print a line in any case.
         """
 
 
 @contextmanager
-def silence(asked: bool = True) -> Iterator[None]:
-    """Prints no progress inside, if asked.
+def silence(active: bool = True) -> Iterator[None]:
+    """Suppresses progress inside the context, if ``active``.
 
     >>> with silence():
-    ...     say("unheard")
+    ...     say("not printed")
     """
-    token = _SILENT.set(asked or _SILENT.get())
+    token = _SILENT.set(active or _SILENT.get())
     try:
         yield
     finally:
@@ -42,126 +42,126 @@ def silence(asked: bool = True) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Prints a line on stderr, unless inside of :func:`silence`."""
+    """Prints a line on stderr, except inside :func:`silence`."""
     if not _SILENT.get():
         print(text, file=sys.stderr, flush=True)
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Whether the process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return hasattr(shell, "kernel")
 
 
 def is_silent() -> bool:
-    """Whether progress is inside of :func:`silence`."""
+    """Whether the current context is inside :func:`silence`."""
     return _SILENT.get()
 
 
 def on_terminal() -> bool:
-    """Whether stderr is a terminal on which lines can be written over.
+    """Whether stderr is a terminal that can overwrite lines.
 
-    A shell command of a notebook's cell has a terminal that only collects them, and a variable of Jupyter.
+    A shell command in a notebook's cell has a terminal that only collects lines; Jupyter sets a variable.
     """
-    elsewhere = "JPY_PARENT_PID" in os.environ or os.environ.get("TERM") == "dumb"
-    return sys.stderr.isatty() and not elsewhere
+    only_collects = "JPY_PARENT_PID" in os.environ or os.environ.get("TERM") == "dumb"
+    return sys.stderr.isatty() and not only_collects
 
 
 class _Lines:
-    """The lines of one piece of work, thrifty in time."""
+    """The progress lines of one piece of work, with growing pauses between them."""
 
-    def __init__(self, title: str, total: int | None, unit: str, done: int, doing: str) -> None:
-        self._title, self._total, self._unit, self._doing = title, total, unit, doing
-        self._began = self._last = time.monotonic()
-        self._first: tuple[int, float] | None = None  # the units done at the first news, and when
-        self._done, self._status, self._lock = done, "", threading.Lock()
+    def __init__(self, title: str, total: int | None, unit: str, start: int, phase: str) -> None:
+        self._title, self._total, self._unit, self._phase = title, total, unit, phase
+        self._start_time = self._last_time = time.monotonic()
+        self._first: tuple[int, float] | None = None  # count and time of the first call of show
+        self._count, self._status, self._lock = start, "", threading.Lock()
 
-    def show(self, done: int, status: str = "", *, now: bool = False) -> None:
+    def show(self, count: int, status: str = "", *, now: bool = False) -> None:
         with self._lock:
-            self._first = (done, time.monotonic()) if self._first is None else self._first
-            self._done, self._status = done, status or self._status
-            if now or self.due():
+            self._first = (count, time.monotonic()) if self._first is None else self._first
+            self._count, self._status = count, status or self._status
+            if now or self._is_due():
                 self._print()
 
     def remind(self) -> None:
         with self._lock:
-            if self.due():
+            if self._is_due():
                 self._print()
 
-    def due(self) -> bool:
+    def _is_due(self) -> bool:
         now = time.monotonic()
-        wait = min(max(_SHORTEST, _SHARE * (now - self._began)), _LONGEST)
-        return now - self._last >= wait
+        pause = min(max(_SHORTEST, _SHARE * (now - self._start_time)), _LONGEST)
+        return now - self._last_time >= pause
 
     def _print(self) -> None:
-        self._last = time.monotonic()
-        passed = f"{duration(self._last - self._began)} so far"
-        parts = [self._count(), *self._speed(), self._status] if self._first else [self._doing, passed]
+        self._last_time = time.monotonic()
+        elapsed = f"{duration(self._last_time - self._start_time)} so far"
+        parts = [self._progress(), *self._rate(), self._status] if self._first else [self._phase, elapsed]
         print(f"{self._title}: {', '.join(filter(None, parts))}", file=sys.stderr, flush=True)
 
-    def _count(self) -> str:
-        number = f"{self._done}/{self._total}" if self._total else str(self._done)
+    def _progress(self) -> str:
+        number = f"{self._count}/{self._total}" if self._total else str(self._count)
         return f"{number} {self._unit}".strip()
 
-    def _speed(self) -> list[str]:
-        """The rate since the first news, which alone came after a compilation, and the time left by it."""
-        done, at = self._first or (0, 0.0)
-        passed = self._last - at
-        if self._done == done or passed <= 0:
+    def _rate(self) -> list[str]:
+        """The rate and the remaining time. The time before the first call, a compilation, does not count."""
+        first_count, first_time = self._first or (0, 0.0)
+        seconds = self._last_time - first_time
+        if self._count == first_count or seconds <= 0:
             return []
-        speed = (self._done - done) / passed
-        left = [f"{duration((self._total - self._done) / speed)} left"] if self._total else []
-        return [f"{speed:.3g}/s", *(left if self._done != self._total else [])]
+        rate = (self._count - first_count) / seconds
+        remaining = [f"{duration((self._total - self._count) / rate)} left"] if self._total else []
+        return [f"{rate:.3g}/s", *(remaining if self._count != self._total else [])]
 
 
 @contextmanager
 def lines(
-    title: str, *, total: int | None = None, unit: str = "", done: int = 0, doing: str = ""
+    title: str, *, total: int | None = None, unit: str = "", start: int = 0, phase: str = ""
 ) -> Iterator[Show]:
-    """Prints a line on stderr now and then, also while there is no news.
+    """Prints a line on stderr from time to time, also while the progress does not change.
 
     Args:
-      title: What the lines begin with.
-      total: Units of the whole work, where that is known.
-      unit: What they are.
-      done: Units done before.
-      doing: What goes on before the first news.
+      title: The beginning of every line.
+      total: Units of the whole work, where their number is known.
+      unit: The name of the units.
+      start: Units finished before.
+      phase: The name of the work before the first call.
 
     Yields:
-      To be called with news.
+      A callback for the progress.
     """
     if _SILENT.get():
-        yield lambda done, status="", *, now=False: None
+        yield lambda count, status="", *, now=False: None
         return
-    written, ended = _Lines(title, total, unit, done, doing), threading.Event()
+    output, end = _Lines(title, total, unit, start, phase), threading.Event()
 
     def remind() -> None:
-        while not ended.wait(1.0):
-            written.remind()
+        while not end.wait(1.0):
+            output.remind()
 
     reminder = threading.Thread(target=remind, daemon=True, name="progress")
     reminder.start()
     try:
-        yield written.show
+        yield output.show
     finally:
-        ended.set()
+        end.set()
         reminder.join()
 
 
 @contextmanager
-def working(text: str) -> Iterator[None]:
-    """Says every now and then what takes so long; nothing in the first ten seconds.
+def activity(text: str) -> Iterator[None]:
+    """Names a long activity on stderr from time to time, after ten seconds at the earliest.
 
     Args:
-      text: What goes on.
+      text: The name of the activity.
     """
     with lines(text):
         yield
 
 
 def duration(seconds: float) -> str:
-    """A time for people.
+    """A time span for people.
 
     >>> duration(4.2), duration(200), duration(9000)
     ('4 s', '3 min', '2.5 h')

@@ -1,10 +1,10 @@
-"""Names that other tools and papers use, and the names here: for hints, never accepted by themselves."""
+"""Names that other tools and papers use, for hints in errors; no command takes these names."""
 
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# Without case and punctuation; of several names here, the first that is accepted where it is asked for.
+# Keys are plain names, see plain_name. Of several synonyms, the first that exists in the context counts.
 _SYNONYMS: dict[str, tuple[str, ...]] = {
     # algorithms
     "centralized": ("fedavg",),
@@ -76,67 +76,73 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 
 
-def bare(name: str) -> str:
-    """A name without case and punctuation.
+def plain_name(name: str) -> str:
+    """A name in lower case, without punctuation.
 
-    >>> bare("Fashion-MNIST"), bare("lg_fedavg")
+    >>> plain_name("Fashion-MNIST"), plain_name("lg_fedavg")
     ('fashionmnist', 'lgfedavg')
     """
     return re.sub(r"[\W_]", "", name).lower()
 
 
-def synonym(name: str, accepted: Iterable[str]) -> str | None:
-    """The accepted name that is written a little differently, or that means the same.
+def synonym(name: str, names: Iterable[str]) -> str | None:
+    """The existing name with other case or punctuation, or with the same meaning; None without one.
 
     >>> synonym("FashionMNIST", ["mnist", "fashion_mnist"]), synonym("learning_rate", ["algorithm.lr"])
     ('fashion_mnist', 'algorithm.lr')
     """
-    accepted = list(accepted)
-    alike = [other for other in accepted if bare(other) == bare(name)]
-    meant = [other for other in _SYNONYMS.get(bare(name), ()) if other.partition(" ")[0] in accepted]
-    return next(iter([*alike, *meant]), None)
+    names = list(names)
+    spellings = [other for other in names if plain_name(other) == plain_name(name)]
+    synonyms = [other for other in _SYNONYMS.get(plain_name(name), ()) if other.partition(" ")[0] in names]
+    return next(iter([*spellings, *synonyms]), None)
 
 
-def meant(name: str, accepted: Iterable[str]) -> str | None:
-    """The accepted name that was probably meant; None where nothing is near.
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The existing name that a user probably meant; None where no name is near.
 
-    >>> meant("fedmsk", ["fedmask", "fedavg"]), meant("zebra", ["fedmask"])
+    >>> nearest_name("fedmsk", ["fedmask", "fedavg"]), nearest_name("zebra", ["fedmask"])
     ('fedmask', None)
     """
-    accepted = list(accepted)
-    near = get_close_matches(name, accepted, n=1) or get_close_matches(name.lower(), accepted, n=1)
-    return synonym(name, accepted) or next(iter(near), None)
+    names = list(names)
+    near = get_close_matches(name, names, n=1) or get_close_matches(name.lower(), names, n=1)
+    return synonym(name, names) or next(iter(near), None)
 
 
-def meant_key(key: str, accepted: Iterable[str]) -> str | None:
-    """The accepted dotted key that was probably meant: one that ends alike, else one that is like it.
+def nearest_key(key: str, keys: Iterable[str]) -> str | None:
+    """The existing dotted key that a user probably meant; None where no key is near.
 
-    >>> meant_key("lr", ["log", "pretraining.lr", "algorithm.lr", "algorithm.name"])
+    A key with the same last word comes first, then a key with a similar one.
+
+    >>> nearest_key("lr", ["log", "pretraining.lr", "algorithm.lr", "algorithm.name"])
     'algorithm.lr'
     """
     section, _, last = key.rpartition(".")
-    ends = {other: other.rpartition(".")[2] for other in accepted}
-    alike = [other for other, end in ends.items() if bare(end) == bare(last)]
-    own = [other for other in alike if other.startswith(("algorithm.", "model."))]
-    near = get_close_matches(key, alike, n=1, cutoff=0.0) or (section and get_close_matches(key, ends, n=1))
-    misspelt = get_close_matches(last, ends.values(), n=1)
-    named = [*(other for other in ends if bare(other) == bare(key)), *own, synonym(last, ends), *near]
-    named += [other for other, end in ends.items() if end in misspelt]
-    return next(filter(None, named), None)
+    ends = {other: other.rpartition(".")[2] for other in keys}
+    same_end = [other for other, end in ends.items() if plain_name(end) == plain_name(last)]
+    options = [other for other in same_end if other.startswith(("algorithm.", "model."))]
+    near = get_close_matches(key, same_end, n=1, cutoff=0.0)
+    near = near or (section and get_close_matches(key, ends, n=1))
+    similar_ends = get_close_matches(last, ends.values(), n=1)
+    spellings = [other for other in ends if plain_name(other) == plain_name(key)]
+    matches = [*spellings, *options, synonym(last, ends), *near]
+    matches += [other for other, end in ends.items() if end in similar_ends]
+    return next(filter(None, matches), None)
 
 
-def meant_partition(text: str, usages: Iterable[str]) -> str | None:
-    """A partition as it is written here: ``dirichlet(0.1)``, ``Dir 0.1`` or ``dirichlet_0.1``.
+def nearest_partition(text: str, names: Iterable[str]) -> str | None:
+    """The partition that a text like ``dirichlet(0.1)``, ``Dir 0.1`` or ``dirichlet_0.1`` means, if any.
 
     Args:
-      text: What was written.
-      usages: The accepted names, without arguments.
+      text: The text.
+      names: The names of partitions, without arguments.
 
-    >>> meant_partition("dirichlet(0.1)", ["dirichlet", "shards"]), meant_partition("Shards_2", ["shards"])
-    ('dirichlet:0.1', 'shards:2')
+    >>> nearest_partition("dirichlet(0.1)", ["dirichlet", "shards"])
+    'dirichlet:0.1'
+    >>> nearest_partition("Shards_2", ["shards"])
+    'shards:2'
     """
     parts = re.fullmatch(r"\s*([A-Za-z][A-Za-z _-]*?)[\s(:=_-]*([\d.][\d.,;:\s]*)?\)?\s*", text)
-    name = None if parts is None else meant(parts[1], usages)
+    name = None if parts is None else nearest_name(parts[1], names)
     if name is None or parts is None:
         return None
     return ":".join([name, *re.findall(r"[\d.]+", parts[2] or "")])

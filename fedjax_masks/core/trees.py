@@ -1,14 +1,14 @@
-"""Small functions on pytrees that several layers need."""
+"""Small functions on pytrees."""
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_masks.core.algorithm import PyTree
+from fedjax_masks.core.nested import flat as flat
 
 
 def where(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:
@@ -42,44 +42,31 @@ def replicate(tree: PyTree, num: int) -> PyTree:
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """``bool[]``: whether every inexact leaf holds values only whose weighted sums are finite.
+    """Whether all floats are finite, and small enough for weighted sums to be finite, ``bool[]``.
 
-    NaN, infinity, and what is larger than 2**60 are not: a few such values would add up to infinity.
+    Values above 2**60 do not count as finite: a weighted sum of a few of them could be infinite.
 
     >>> bool(all_finite({"a": jnp.ones(2), "b": jnp.array([1.0, jnp.nan])}))
     False
     """
-    # A maximum carries NaN along, and is one small program per leaf where a test of every
-    # element and a conjunction are two.
+    # A maximum propagates NaN, and is one small program per leaf, where a test of every element and a
+    # conjunction are two.
     largest = [
         jnp.max(jnp.abs(leaf), initial=0)
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     ]
-    return functools.reduce(jnp.maximum, largest, jnp.zeros(())) <= 2.0**60  # NaN is not
+    return functools.reduce(jnp.maximum, largest, jnp.zeros(())) <= 2.0**60  # False for NaN
 
 
 def size(tree: PyTree) -> int:
-    """Number of elements over all leaves, as a Python int."""
+    """The number of elements over all leaves, as a Python int."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Bytes that the leaves take in memory, as a Python int."""
+    """The bytes that the leaves take in memory, as a Python int."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What nested mappings hold, by their keys joined with dots.
-
-    >>> flat({"rounds": 2, "data": {"name": "digits"}})
-    {'rounds': 2, 'data.name': 'digits'}
-    """
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = flat(value) if isinstance(value, Mapping) else None
-        found |= {key: value} if inner is None else {f"{key}.{name}": leaf for name, leaf in inner.items()}
-    return found
 
 
 def get(tree: PyTree, path: tuple[str, ...]) -> Any:

@@ -1,1 +1,1 @@
-"""The cost of a round on devices: seconds and joules."""
+"""Seconds and joules of rounds on devices."""

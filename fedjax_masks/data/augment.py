@@ -11,7 +11,7 @@ def crop_flip(key: chex.PRNGKey, x: jax.Array, *, pad: int = 4) -> jax.Array:
     Args:
       key: A typed key.
       x: ``[batch, height, width, channels]``, of any dtype.
-      pad: How many pixels the image may move in each direction; below height and width.
+      pad: The largest shift of an image in each direction, in pixels; below height and width.
 
     Returns:
       Images of the same shape and dtype.
@@ -27,7 +27,7 @@ def crop_flip(key: chex.PRNGKey, x: jax.Array, *, pad: int = 4) -> jax.Array:
 
 
 def _window(key: chex.PRNGKey, num: int, length: int, pad: int) -> jax.Array:
-    """``int32[num, length]``: where each pixel of a randomly moved, reflected axis comes from."""
+    """The source of each pixel of a randomly moved, reflected axis: ``int32[num, length]``."""
     shift = jax.random.randint(key, (num, 1), -pad, pad + 1, jnp.int32)
     place = jnp.abs(jnp.arange(length) + shift)
     return jnp.where(place < length, place, 2 * (length - 1) - place)

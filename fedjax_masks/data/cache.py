@@ -1,10 +1,10 @@
 """Decoded arrays on disk: memory-mapped, checksummed, written atomically.
 
 An entry is a folder of ``.npy`` files and a ``manifest.json`` with the SHA-256 of each. Every
-load checks them (about a second per gigabyte) and rebuilds an entry that is damaged.
+load checks them (about a second per gigabyte) and rebuilds a damaged entry.
 
-Unfinished entries have names of their own. Processes that write hold the cache's lock together; one that
-finds itself alone removes what killed processes have left.
+Unfinished entries have separate names. Processes that write share the cache's lock; a process that gets
+the lock alone removes the leftovers of killed processes.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_masks.core.errors import UserError
+
 _MANIFEST, _FRESH, _STALE = "manifest.json", ".new-", ".old-"
 
 
@@ -26,48 +28,47 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     return Path(cache_dir or os.environ.get("FEDJAX_MASKS_CACHE") or "~/.cache/fedjax_masks").expanduser()
 
 
-def cached(
+def load_or_build(
     entry: str, build: Callable[[], Mapping[str, np.ndarray]], *, cache_dir: str | Path | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays of an entry, memory-mapped; builds and stores them where needed.
+    """Loads the arrays of an entry, memory-mapped; builds and stores them first where needed.
 
-    Processes may race for one entry: whoever is first stores it, the others use it.
+    Processes may race for one entry: the first one stores it, the others use it.
 
     Args:
-      entry: Name of the entry, different for different contents.
+      entry: The entry's name, different for different contents.
       build: Makes the arrays by name.
-      cache_dir: See :func:`cache_root`.
+      cache_dir: The folder of the cache, see :func:`cache_root`.
 
     Raises:
-      ValueError: If the cache folder cannot be read or written to.
+      UserError: The cache folder cannot be read or written to.
     """
     root = cache_root(cache_dir)
     folder = root / entry
     try:
         intact = is_intact(folder)
     except OSError as error:
-        raise ValueError(
-            f"cache_dir '{root}': must be readable; {entry}: {error.strerror or error}; try again when it is"
-        ) from None
+        reason = f"{entry}: {error.strerror or error}"
+        raise UserError(f"cache_dir={str(root)!r}: must be readable; {reason}; try again later") from None
     if not intact:
         arrays = build()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _writing(root):
+            with _writer_lock(root):
                 _store(folder, arrays)
         except OSError as error:
-            raise ValueError(
-                f"cache_dir '{root}': {error.strerror or error}; accepted: a writable folder "
-                "(cache_dir or $FEDJAX_MASKS_CACHE)"
+            raise UserError(
+                f"cache_dir={str(root)!r}: must be a writable folder ({error.strerror or error}); choose one "
+                "by cache_dir or $FEDJAX_MASKS_CACHE"
             ) from None
     return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether an entry is there, complete and unchanged.
+    """Whether an entry exists, complete and unchanged.
 
     Raises:
-      OSError: It cannot be read, which is no reason to build it again and to remove what is there.
+      OSError: The entry cannot be read, which is no reason to remove it and build it again.
     """
     try:
         sums = json.loads((folder / _MANIFEST).read_text())
@@ -77,8 +78,8 @@ def is_intact(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    """Holds the cache's lock among those who write; before that, removes the leftovers of the dead.
+def _writer_lock(root: Path) -> Iterator[None]:
+    """Shares the cache's lock with other writers; before that, removes leftovers of killed processes.
 
     The kernel frees a lock of a process that dies, however it dies. Where folders cannot be locked (Windows,
     some network file systems) leftovers stay.
@@ -89,10 +90,10 @@ def _writing(root: Path) -> Iterator[None]:
 
             handle = os.open(root, os.O_RDONLY)
             stack.callback(os.close, handle)
-            with contextlib.suppress(BlockingIOError):  # somebody is writing; the next one cleans
+            with contextlib.suppress(BlockingIOError):  # another process writes; a later one cleans
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for left in (*root.glob(f"{_FRESH}*"), *root.glob(f"{_STALE}*")):
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in (*root.glob(f"{_FRESH}*"), *root.glob(f"{_STALE}*")):
+                    shutil.rmtree(leftover, ignore_errors=True)
             fcntl.flock(handle, fcntl.LOCK_SH)
         yield
 
@@ -104,7 +105,7 @@ def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
             np.save(fresh / f"{name}.npy", array, allow_pickle=False)
         sums = {path.name: _sha256(path) for path in sorted(fresh.glob("*.npy"))}
         (fresh / _MANIFEST).write_text(json.dumps(sums, indent=2))
-        fresh.chmod(0o755)  # mkdtemp's own is private
+        fresh.chmod(0o755)  # mkdtemp's mode is private
         _publish(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

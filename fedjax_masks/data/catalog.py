@@ -1,4 +1,4 @@
-"""The names of data sets that people are told of."""
+"""Data sets that ``fedjax-masks list datasets`` names."""
 
 #: Data sets by name, each with one line of help.
 DATASETS: dict[str, str] = {

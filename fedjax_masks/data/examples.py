@@ -11,7 +11,7 @@ class Examples(NamedTuple):
     Attributes:
       inputs: ``[num, *input_shape]``, uint8 (0 to 255) or floats, float32 once they are scaled; may be
         memory-mapped.
-      labels: ``int32[num]``.
+      labels: ``int32[num]``: the classes.
       clients: ``[num]``: the natural client of each example, integers or strings, or None.
     """
 
@@ -24,10 +24,10 @@ class Source(NamedTuple):
     """A data set before it is divided among clients.
 
     Attributes:
-      name: The name it was asked for by.
+      name: The name under which it was requested.
       train: The training examples.
       test: The test examples.
-      num_classes: Number of classes; every label is below it.
+      num_classes: The number of classes; every label is below it.
     """
 
     name: str
@@ -52,13 +52,11 @@ def hold_out(examples: Examples, *, fraction: float = 0.2) -> tuple[Examples, Ex
     sizes = np.bincount(group)
     rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     quota = np.where(sizes > 1, np.maximum(1, np.rint(fraction * sizes)), 0)
-    held = np.zeros(len(group), bool)
-    held[order] = rank < np.repeat(quota, sizes)
-    return _take(examples, ~held), _take(examples, held)
+    is_test = np.zeros(len(group), bool)
+    is_test[order] = rank < np.repeat(quota, sizes)
+    return _select(examples, ~is_test), _select(examples, is_test)
 
 
-def _take(examples: Examples, chosen: np.ndarray) -> Examples:
+def _select(examples: Examples, mask: np.ndarray) -> Examples:
     clients = examples.clients
-    return Examples(
-        examples.inputs[chosen], examples.labels[chosen], None if clients is None else clients[chosen]
-    )
+    return Examples(examples.inputs[mask], examples.labels[mask], None if clients is None else clients[mask])

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_masks.core.errors import in_a_line as _line
-from fedjax_masks.core.errors import unlogged
-from fedjax_masks.core.progress import Show, lines, working
+from fedjax_masks.core.errors import UserError, one_line, silence_logger
+from fedjax_masks.core.progress import Show, activity, lines
 from fedjax_masks.core.synonyms import synonym
-from fedjax_masks.data.cache import cached
+from fedjax_masks.data.cache import load_or_build
 from fedjax_masks.data.catalog import DATASETS
 from fedjax_masks.data.examples import Examples, Source, hold_out
 
@@ -31,28 +30,28 @@ _BATCH = 1024
 
 
 def read(name: str, *, data_dir: str | Path | None, cache_dir: str | Path | None) -> Source:
-    """Reads a prepared data set, or prepares it first where no ``data_dir`` is given.
+    """Reads a prepared data set; without a ``data_dir``, downloads and prepares it first where needed.
 
     Args:
       name: The builder's name, with a configuration where it has several: ``emnist/byclass``.
-      data_dir: Where prepared data sets lie; without it, tensorflow-datasets' own folder.
-      cache_dir: Where decoded arrays are kept.
+      data_dir: The folder of prepared data sets; by default that of tensorflow-datasets.
+      cache_dir: The folder of decoded arrays.
 
     Raises:
-      ValueError: If there is no such data set, or it is not one of labelled images of one size.
+      UserError: There is no such data set, or it is not one of labelled images of one size.
     """
     folder = _find(name, data_dir)
     # Named by content: the same data set in another folder shares the entry, a new version does not.
     info = hashlib.sha256((folder / _INFO).read_bytes()).hexdigest()[:12]
     entry = f"{name.replace('/', '-')}-{folder.name}-{info}"
-    arrays = cached(entry, lambda: _decode(name, folder), cache_dir=cache_dir)
+    arrays = load_or_build(entry, lambda: _decode(name, folder), cache_dir=cache_dir)
     train = Examples(arrays["train_inputs"], arrays["train_labels"])
     test = Examples(arrays["test_inputs"], arrays["test_labels"])
     return Source(name, train, test, int(arrays["num_classes"]))
 
 
 def library_folder() -> Path:
-    """Where tensorflow-datasets itself keeps what it has prepared."""
+    """The folder in which tensorflow-datasets itself keeps prepared data sets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
@@ -65,12 +64,12 @@ def _find(name: str, data_dir: str | Path | None) -> Path:
     if data_dir is None:
         return _prepare(name)
     if not root.is_dir():
-        raise ValueError(f"data set '{name}': data_dir '{root}' is not a folder")
-    there = sorted({_label(path.parent, root) for path in root.glob(f"**/{_INFO}")})
-    found = f"prepared there: {', '.join(there)}" if there else "nothing is prepared there"
-    deeper = [label.removesuffix(name) for label in there if label.endswith(f"/{name}")]
-    meant = f"; did you mean data_dir '{root / deeper[0]}'?" if deeper else _nearest(name, there)
-    raise ValueError(f"data set '{name}': not in data_dir '{root}'; {found}{meant}")
+        raise UserError(f"data_dir={str(root)!r}: must be a folder of prepared data sets")
+    labels = sorted({_label(path.parent, root) for path in root.glob(f"**/{_INFO}")})
+    content = f"prepared in it: {', '.join(labels)}" if labels else "nothing is prepared in it"
+    deeper = [label.removesuffix(name) for label in labels if label.endswith(f"/{name}")]
+    hint = f"; did you mean data_dir={str(root / deeper[0])!r}?" if deeper else _nearest(name, labels)
+    raise UserError(f"data.name={name!r}: must be prepared in data_dir={str(root)!r}; {content}{hint}")
 
 
 def _newest(folder: Path) -> Path | None:
@@ -81,29 +80,36 @@ def _newest(folder: Path) -> Path | None:
 
 
 def _label(version: Path, root: Path) -> str:
+    """The name of a data set by the folder of one of its versions."""
     return version.parent.relative_to(root).as_posix()
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
-    near = [f"npz:{name}"] if name.endswith(".npz") else difflib.get_close_matches(name.lower(), names, n=3)
-    alike = synonym(name, names)
-    near = near if alike is None else [alike]
-    return f"; did you mean {' or '.join(repr(other) for other in dict.fromkeys(near))}?" if near else ""
+    """A hint at the names that are nearest."""
+    if (match := synonym(name, names)) is not None:
+        matches = [match]
+    elif name.endswith(".npz"):
+        matches = [f"npz:{name}"]
+    else:
+        matches = difflib.get_close_matches(name.lower(), names, n=3)
+    return f"; did you mean {' or '.join(map(repr, dict.fromkeys(matches)))}?" if matches else ""
 
 
 def _tfds(name: str) -> Any:
+    """The module ``tensorflow_datasets``, which is not typed."""
     try:
-        import array_record  # noqa: F401  # tensorflow-datasets misses it late, and in many words
+        import array_record  # noqa: F401  # tensorflow-datasets fails late without it, in many words
     except ImportError:
-        raise ValueError(
-            f"data set '{name}' needs array_record: pip install array_record (Linux, macOS); "
-            "accepted without it: digits, npz:PATH and npy:DIR"
+        raise UserError(
+            f"data.name={name!r}: must go with array_record: pip install array_record (Linux, macOS); "
+            "digits, npz:PATH and npy:DIR do without it"
         ) from None
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError(
-            f"data set '{name}' needs tensorflow-datasets ({_line(error)}): pip install tensorflow-datasets"
+        raise UserError(
+            f"data.name={name!r}: must go with tensorflow-datasets: pip install tensorflow-datasets "
+            f"({one_line(error)})"
         ) from None
     return tfds
 
@@ -113,23 +119,24 @@ def _prepare(name: str) -> Path:
     tfds = _tfds(name)
     builders = tfds.list_builders(with_community_datasets=False)
     if not _NAME.fullmatch(name) or name.partition("/")[0] not in builders:
-        names = ", ".join(DATASETS)
-        raise ValueError(
-            f"data set '{name}': unknown{_nearest(name, [*DATASETS, *builders])}; accepted: {names}, "
-            "or another of tensorflow-datasets"
+        raise UserError(
+            f"data.name={name!r}: must be one of {', '.join(DATASETS)}, or another one of "
+            f"tensorflow-datasets{_nearest(name, [*DATASETS, *builders])}"
         )
-    where = library_folder()
-    _LOGGER.warning(
-        "data set '%s': not in %s, so it is downloaded; data_dir names another folder", name, where
-    )
+    text = "data set '%s': not in %s, so it is downloaded; data_dir names another folder"
+    _LOGGER.warning(text, name, library_folder())
     try:
-        with unlogged("urllib3.connectionpool"), working(f"data set '{name}': downloading and preparing"):
+        with (
+            silence_logger("urllib3.connectionpool"),
+            activity(f"data set '{name}': downloading and preparing"),
+        ):
             # The one format that is read without TensorFlow.
             builder = tfds.builder(name, file_format="array_record")
             builder.download_and_prepare()
         return Path(builder.data_dir)
     except Exception as error:  # downloads, archives and builders fail in ways of their own
-        raise ValueError(f"data set '{name}': could not be downloaded and prepared: {_line(error)}") from None
+        reason = one_line(error)
+        raise UserError(f"data.name={name!r}: must be downloaded first, which failed: {reason}") from None
 
 
 def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
@@ -138,16 +145,17 @@ def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
         builder = tfds.builder_from_directory(folder)
         image, label, classes = _keys(tfds, name, builder.info.features)
         splits = builder.info.splits
-        held = next((split for split in ("test", "validation") if split in splits), None)
+        test_split = next((split for split in ("test", "validation") if split in splits), None)
         train = _read_split(name, builder.as_data_source("train"), image, label)
-        if held is None:
+        if test_split is None:
             train, test = hold_out(train)
         else:
-            test = _read_split(name, builder.as_data_source(held), image, label)
-    except ValueError:
+            test = _read_split(name, builder.as_data_source(test_split), image, label)
+    except UserError:
         raise
     except Exception as error:  # damaged records and foreign formats fail in ways of their own
-        raise ValueError(f"data set '{name}': '{folder}' cannot be read: {_line(error)}") from None
+        reason = one_line(error)
+        raise UserError(f"data.name={name!r}: must be readable in {str(folder)!r}: {reason}") from None
     return {
         "train_inputs": train.inputs,
         "train_labels": train.labels,
@@ -162,9 +170,9 @@ def _keys(tfds: Any, name: str, features: Any) -> tuple[str, str, int]:
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if len(images) != 1 or ("label" not in labels and len(labels) != 1):
-        raise ValueError(
-            f"data set '{name}': has {len(images)} images and {len(labels)} labels per example; "
-            "one of each is accepted"
+        raise UserError(
+            f"data.name={name!r}: must have one image and one label per example; it has {len(images)} and "
+            f"{len(labels)}"
         )
     label = "label" if "label" in labels else labels[0]
     return images[0], label, features[label].num_classes
@@ -185,13 +193,13 @@ def _decoded(name: str, source: Any, image: str, label: str, show: Show) -> Exam
             inputs = np.empty((num, *batch[0][image].shape), batch[0][image].dtype)
         shapes = {example[image].shape for example in batch} - {inputs.shape[1:]}
         if shapes:
-            raise ValueError(
-                f"data set '{name}': images of several sizes, {inputs.shape[1:]} and {shapes.pop()}; "
-                "one size is accepted"
+            raise UserError(
+                f"data.name={name!r}: must have images of one size; it has {inputs.shape[1:]} and "
+                f"{shapes.pop()}"
             )
         inputs[rows.start : rows.stop] = [example[image] for example in batch]
         labels[rows.start : rows.stop] = [example[label] for example in batch]
         show(rows.stop)
     if inputs is None or inputs.dtype != np.uint8 or labels.min() < 0:
-        raise ValueError(f"data set '{name}': labelled uint8 images are accepted")
+        raise UserError(f"data.name={name!r}: must have labelled uint8 images")
     return Examples(inputs, labels)

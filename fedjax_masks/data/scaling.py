@@ -1,9 +1,9 @@
 """The scale of inputs: networks learn from values of about one.
 
-Models bring bytes from [0, 255] to [-1, 1] and use floats as they are. So neither integers of a small range
-(grey levels from 0 to 16, flags), nor floats of another size, nor tables whose columns differ by orders of
-magnitude train as they lie there. All statistics are those of the training examples; test examples are
-scaled by the same numbers.
+Models bring bytes from [0, 255] to [-1, 1] and use floats as they are. So integers of a small range
+(grey levels from 0 to 16, flags), floats of another size, and tables whose columns differ by orders of
+magnitude do not train without scaling. All statistics are those of the training examples; test examples
+are scaled by the same numbers.
 """
 
 import logging
@@ -20,7 +20,7 @@ _BRIGHT = 64  # a quarter of a byte's range
 _WIDE = 128  # half of it
 _LARGE, _UNEVEN, _OFFSET, _RARE = 3.0, 60.0, 2.0, 12.0
 _NARROW, _FLAT, _FEW = 0.5, 0.1, 0.1
-_CHUNK = 1 << 22  # values that are held at once of a memory-mapped array
+_CHUNK = 1 << 22  # values of a memory-mapped array that are in memory at once
 _LOGGER = logging.getLogger("fedjax_masks")
 
 
@@ -40,15 +40,15 @@ class Statistics(NamedTuple):
     deviation: np.ndarray
 
 
-def scaled(source: Source, scale: Scale = "auto") -> Source:
-    """A data set whose inputs have the scale that networks expect.
+def scale_inputs(source: Source, scale: Scale = "auto") -> Source:
+    """Brings the inputs of a data set to the scale that networks expect.
 
     Args:
       source: The data set.
       scale: ``none`` keeps the inputs. ``minmax`` brings the smallest and the largest training value to -1
         and 1. ``standardize`` brings each column of a table, or each channel of images, to mean 0 and
-        standard deviation 1. ``auto`` keeps, to the bit, inputs that train as they are; it scales others
-        as :func:`chosen_scale` says, and logs that in one line.
+        standard deviation 1. ``auto`` keeps, to the bit, inputs that train without scaling; it scales
+        others by the rule of :func:`choose_scale`, and logs that in one line.
 
     Returns:
       The data set. Inputs are float32, or uint8 where they are bytes of images or ``scale`` is ``none``.
@@ -57,54 +57,55 @@ def scaled(source: Source, scale: Scale = "auto") -> Source:
     Example:
       >>> from fedjax_masks.data.examples import Examples
       >>> grey = Examples(np.array([0, 16, 4], np.float32).reshape(3, 1, 1, 1), np.zeros(3, np.int32))
-      >>> scaled(Source("grey", grey, grey, 1), "minmax").test.inputs.ravel().tolist()
+      >>> scale_inputs(Source("grey", grey, grey, 1), "minmax").test.inputs.ravel().tolist()
       [-1.0, 1.0, -0.5]
     """
     inputs = source.train.inputs
     if scale == "none" or (scale == "auto" and inputs.dtype == np.uint8 and are_bytes(inputs)):
-        return _mapped(source, lambda array: array if array.dtype == np.uint8 else _single(array))
-    found = statistics(inputs)
+        return _map_inputs(source, lambda array: array if array.dtype == np.uint8 else _to_float32(array))
+    stats = statistics(inputs)
     if scale == "auto":
-        scale = chosen_scale(found, table=inputs.ndim == 2)
+        scale = choose_scale(stats, table=inputs.ndim == 2)
         if scale != "none":
             text = "data set '%s': inputs from %.4g to %.4g: scaled by data.scale=%s; none keeps them"
-            _LOGGER.warning(text, source.name, found.low.min(), found.high.max(), scale)
+            _LOGGER.warning(text, source.name, stats.low.min(), stats.high.max(), scale)
         else:
-            return _mapped(source, _single)
-    center, width = _affine(found, scale)
-    return _mapped(source, lambda array: _apply(array, center, width))
+            return _map_inputs(source, _to_float32)
+    center, width = _affine(stats, scale)
+    return _map_inputs(source, lambda array: _apply(array, center, width))
 
 
-def chosen_scale(found: Statistics, *, table: bool) -> Scale:
-    """The scaling that inputs need, of those that ``auto`` knows.
+def choose_scale(stats: Statistics, *, table: bool) -> Scale:
+    """Chooses the scaling of inputs for ``auto``.
 
-    Inputs train as they are (``none``) if every column or channel has a root mean square of at most 3, its
-    range is at least a 60th of the largest range and half of its own mean, and some column has a range of
-    0.5 or a standard deviation of 0.1. Else tables are standardized, as are images with channels of unlike
-    ranges; other images are scaled by ``minmax``. Constant columns say nothing about the others, nor do
-    columns that hardly ever vary; a tenth of all columns may be dark like the border of flattened images.
+    Inputs train without scaling (``none``) if every column or channel has a root mean square of at most 3
+    and a range of at least a 60th of the largest range and half of its own mean, and some column has a range
+    of 0.5 or a standard deviation of 0.1. Else tables are standardized, as are images with channels of unlike
+    ranges; other images are scaled by ``minmax``. Constant columns do not count, nor do columns that hardly
+    ever vary; a tenth of all columns may be dark like the border of flattened images.
 
     >>> def by_range(*ends):
     ...     low, high = np.array(ends, float).T
     ...     return Statistics(low, high, (low + high) / 2, (high - low) / 4)
-    >>> chosen_scale(by_range([0, 255]), table=False), chosen_scale(by_range([-3, 3]), table=False)
+    >>> choose_scale(by_range([0, 255]), table=False), choose_scale(by_range([-3, 3]), table=False)
     ('minmax', 'none')
-    >>> chosen_scale(by_range([0, 1], [0, 0.001]), table=True), chosen_scale(by_range([1.9, 2]), table=True)
+    >>> tables = by_range([0, 1], [0, 0.001]), by_range([1.9, 2])
+    >>> choose_scale(tables[0], table=True), choose_scale(tables[1], table=True)
     ('standardize', 'standardize')
     """
-    spread = found.high - found.low
+    spread = stats.high - stats.low
     varying = spread > 0
     if not varying.any():
         return "none"
     # The deviation of a flag that is rarely set is small, its range is not.
-    common = varying & (_RARE * found.deviation >= spread)
+    common = varying & (_RARE * stats.deviation >= spread)
     tiny = varying & (_UNEVEN * spread < spread.max())
-    # A border pixel of flattened images is tiny too: it begins where all begin, and there are few of them.
-    border = found.low == found.low.min()
+    # A border pixel of flattened images is tiny too; it shares its minimum with all pixels, and is rare.
+    border = stats.low == stats.low.min()
     uneven = bool((tiny & common & ~border).any()) or float(tiny[varying].mean()) > _FEW
-    offset = bool((common & (_OFFSET * spread < np.abs(found.mean))).any())
-    large = np.hypot(found.mean, found.deviation).max() > _LARGE
-    flat = spread.max() < _NARROW and found.deviation.max() < _FLAT
+    offset = bool((common & (_OFFSET * spread < np.abs(stats.mean))).any())
+    large = np.hypot(stats.mean, stats.deviation).max() > _LARGE
+    flat = spread.max() < _NARROW and stats.deviation.max() < _FLAT
     if not (uneven or offset or large or flat):
         return "none"
     return "standardize" if table or uneven else "minmax"
@@ -114,7 +115,7 @@ def are_bytes(inputs: np.ndarray) -> bool:
     """Whether integers from 0 to 255 are bytes of images, and not numbers.
 
     Bytes of images reach a quarter of their range. In a table, which may hold flattened images, most columns
-    that vary do so over half of the range. What is constant may pass for bytes.
+    that vary do so over half of the range. Constant inputs count as bytes.
     """
     if inputs.ndim > 2:
         constant = all((chunk == inputs.flat[0]).all() for chunk in _chunks(inputs))
@@ -142,23 +143,23 @@ def statistics(inputs: np.ndarray) -> Statistics:
     return Statistics(low, high, first + mean, np.sqrt(np.maximum(squares / number - mean**2, 0)))
 
 
-def _affine(found: Statistics, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
+def _affine(stats: Statistics, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
     """The number that becomes 0, and the distance from it that becomes 1."""
     if scale == "minmax":
-        low, high = found.low.min(), found.high.max()
+        low, high = stats.low.min(), stats.high.max()
         center, width = np.asarray((low + high) / 2), np.asarray((high - low) / 2)
     else:
-        center, width = found.mean, found.deviation
+        center, width = stats.mean, stats.deviation
     return center, np.where(width > 0, width, 1)
 
 
-def _mapped(source: Source, change: Callable[[np.ndarray], np.ndarray]) -> Source:
-    train, test = (some._replace(inputs=change(some.inputs)) for some in (source.train, source.test))
+def _map_inputs(source: Source, change: Callable[[np.ndarray], np.ndarray]) -> Source:
+    train, test = (part._replace(inputs=change(part.inputs)) for part in (source.train, source.test))
     return source._replace(train=train, test=test)
 
 
-def _single(inputs: np.ndarray) -> np.ndarray:
-    """Inputs as float32, which memory-mapped ones may be already."""
+def _to_float32(inputs: np.ndarray) -> np.ndarray:
+    """Inputs as float32; memory-mapped ones of this dtype stay on disk."""
     return inputs if inputs.dtype == np.float32 else _apply(inputs, np.zeros(()), np.ones(()))
 
 

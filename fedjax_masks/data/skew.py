@@ -1,8 +1,8 @@
-"""What sets the examples of clients apart beyond their labels: feature skew and corruption.
+"""Feature skew, and corruption of some clients' training examples.
 
 A modifier is written behind a partition, ``iid+noise:0.1`` or ``shards:2+corrupt_labels:0,3``.
-Feature skew changes a client's training and test examples alike, and so needs clients that
-share no test examples; corruption changes the training examples of chosen clients only, their
+Feature skew changes a client's training and test examples alike, and so requires clients that
+share no test examples. Corruption changes only the training examples of some clients; their
 test examples stay clean.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data.examples import Examples, Source
 
 
@@ -23,18 +24,18 @@ def noise(
     The standard deviation is ``sigma * (client + 1) / clients``, in units of a pixel's full
     range for uint8 inputs and of the inputs themselves for floats.
     """
-    drawn = rng.standard_normal(inputs.shape) * (sigma * (client + 1) / clients)
+    deviations = rng.standard_normal(inputs.shape) * (sigma * (client + 1) / clients)
     if inputs.dtype == np.uint8:
-        return np.clip(np.rint(inputs + 255 * drawn), 0, 255).astype(np.uint8)
-    return (inputs + drawn).astype(inputs.dtype)
+        return np.clip(np.rint(inputs + 255 * deviations), 0, 255).astype(np.uint8)
+    return (inputs + deviations).astype(inputs.dtype)
 
 
 def rotation(rng: np.random.RandomState, inputs: np.ndarray, client: int, clients: int) -> np.ndarray:
     """Turns all images of client ``i`` by ``i mod 4`` right angles (Ghosh et al. 2020, section 6)."""
     del rng, clients
     if inputs.ndim != 4 or inputs.shape[1] != inputs.shape[2]:
-        raise ValueError(
-            f"partition modifier 'rotation': inputs are {list(inputs.shape[1:])}; accepted: square images"
+        raise UserError(
+            f"partition='rotation': must go with square images; the inputs are {list(inputs.shape[1:])}"
         )
     return np.rot90(inputs, client % 4, axes=(1, 2))
 
@@ -62,7 +63,7 @@ def client_ids(text: str) -> tuple[int, ...]:
 
 
 def sigma(text: str) -> float:
-    """Reads a number of at least 0, so small that noised inputs stay finite in float32."""
+    """Reads a number of at least 0, so small that inputs with noise stay finite in float32."""
     value = float(text)
     if not 0 <= value <= 1e30:
         raise ValueError
@@ -71,14 +72,15 @@ def sigma(text: str) -> float:
 
 @dataclass(frozen=True)
 class Modifier:
-    """A change to the examples of clients; one of ``skew`` and ``corrupt`` is given.
+    """A change to the examples of clients: either ``skew`` or ``corrupt``.
 
     Attributes:
-      usage: How it is written.
-      help: One line for people.
-      skew: ``(rng, inputs, client, clients, *arguments) -> inputs``, of every client.
-      corrupt: ``(rng, examples) -> examples``, of the training data of chosen clients.
-      arguments: One reader per argument.
+      usage: The text form; capitals stand for arguments.
+      help: One line of help.
+      skew: ``(rng, inputs, client, clients, *arguments) -> inputs``, applied to every client.
+      corrupt: ``(rng, examples) -> examples``, applied to the training examples of the clients that the
+        argument names.
+      arguments: One reader per argument; a reader raises ValueError for text that it refuses.
     """
 
     usage: str
@@ -110,16 +112,30 @@ def apply(
     test: list[np.ndarray],
     modifiers: Sequence[tuple[Modifier, tuple[Any, ...]]],
 ) -> tuple[Examples, Examples]:
-    """Applies a partition's modifiers; the arrays of the source are copied, never written to."""
-    train, held = source.train, source.test
+    """Applies a partition's modifiers; the arrays of the source are copied, never written to.
+
+    Args:
+      rng: The source of randomness.
+      source: The data set.
+      rows: Each client's rows of the training examples.
+      test: Each client's rows of the test examples.
+      modifiers: The modifiers, with their arguments.
+
+    Returns:
+      Training and test examples.
+
+    Raises:
+      UserError: A modifier does not fit the data or the partition.
+    """
+    train_examples, test_examples = source.train, source.test
     for modifier, arguments in modifiers:
         if modifier.corrupt is not None:
-            train = _corrupt(rng, train, rows, modifier, arguments[0])
+            train_examples = _corrupt(rng, train_examples, rows, modifier, arguments[0])
         else:
             _check_disjoint(modifier.usage, test)
-            train = _skew(rng, train, rows, modifier, arguments)
-            held = _skew(rng, held, test, modifier, arguments)
-    return train, held
+            train_examples = _skew(rng, train_examples, rows, modifier, arguments)
+            test_examples = _skew(rng, test_examples, test, modifier, arguments)
+    return train_examples, test_examples
 
 
 def _skew(
@@ -127,12 +143,12 @@ def _skew(
     examples: Examples,
     rows: list[np.ndarray],
     modifier: Modifier,
-    arguments: tuple,
+    arguments: tuple[Any, ...],
 ) -> Examples:
     inputs = np.array(examples.inputs)
     assert modifier.skew is not None
-    for client, mine in enumerate(rows):
-        inputs[mine] = modifier.skew(rng, inputs[mine], client, len(rows), *arguments)
+    for client, part in enumerate(rows):
+        inputs[part] = modifier.skew(rng, inputs[part], client, len(rows), *arguments)
     return examples._replace(inputs=inputs)
 
 
@@ -147,19 +163,19 @@ def _corrupt(
     assert modifier.corrupt is not None
     for client in ids:
         if client >= len(rows):
-            raise ValueError(
-                f"partition modifier '{modifier.usage}': no client {client}; accepted: 0 to {len(rows) - 1}"
+            raise UserError(
+                f"partition='{modifier.usage}': must name clients from 0 to {len(rows) - 1}, not {client}"
             )
-        mine = rows[client]
-        changed = modifier.corrupt(rng, Examples(inputs[mine], labels[mine]))
-        inputs[mine], labels[mine] = changed.inputs, changed.labels
+        part = rows[client]
+        noisy = modifier.corrupt(rng, Examples(inputs[part], labels[part]))
+        inputs[part], labels[part] = noisy.inputs, noisy.labels
     return train._replace(inputs=inputs, labels=labels)
 
 
 def _check_disjoint(usage: str, test: list[np.ndarray]) -> None:
     rows = np.concatenate(test)
     if len(np.unique(rows)) < len(rows):
-        raise ValueError(
-            f"partition modifier '{usage}': needs clients that share no test examples; "
-            "accepted: with iid, or natural with test ids, and no more clients than test examples"
+        raise UserError(
+            f"partition='{usage}': must go with clients that share no test examples; choose iid, or natural "
+            "with client ids of test examples, and no more clients than test examples"
         )

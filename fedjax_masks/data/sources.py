@@ -1,6 +1,6 @@
-"""Where examples come from: embedded digits, prepared tensorflow-datasets, users' own arrays.
+"""Sources of examples: embedded digits, prepared tensorflow-datasets, users' own arrays.
 
-A source is found by name: ``digits`` (real images inside scikit-learn, no download), ``npz:PATH``
+A source has a name: ``digits`` (real images inside scikit-learn, no download), ``npz:PATH``
 and ``npy:DIR`` (a user's own arrays), and the name of any image classification data set of
 tensorflow-datasets, with its configuration where it has several (``emnist/byclass``).
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import files, prepared
 from fedjax_masks.data.arrays import AUTO, ArrayOptions
 from fedjax_masks.data.examples import Examples, Source, hold_out
@@ -26,29 +27,29 @@ def load_source(
     Args:
       name: ``digits``, ``npz:PATH``, ``npy:DIR``, or any image classification data set of
         tensorflow-datasets; :data:`~fedjax_masks.data.catalog.DATASETS` names the usual ones.
-      data_dir: Where prepared tensorflow-datasets lie. Nothing is downloaded when it is given;
-        without it the library's own folder is used and a missing data set is downloaded.
-      cache_dir: Where decoded arrays are kept; by default ``$FEDJAX_MASKS_CACHE``, else
+      data_dir: The folder of prepared tensorflow-datasets, from which alone they are read. Without it,
+        the library's own folder is used, and a missing data set is downloaded.
+      cache_dir: The folder of decoded arrays; by default ``$FEDJAX_MASKS_CACHE``, else
         ``~/.cache/fedjax_masks``.
-      options: How a user's own arrays are to be understood.
+      options: The interpretation of a user's own arrays.
 
     Raises:
-      ValueError: If there is no such data set, or it cannot be read.
+      UserError: There is no such data set, or it cannot be read.
     """
-    if is_own(name):
+    if is_user_data(name):
         kind, _, path = name.partition(":")
         return (files.read_npz if kind == "npz" else files.read_npy)(Path(path).expanduser(), options)
     for key, value in options._asdict().items():
         if value != getattr(AUTO, key):
-            raise ValueError(
-                f"data.{key}={value}: must be left out; '{name}' says so itself, npz: and npy: do not"
+            raise UserError(
+                f"data.{key}={value}: must be left out with data.name={name!r}; npz: and npy: data have it"
             )
     if name == "digits":
         return digits()
     return prepared.read(name, data_dir=data_dir, cache_dir=cache_dir)
 
 
-def is_own(name: str) -> bool:
+def is_user_data(name: str) -> bool:
     """Whether a name stands for a user's own arrays."""
     return name.startswith(("npz:", "npy:"))
 
@@ -58,7 +59,7 @@ def digits() -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ValueError("data set 'digits' needs scikit-learn: pip install scikit-learn") from None
+        raise UserError("data.name='digits': must go with scikit-learn; pip install scikit-learn") from None
     images, labels = load_digits(return_X_y=True)
     # 17 grey levels, 0 to 16, spread over a byte like every other image here.
     inputs = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)

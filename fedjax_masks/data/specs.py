@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from fedjax_masks.core.synonyms import meant_partition
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.synonyms import nearest_partition
 from fedjax_masks.data.partitions import PARTITIONS, Partition
 from fedjax_masks.data.skew import MODIFIERS, Modifier
 
@@ -14,11 +15,11 @@ class Spec:
     """A parsed partition.
 
     Attributes:
-      text: What the user wrote.
+      text: The text form.
       name: The base partition's name.
       base: The base partition.
-      arguments: Its arguments.
-      modifiers: What is done to the clients' examples afterwards, with arguments, in order.
+      arguments: The base partition's arguments.
+      modifiers: Changes to the clients' examples after the division, with their arguments, in order.
     """
 
     text: str
@@ -29,7 +30,7 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """Parses a partition; one that starts with a modifier modifies ``iid``.
+    """Parses a partition; a text that starts with a modifier modifies ``iid``.
 
     >>> parse("lotteryfl:2:0.25").arguments
     (2, 0.25)
@@ -38,17 +39,17 @@ def parse(text: str) -> Spec:
     ('shards', 1)
 
     Raises:
-      ValueError: If a name is unknown or an argument is not accepted.
+      UserError: A name is unknown, or an argument is refused.
     """
     first, *rest = text.split("+")
     if _name(first) in MODIFIERS:
         first, rest = "iid", [first, *rest]
-    known = PARTITIONS if _name(first) in PARTITIONS else PARTITIONS | MODIFIERS
-    base = PARTITIONS.get(_name(first)) or _unknown(text, first, list(known))
+    choices = PARTITIONS if _name(first) in PARTITIONS else PARTITIONS | MODIFIERS
+    base = PARTITIONS.get(_name(first)) or _refuse_name(text, first, list(choices))
     arguments = _arguments(text, first, base.usage, base.arguments, base.required)
     modifiers = []
     for part in rest:
-        modifier = MODIFIERS.get(_name(part)) or _unknown(text, part, list(MODIFIERS))
+        modifier = MODIFIERS.get(_name(part)) or _refuse_name(text, part, list(MODIFIERS))
         modifiers.append((modifier, _arguments(text, part, modifier.usage, modifier.arguments, None)))
     return Spec(text, _name(first), base, arguments, tuple(modifiers))
 
@@ -57,19 +58,19 @@ def _name(part: str) -> str:
     return part.partition(":")[0]
 
 
-def _unknown(text: str, part: str, names: Sequence[str]) -> Any:
-    near = meant_partition(part, names)
-    hint = f" (did you mean '{near}'?)" if near else ""
-    raise ValueError(f"partition '{text}': no '{_name(part)}'{hint}; accepted: {', '.join(names)}")
+def _refuse_name(text: str, part: str, names: Sequence[str]) -> NoReturn:
+    match = nearest_partition(part, names)
+    hint = f"; did you mean '{match}'?" if match else ""
+    raise UserError(f"partition={text!r}: must name one of {', '.join(names)}, not '{_name(part)}'{hint}")
 
 
 def _arguments(
     text: str, part: str, usage: str, readers: Sequence[Callable[[str], Any]], required: int | None
 ) -> tuple[Any, ...]:
-    given = part.split(":")[1:]
+    words = part.split(":")[1:]
     try:
-        if not (len(readers) if required is None else required) <= len(given) <= len(readers):
+        if not (len(readers) if required is None else required) <= len(words) <= len(readers):
             raise ValueError
-        return tuple(read(value) for read, value in zip(readers, given))
+        return tuple(read(word) for read, word in zip(readers, words))
     except ValueError:
-        raise ValueError(f"partition '{text}': '{part}' is not of the form {usage}") from None
+        raise UserError(f"partition={text!r}: must have the form {usage}, not '{part}'") from None

@@ -1,10 +1,11 @@
-"""Made-up data that can be learnt, for benchmarks and tests that must not depend on real data."""
+"""Synthetic data that can be learnt, for benchmarks and tests that must not depend on real data."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_masks.core.algorithm import Task
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.task import Task
 from fedjax_masks.data.tasks import index_of
 
 
@@ -18,29 +19,29 @@ def synthetic_task(
     noise: float = 1.0,
     scale: float = 1.0,
 ) -> Task:
-    """One random prototype per class, plus Gaussian noise, labels drawn evenly.
+    """Draws a task: one random prototype per class, plus Gaussian noise; labels are uniform.
 
     >>> task = synthetic_task((28, 28, 1), 62, sizes=[20, 180])
     >>> task.inputs.shape, task.inputs.dtype.name, task.train.sizes.tolist()
     ((200, 28, 28, 1), 'float32', [20, 180])
 
     Args:
-      input_shape: Shape of one example.
-      num_classes: Number of classes.
+      input_shape: The shape of one example.
+      num_classes: The number of classes.
       sizes: Training examples of each client, 1 or more.
-      seed: Of prototypes, labels and noise.
+      seed: The seed of prototypes, labels and noise.
       test_per_client: Test examples of each client.
-      noise: Standard deviation around prototypes, whose own is 1.
-      scale: Factor of all inputs.
+      noise: The standard deviation around prototypes; that of the prototypes is 1.
+      scale: The factor of all inputs.
 
     Returns:
       A task with float32 inputs.
 
     Raises:
-      ValueError: If there is no client, or one without examples.
+      UserError: There is no client, or one without examples.
     """
     if not len(sizes) or min(sizes) < 1:
-        raise ValueError(f"sizes={list(sizes)}: one size of at least 1 per client is accepted")
+        raise UserError(f"sizes={list(sizes)}: must be one size of at least 1 per client")
     rng = np.random.default_rng(seed)
     prototypes = rng.standard_normal((num_classes, *input_shape), np.float32)
 

@@ -1,4 +1,4 @@
-"""From a configuration to what it configures: data, model, algorithm, and what surrounds that."""
+"""The objects that a configuration describes: data, model, algorithm, and the transforms around it."""
 
 import dataclasses
 import hashlib
@@ -9,51 +9,61 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_masks.algorithms import registry
+from fedjax_masks.algorithms import building, registry
+from fedjax_masks.communication.codecs import clip_and_noise, parse_codec
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.schedules import parse_schedule
 from fedjax_masks.costs.devices import Population, make_population
 from fedjax_masks.data import crop_flip, load_task
-from fedjax_masks.experiment.config import Config, RobustConfig, ServerOptimizerConfig
+from fedjax_masks.experiment.config import Config
 from fedjax_masks.experiment.pretraining import Pretrained, pretrain, start_from
+from fedjax_masks.experiment.sections import RobustConfig, ServerOptimizerConfig
 from fedjax_masks.models import Model, Problem, build_model, parameters
 from fedjax_masks.transforms import privacy, robust
 from fedjax_masks.transforms.attacks import with_attack
-from fedjax_masks.transforms.compression import clip_and_noise, parse_wire, with_wire
+from fedjax_masks.transforms.compression import with_codecs
 
 
 def build(config: Config) -> tuple[FederatedAlgorithm, Task]:
     """Loads the data and builds model and algorithm.
 
     Raises:
-      ValueError: Something does not exist, or does not fit together.
+      ValueError: A name does not exist, or two parts do not fit together.
     """
     task = load(config)
     return algorithm_maker(config, task)(config), task
 
 
 def algorithm_maker(config: Config, task: Task) -> Callable[[Config], FederatedAlgorithm]:
-    """What builds the algorithm of a configuration, or of one that differs in the algorithm's options.
+    """A function that builds the algorithm of a configuration.
+
+    The function also takes configurations that differ from this one in the algorithm's options, so that
+    data, model and pre-trained parameters are made once.
 
     Raises:
-      ValueError: Something does not exist, or does not fit together.
+      ValueError: A name does not exist, or two parts do not fit together.
     """
     training, make_model = config.training, _model_maker(config)
-    found = pretrain(make_model, task, config.pretraining, cache_dir=config.data.cache_dir)
-    model = start_from(make_model(task), found.params)
-    given: dict[str, Any] = {"augment": crop_flip} if training.augment == "crop_flip" else {}
+    pretrained = pretrain(make_model, task, config.pretraining, cache_dir=config.data.cache_dir)
+    model = start_from(make_model(task), pretrained.params)
+    extra: dict[str, Any] = {}
     devices = population(config, task)
     if devices is not None and "capability" in registry.parameters(config.algorithm.name):
-        given["capability"] = np.asarray(devices.fleet.flops)
+        extra["capability"] = np.asarray(devices.fleet.flops)
 
     def make(config: Config) -> FederatedAlgorithm:
-        algorithm = registry.build(
+        algorithm = building.build(
             config.algorithm.name,
             model,
-            options={**config.algorithm.options, **given},
+            options={**config.algorithm.options, **extra},
+            server_optimizer=_server_optimizer(config.server_optimizer),
             epochs=training.epochs,
             batch_size=training.batch_size,
-            server_optimizer=_server_optimizer(config.server_optimizer),
+            schedule=None if training.schedule is None else parse_schedule(training.schedule, config.rounds),
+            clip_norm=training.clip_norm,
+            augment=crop_flip if training.augment == "crop_flip" else None,
+            precision=training.precision,
         )
         return _surround(algorithm, config, task, devices)
 
@@ -63,7 +73,7 @@ def algorithm_maker(config: Config, task: Task) -> Callable[[Config], FederatedA
 def _surround(
     algorithm: FederatedAlgorithm, config: Config, task: Task, devices: Population | None
 ) -> FederatedAlgorithm:
-    """Puts an attack, defences, privacy and wires around an algorithm, as far as they are asked for."""
+    """Wraps an algorithm in the configuration's attack, defences, noise and compression."""
     attack = config.attack
     if attack.kind is not None:
         algorithm = with_attack(
@@ -72,19 +82,19 @@ def _surround(
     if defences := _defences(config.robust):
         algorithm = robust.with_robust_merge(algorithm, *defences)
     algorithm = _with_noise(algorithm, config, task, devices)
-    up, down = (parse_wire(text) if text else None for text in (config.wire.up, config.wire.down))
-    return with_wire(algorithm, up=up, down=down) if up or down else algorithm
+    up, down = (parse_codec(text) if text else None for text in (config.wire.up, config.wire.down))
+    return with_codecs(algorithm, up=up, down=down) if up or down else algorithm
 
 
 def _defences(config: RobustConfig) -> list[robust.Defence]:
-    found = [] if config.clip is None else [robust.clip(config.clip)]
+    defences = [] if config.clip is None else [robust.clip(config.clip)]
     if config.clip_to_median is not None:
-        found.append(robust.clip_to_median(config.clip_to_median))
+        defences.append(robust.clip_to_median(config.clip_to_median))
     if config.merge == "median":
-        found.append(robust.median())
+        defences.append(robust.median())
     if config.trim is not None:
-        found.append(robust.trimmed_mean(config.trim))
-    return found
+        defences.append(robust.trimmed_mean(config.trim))
+    return defences
 
 
 def _with_noise(
@@ -95,50 +105,48 @@ def _with_noise(
         return algorithm
     if devices is not None and devices.loses_clients:
         raise UserError(
-            f"devices={config.devices}: clients that drop out take their noise with them; "
-            "privacy.norm needs deadline, dropout and available at their defaults"
+            f"devices={config.devices}: must keep deadline, dropout and available at their defaults with "
+            "privacy.norm; clients that drop out take their noise with them"
         )
-    return with_wire(
+    return with_codecs(
         privacy.with_equal_weights(algorithm, float(task.train.sizes.mean())),
         up=clip_and_noise(noise.norm, noise.multiplier, cohort=config.cohort),
     )
 
 
 def guarantee(config: Config, task: Task) -> dict[str, float]:
-    """What is added to the summary of a private run: ``epsilon`` and ``delta``; else nothing.
+    """The guarantee of a private run, for its summary: ``epsilon`` and ``delta``; else nothing.
 
     Raises:
-      ValueError: There is no such guarantee, or no library to compute it.
+      ValueError: There is no such guarantee, or the library that computes it is missing.
     """
     noise = config.privacy
     if noise.norm is None or noise.multiplier is None:
         return {}
     delta = privacy.default_delta(task.num_clients) if noise.delta is None else noise.delta
-    spent = privacy.epsilon(
+    epsilon = privacy.epsilon(
         clients=task.num_clients,
         cohort=config.cohort,
         rounds=config.rounds,
         multiplier=noise.multiplier,
         delta=delta,
     )
-    return {"epsilon": spent, "delta": delta}
+    return {"epsilon": epsilon, "delta": delta}
 
 
 def fingerprints(config: Config, task: Task) -> dict[str, str]:
-    """SHA-256 digests of what lies outside of the configuration, by the key that names it.
+    """SHA-256 digests of a run's inputs outside of its configuration, by the key that names them.
 
     They cover the data and their division, the clients' devices, and parameters from a file.
     """
-    indices = (*task.train, *task.test)
-    found = {
-        "data.name": digest(task.inputs, task.labels, task.test_inputs, task.test_labels, *indices),
-    }
+    arrays = (task.inputs, task.labels, task.test_inputs, task.test_labels, *task.train, *task.test)
+    digests = {"data.name": digest(*arrays)}
     if (devices := population(config, task)) is not None:
-        found["devices"] = digest(*jax.tree.leaves(devices.fleet))
+        digests["devices"] = digest(*jax.tree.leaves(devices.fleet))
     source = config.pretraining.source
     if source.partition(":")[0] in parameters.FORMATS:
-        found["pretraining.source"] = digest(*jax.tree.leaves(parameters.read(source)))
-    return found
+        digests["pretraining.source"] = digest(*jax.tree.leaves(parameters.read(source)))
+    return digests
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -147,20 +155,20 @@ def digest(*arrays: np.ndarray) -> str:
     >>> digest(np.zeros(3)) == digest(np.zeros(3)) != digest(np.zeros((3, 1)))
     True
     """
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for array in map(np.asarray, arrays):
-        found.update(f"{array.dtype} {array.shape}".encode())
-        # In pieces, so that a memory-mapped array is never held as a whole.
+        sha.update(f"{array.dtype} {array.shape}".encode())
+        # In pieces, so that a memory-mapped array is never in memory as a whole.
         for piece in np.array_split(array.reshape(-1), 1 + array.nbytes // 2**26):
-            found.update(np.ascontiguousarray(piece).tobytes())
-    return found.hexdigest()
+            sha.update(np.ascontiguousarray(piece).tobytes())
+    return sha.hexdigest()
 
 
-def pretrained(config: Config) -> Pretrained:
-    """Trains, or finds in the cache, what runs with this configuration start from.
+def initial_params(config: Config) -> Pretrained:
+    """Trains or loads the parameters that runs with this configuration start from.
 
     Raises:
-      ValueError: Something does not exist, or does not fit together.
+      ValueError: A name does not exist, or two parts do not fit together.
     """
     return pretrain(_model_maker(config), load(config), config.pretraining, cache_dir=config.data.cache_dir)
 
@@ -169,7 +177,7 @@ def load(config: Config) -> Task:
     """Loads and divides the data.
 
     Raises:
-      ValueError: They do not exist, or cannot be divided as asked.
+      UserError: They do not exist, or cannot be divided as the configuration says.
     """
     data = dataclasses.asdict(config.data)
     return load_task(data.pop("name"), data_dir=data.pop("dir"), **data)
@@ -189,9 +197,9 @@ def population(config: Config, task: Task) -> Population | None:
 def _server_optimizer(config: ServerOptimizerConfig) -> optax.GradientTransformation | None:
     if config.name is None or config.lr is None:
         return None
-    # Pseudo-gradients are small, and under optax's epsilon all would be scaled to the same step.
-    # Reddi et al. 2021, appendix D, find 1e-3 best on most tasks.
+    # Pseudo-gradients are small, and under optax's epsilon all would be scaled to the same step;
+    # 1e-3 is best on most tasks of Reddi et al. 2021, appendix D.
     options = {} if config.name == "sgd" else {"eps": 1e-3}
-    return registry.make_optimizer(
+    return building.make_optimizer(
         config.name, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, **options
     )

@@ -1,9 +1,10 @@
 """The configuration of one experiment: typed, complete, checked before anything expensive.
 
 Every choice has exactly one dotted key (``rounds``, ``data.partition``, ``algorithm.score_lr``).
-The keys of ``algorithm`` and ``model`` are the keyword-only parameters of the chosen factories.
-Command line, file and Python give flat mappings from keys to values; of several mappings, the
-later one wins: first the file, then the flags, then ``--set``.
+The keys of ``algorithm`` and ``model`` are the keyword-only parameters of their factories; all other keys
+are the attributes of :mod:`fedjax_masks.experiment.sections`. Command line, file and Python give flat
+mappings from keys to values; of several mappings, the later one wins: first the file, then the flags,
+then ``--set``.
 """
 
 import dataclasses
@@ -11,35 +12,32 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fedjax_masks.algorithms import registry
-from fedjax_masks.algorithms.registry import OptimizerName, Option
-from fedjax_masks.core.errors import UserError, regular_file, unknown
-from fedjax_masks.core.options import (
-    Bounds,
-    Count,
-    Decay,
-    Momentum,
-    Rate,
-    Seed,
-    Share,
-    coerce,
-    describe,
-    is_plain,
-)
-from fedjax_masks.core.synonyms import meant, meant_key, synonym
-from fedjax_masks.core.trees import flat
+from fedjax_masks.core.errors import UserError, regular_file
+from fedjax_masks.core.nested import flat
+from fedjax_masks.core.options import Count, Seed, Share, coerce, describe, is_plain
+from fedjax_masks.core.signatures import REQUIRED, Option
+from fedjax_masks.core.synonyms import nearest_key, nearest_name, synonym
 from fedjax_masks.data import files
-from fedjax_masks.data.arrays import MOST_CLASSES, Channels
-from fedjax_masks.data.scaling import Scale
-from fedjax_masks.data.sources import is_own
-from fedjax_masks.experiment.pretraining import Pretraining
-from fedjax_masks.experiment.trackers import parse as parse_trackers
-from fedjax_masks.simulation.storage import Where, WhereClients
-from fedjax_masks.transforms.attacks import Kind
+from fedjax_masks.data.sources import is_user_data
+from fedjax_masks.experiment.rules import check_values, fill_defaults
+from fedjax_masks.experiment.sections import (
+    SECTIONS,
+    AttackConfig,
+    DataConfig,
+    Part,
+    PretrainingConfig,
+    PrivacyConfig,
+    RobustConfig,
+    ServerOptimizerConfig,
+    StorageConfig,
+    TrainingConfig,
+    WireConfig,
+)
+from fedjax_masks.models.registry import MODELS, model_signature
 
-_MOST_EVALUATED = 10_000  # clients, unless more are asked for
 _MODEL_OF = {
     "digits": "cnn",
     "mnist": "lenet",
@@ -49,157 +47,7 @@ _MODEL_OF = {
     "cifar100": "cifar-cnn",
     "svhn_cropped": "cifar-cnn",
 }
-_IMAGE_MODEL, _TABLE_MODEL = "cnn", "mlp"  # of other data sets
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data, and how they are divided; see :func:`fedjax_masks.load_task`.
-
-    Attributes:
-      name: The data set.
-      dir: Where prepared tensorflow-datasets lie; nothing is downloaded when it is given.
-      cache_dir: Where decoded arrays are kept.
-      partition: How data are divided among clients.
-      clients: Number of clients; none is 100, or all there are with ``natural``.
-      seed: The partition's seed, independent of the run's.
-      examples_per_client: At most so many training examples per client, chosen at random.
-      test_per_client: At most so many test examples per client, chosen at random.
-      scale: The scale of inputs: ``auto`` keeps those that train as they are, and else standardizes tables
-        and brings images to -1 to 1 by ``minmax``; see :func:`fedjax_masks.data.scaling.scaled`.
-      channels: Of your own images: ``first`` moves channels to the end; ``auto`` refuses images that look
-        channel-first.
-      relabel: Numbers your own labels anew, in sorted order.
-      classes: Of your own data; none counts the labels.
-    """
-
-    name: str = "digits"
-    dir: str | None = None
-    cache_dir: str | None = None
-    partition: str = "iid"
-    clients: Count | None = None
-    seed: Seed = 0
-    examples_per_client: Count | None = None
-    test_per_client: Count | None = None
-    scale: Scale = "auto"
-    channels: Channels = "auto"
-    relabel: bool = False
-    classes: Annotated[int, Bounds(1, MOST_CLASSES)] | None = None
-
-
-@dataclass(frozen=True)
-class Part:
-    """A named part of the experiment, and its options."""
-
-    name: str
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class ServerOptimizerConfig:
-    """The server's optimiser (Reddi et al. 2021).
-
-    Attributes:
-      name: An optimiser; none takes the mean itself.
-      lr: Its learning rate; none is 1 for sgd and 0.01 for the others.
-      momentum: Of sgd and rmsprop.
-      weight_decay: Decoupled for adamw, added to the gradient for the others.
-    """
-
-    name: OptimizerName | None = None
-    lr: Rate | None = None
-    momentum: Momentum = 0.0
-    weight_decay: Decay = 0.0
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Local training.
-
-    Attributes:
-      epochs: Local epochs.
-      batch_size: Examples per local step.
-      augment: What is done to every training batch.
-    """
-
-    epochs: Count
-    batch_size: Count = 10
-    augment: Literal["none", "crop_flip"] = "none"
-
-
-@dataclass(frozen=True)
-class WireConfig:
-    """Compression, see :func:`fedjax_masks.transforms.compression.parse_wire`.
-
-    Attributes:
-      up: Of uploads.
-      down: Of messages.
-    """
-
-    up: str | None = None
-    down: str | None = None
-
-
-@dataclass(frozen=True)
-class RobustConfig:
-    """What the server does about hostile clients; see :mod:`fedjax_masks.transforms.robust`.
-
-    Attributes:
-      merge: What takes the place of the weighted mean.
-      trim: The share that ``trimmed_mean`` cuts off at either end; 0.2 by default.
-      clip: The largest l2 norm of an upload.
-      clip_to_median: The same, in median norms of the cohort.
-    """
-
-    merge: Literal["mean", "median", "trimmed_mean"] = "mean"
-    trim: Annotated[float, Bounds(0, 0.5, below=True)] | None = None
-    clip: Rate | None = None
-    clip_to_median: Rate | None = None
-
-
-@dataclass(frozen=True)
-class AttackConfig:
-    """Hostile clients, see :func:`fedjax_masks.transforms.attacks.with_attack`.
-
-    Attributes:
-      kind: What they do to their uploads; none is no such clients.
-      share: Share of all clients that is hostile.
-      factor: What ``scale`` multiplies an upload by.
-      seed: Which clients they are.
-    """
-
-    kind: Kind | None = None
-    share: Share = 0.2
-    factor: Rate = 1000.0
-    seed: Seed = 0
-
-
-@dataclass(frozen=True)
-class PrivacyConfig:
-    """Differential privacy of whole clients; see :mod:`fedjax_masks.transforms.privacy`.
-
-    Attributes:
-      norm: The largest l2 norm of an upload; without it, nothing is clipped and no noise added.
-      multiplier: The noise of a round's sum, in norms.
-      delta: By default the number of clients to the power of -1.1.
-    """
-
-    norm: Rate | None = None
-    multiplier: Rate | None = None
-    delta: Annotated[float, Bounds(0, 1, above=True, below=True)] | None = None
-
-
-@dataclass(frozen=True)
-class StorageConfig:
-    """Where things lie between chunks of rounds; see :class:`fedjax_masks.simulation.Storage`.
-
-    Attributes:
-      clients: The clients' states; ``auto`` takes the host if they would fill half of the device.
-      data: The training data; the same.
-    """
-
-    clients: WhereClients = "auto"
-    data: Where = "auto"
+_IMAGE_MODEL, _TABLE_MODEL = "cnn", "mlp"  # models for other data sets
 
 
 @dataclass(frozen=True)
@@ -207,31 +55,30 @@ class Config:
     """One experiment.
 
     Attributes:
-      data: The data set and its division.
+      data: Data set and partition.
       model: The model; by default one that suits the data set.
-      algorithm: The algorithm, its options and its clients' optimiser.
-      server_optimizer: For algorithms that have one.
+      algorithm: The algorithm, its options and the clients' optimizer.
+      server_optimizer: Server optimizer, for algorithms that have one.
       training: Local training.
-      pretraining: Where the initial parameters come from.
-      wire: What compresses uploads and messages on their way.
-      robust: What the server does about hostile clients.
+      pretraining: Source of the initial parameters.
+      wire: Compression of uploads and messages.
+      robust: Defences against hostile clients.
       attack: Hostile clients.
-      privacy: Noise on uploads, and its guarantee.
-      storage: Where clients' states and training data lie between chunks of rounds.
+      privacy: Differential privacy.
+      storage: Place of clients' states and training data.
       rounds: Rounds of federated learning.
       cohort: Clients per round; by default 10, or all where there are fewer.
-      seed: Of the initial state, the cohorts and the order of examples.
+      seed: Seed of the initial state, the cohorts and the order of examples.
       eval_every: Rounds between two evaluations; by default a twentieth of all rounds.
-      eval_clients: Evaluate the own models of so many clients, the same in every run; by default of all,
-        or of 10,000 if there are more.
-      plan: The execution plan; never changes results.
-      devices: The clients' devices and links, see :func:`fedjax_masks.costs.devices.make_population`; by
-        default no time is simulated.
-      log: Where records go beside ``metrics.jsonl``: names of :mod:`~fedjax_masks.experiment.trackers`,
-        joined by ``+``.
-      keep_checkpoints: How many checkpoints stay.
-      checkpoint_share: The share of the time that checkpoints may take; 1 saves at every
-        chunk's end.
+      eval_clients: Number of clients whose personal models are evaluated, the same ones in every run; none is
+        all, but at most 10,000.
+      plan: Execution plan; never changes results.
+      devices: Devices and links of the clients, such as ``rpi4@wifi``; none simulates no time; see
+        :func:`fedjax_masks.costs.devices.make_population`.
+      log: Backends for records beside ``metrics.jsonl``, joined by ``+``: tensorboard, wandb, mlflow.
+      keep_checkpoints: Number of checkpoints that are kept.
+      checkpoint_share: Largest share of the run's time for writing checkpoints; 1 saves at the end of every
+        chunk of rounds.
     """
 
     data: DataConfig
@@ -239,7 +86,7 @@ class Config:
     algorithm: Part
     server_optimizer: ServerOptimizerConfig
     training: TrainingConfig
-    pretraining: Pretraining
+    pretraining: PretrainingConfig
     wire: WireConfig
     robust: RobustConfig
     attack: AttackConfig
@@ -257,22 +104,9 @@ class Config:
     checkpoint_share: Share = 0.02
 
 
-_SECTIONS = {
-    "data": DataConfig,
-    "server_optimizer": ServerOptimizerConfig,
-    "training": TrainingConfig,
-    "pretraining": Pretraining,
-    "wire": WireConfig,
-    "robust": RobustConfig,
-    "attack": AttackConfig,
-    "privacy": PrivacyConfig,
-    "storage": StorageConfig,
-}
-
-
 def sections() -> dict[str, type]:
-    """What describes the keys of each prefix."""
-    return {"": Config, **{f"{name}.": section for name, section in _SECTIONS.items()}}
+    """The dataclasses that describe the keys, by the keys' prefix."""
+    return {"": Config, **{f"{name}.": section for name, section in SECTIONS.items()}}
 
 
 def _options_of(section: type, prefix: str) -> dict[str, Option]:
@@ -280,21 +114,15 @@ def _options_of(section: type, prefix: str) -> dict[str, Option]:
 
 
 def _model_options(name: str) -> dict[str, Option]:
-    from fedjax_masks.models import MODELS
-
-    if name not in MODELS:
-        raise unknown("model.name", name, MODELS)
-    return registry.options_of(MODELS[name])
+    return model_signature(name).options
 
 
 def _algorithm_options(name: str) -> dict[str, Option]:
-    shared = ("epochs", "batch_size")
-    own = {key: option for key, option in registry.parameters(name).items() if key not in shared}
-    return own | registry.optimizer_options(name)
+    return registry.parameters(name) | registry.optimizer_options(name)
 
 
 def keys(algorithm: str, model: str, dataset: str = "digits") -> dict[str, Option]:
-    """All keys that there are, given an algorithm, a model and a data set.
+    """All keys of a configuration with an algorithm, a model and a data set.
 
     Raises:
       UserError: There is no such algorithm or model.
@@ -302,14 +130,12 @@ def keys(algorithm: str, model: str, dataset: str = "digits") -> dict[str, Optio
     >>> keys("fedmask", "cnn")["algorithm.score_scale"].default
     1.0
     """
-    epochs = registry.parameters(algorithm)["epochs"].default
     options = {"algorithm.name": Option(str, algorithm), "model.name": Option(str, model)}
     options |= {f"algorithm.{key}": option for key, option in _algorithm_options(algorithm).items()}
     options |= {f"model.{key}": option for key, option in _model_options(model).items()}
-    options |= _options_of(Config, "")
-    for name, section in _SECTIONS.items():
-        options |= _options_of(section, f"{name}.")
-    options["training.epochs"] = Option(Count, epochs)
+    for prefix, section in sections().items():
+        options |= _options_of(section, prefix)
+    options["training.epochs"] = Option(Count, registry.get(algorithm).epochs)
     options["data.name"] = Option(str, dataset)
     return {key: option for key, option in options.items() if is_plain(option.annotation)}
 
@@ -330,9 +156,9 @@ def make_config(values: Mapping[str, Any]) -> Config:
     """
     algorithm = values.get("algorithm.name")
     if algorithm is None:
-        near = meant("algorithm.name", values.keys() - all_keys().keys())
-        hint = f"; did you mean it by {near!r}?" if near else ";"
-        raise UserError(f"algorithm.name: missing{hint} accepted are {', '.join(registry.REGISTRY)}")
+        match = nearest_name("algorithm.name", values.keys() - all_keys().keys())
+        hint = f"; did you mean it by {match!r}?" if match else ""
+        raise UserError(f"algorithm.name: must be given, as one of {', '.join(registry.names())}{hint}")
     dataset = str(values.get("data.name", "digits"))
     model = values.get("model.name", _default_model(dataset))
     options = keys(str(algorithm), str(model), dataset)
@@ -340,135 +166,69 @@ def make_config(values: Mapping[str, Any]) -> Config:
         if key not in options:
             raise UserError(f"{key}: unknown key{_hint(key, options)}; all: 'fedjax-masks list keys'")
     for key, option in options.items():
-        if option.default is registry.REQUIRED and key not in values:
-            raise UserError(f"{key}: missing; {describe(option.annotation)} is accepted")
-    typed = {key: coerce(key, values.get(key, o.default), o.annotation) for key, o in options.items()}
-    _fill(typed, given=values)
-    _check(typed)
-    return _nest(typed)
+        if option.default is REQUIRED and key not in values:
+            raise UserError(f"{key}: must be given, as {describe(option.annotation)}")
+    complete = {key: coerce(key, values.get(key, o.default), o.annotation) for key, o in options.items()}
+    fill_defaults(complete, values.keys())
+    check_values(complete)
+    return _nest(complete)
 
 
 def _default_model(dataset: str) -> str:
-    """A model that suits a data set: of a user's own, by what a header says of the inputs."""
-    if is_own(dataset):
+    """A model that suits a data set; for npz: and npy: data, by the shape of the inputs."""
+    if is_user_data(dataset):
         shape = files.input_shape(dataset)
         return _TABLE_MODEL if shape is None or len(shape) == 1 else _IMAGE_MODEL
     return _MODEL_OF.get(dataset.partition("/")[0], _IMAGE_MODEL)
 
 
 def _hint(key: str, options: Mapping[str, Option]) -> str:
-    """The key that was probably meant, or the algorithms and models that have the one that was named."""
+    """The algorithms and models that have the unknown key, or else the nearest key."""
     last = key.rpartition(".")[2]
     for other in (f"algorithm.{last}", f"model.{last}"):
         if other not in options and key in (last, other) and synonym(last, options) is None and owners(other):
             return f"; {other} is a key of {' and '.join(owners(other))}"
-    near = meant_key(key, options)
-    return "" if near is None else f"; the nearest is {near}"
+    match = nearest_key(key, options)
+    return "" if match is None else f"; the nearest is {match}"
 
 
 def owners(key: str) -> list[str]:
-    """The algorithms, or the models, that have a key of their own.
+    """The algorithms, or the models, that have a key.
 
     >>> owners("algorithm.mu")
     ['fedprox']
     """
-    from fedjax_masks.models import MODELS
-
     kind, _, last = key.rpartition(".")
     if kind == "algorithm":
-        return [name for name in registry.REGISTRY if last in _algorithm_options(name)]
+        return [name for name in registry.importable() if last in _algorithm_options(name)]
     return [name for name in MODELS if kind == "model" and last in _model_options(name)]
 
 
 def all_keys() -> dict[str, Option]:
     """The keys of every algorithm and every model."""
-    from fedjax_masks.models import MODELS
-
-    found: dict[str, Option] = {}
-    for name in registry.REGISTRY:
-        found |= keys(name, "mlp")
+    options: dict[str, Option] = {}
+    for name in registry.importable():
+        options |= keys(name, "mlp")
     for name in MODELS:
-        found |= keys("fedavg", name)
-    return found
+        options |= keys("fedavg", name)
+    return options
 
 
-def _fill(typed: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Fills in the defaults that depend on other values."""
-    if typed["data.clients"] is None and not typed["data.partition"].startswith("natural"):
-        typed["data.clients"] = 100
-    if "cohort" not in given:
-        there = typed["data.clients"]
-        if there is None and is_own(typed["data.name"]):
-            there = files.count_clients(typed["data.name"])
-        typed["cohort"] = min(typed["cohort"], there or typed["cohort"])
-    if "eval_every" not in given:
-        typed["eval_every"] = -(-typed["rounds"] // 20)
-    if typed["eval_clients"] is None and (typed["data.clients"] or 0) > _MOST_EVALUATED:
-        typed["eval_clients"] = _MOST_EVALUATED
-    if typed["server_optimizer.name"] and typed["server_optimizer.lr"] is None:
-        typed["server_optimizer.lr"] = 1.0 if typed["server_optimizer.name"] == "sgd" else 0.01
-    if typed["robust.merge"] == "trimmed_mean" and typed["robust.trim"] is None:
-        typed["robust.trim"] = 0.2
-    if typed["privacy.norm"] and typed["privacy.multiplier"] is None:
-        typed["privacy.multiplier"] = 1.0
-
-
-def _check(typed: Mapping[str, Any]) -> None:
-    """Refuses values that contradict each other, and backends that do not exist."""
-    parse_trackers(typed["log"])
-    name, clients, cohort = typed["algorithm.name"], typed["data.clients"], typed["cohort"]
-    if clients is not None and cohort > clients:
-        raise UserError(f"cohort={cohort}: accepted are 1 to {clients}, the number of clients")
-    server = typed["server_optimizer.name"]
-    if server and "server_optimizer" not in registry.parameters(name):
-        with_one = [other for other in registry.REGISTRY if "server_optimizer" in registry.parameters(other)]
-        raise UserError(
-            f"server_optimizer.name={server}: {name} has none; accepted with {', '.join(with_one)}"
-        )
-    if typed["server_optimizer.lr"] is not None and not server:
-        raise UserError("server_optimizer.lr: needs server_optimizer.name")
-    if typed["robust.trim"] is not None and typed["robust.merge"] != "trimmed_mean":
-        raise UserError(f"robust.trim={typed['robust.trim']}: needs robust.merge=trimmed_mean")
-    _check_privacy(typed)
-
-
-def _check_privacy(typed: Mapping[str, Any]) -> None:
-    """Refuses what the guarantee of :mod:`fedjax_masks.transforms.privacy` does not cover."""
-    if typed["privacy.norm"] is None:
-        for key in ("privacy.multiplier", "privacy.delta"):
-            if typed[key] is not None:
-                raise UserError(f"{key}={typed[key]}: needs privacy.norm")
-        return
-    for key, off in (("robust.merge", "mean"), ("robust.clip", None), ("robust.clip_to_median", None)):
-        if typed[key] != off:
-            raise UserError(
-                f"{key}={typed[key]}: reads single uploads; privacy.norm needs a server that adds up"
-            )
-    if typed["wire.up"] is not None:
-        raise UserError(
-            f"wire.up={typed['wire.up']}: loses noise before the sum; accepted without privacy.norm"
-        )
-    if typed["attack.kind"] is not None:
-        raise UserError(
-            f"attack.kind={typed['attack.kind']}: hostile clients add no noise; accepted without privacy.norm"
-        )
-
-
-def _nest(typed: Mapping[str, Any]) -> Config:
-    sections: dict[str, dict[str, Any]] = {"": {}, "model": {}, "algorithm": {}, **{s: {} for s in _SECTIONS}}
-    for key, value in typed.items():
+def _nest(values: Mapping[str, Any]) -> Config:
+    nested: dict[str, dict[str, Any]] = {"": {}, "model": {}, "algorithm": {}, **{s: {} for s in SECTIONS}}
+    for key, value in values.items():
         section, _, name = key.rpartition(".")
-        sections[section][name] = value
-    parts = {name: sections[name] for name in ("model", "algorithm")}
+        nested[section][name] = value
+    parts = {name: nested[name] for name in ("model", "algorithm")}
     return Config(
-        **{name: Part(values.pop("name"), values) for name, values in parts.items()},
-        **{name: section(**sections[name]) for name, section in _SECTIONS.items()},
-        **sections[""],
+        **{name: Part(options.pop("name"), options) for name, options in parts.items()},
+        **{name: section(**nested[name]) for name, section in SECTIONS.items()},
+        **nested[""],
     )
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """The configuration as nested dicts of plain values, ready for JSON; read by :func:`flat`."""
+    """The configuration as nested dicts of plain values, ready for JSON; :func:`flat` is the inverse."""
     nested = dataclasses.asdict(config)
     for name in ("model", "algorithm"):
         nested[name] |= nested[name].pop("options")
@@ -484,6 +244,6 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         return flat(tomllib.loads(regular_file(path).read_text("utf-8")))
     except OSError as error:
-        raise UserError(f"config={str(path)!r}: {error.strerror}; a TOML file is accepted") from None
+        raise UserError(f"config={str(path)!r}: must be a readable TOML file; {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"config={str(path)!r}: {error}; a TOML file is accepted") from None
+        raise UserError(f"config={str(path)!r}: must be a TOML file; {error}") from None

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.core.trees import flat
+from fedjax_masks.core.nested import flat
 
 AUTO, TIMEOUT = "auto", 300
-_GRACE = 30  # seconds that jax waits longer than we do
+_GRACE = 30  # seconds that jax waits longer than the timeout
 Result = TypeVar("Result")
 
 
@@ -31,41 +31,46 @@ def join(
     *,
     timeout: int = TIMEOUT,
 ) -> None:
-    """Joins the other processes; returns once all are there. Before anything else uses jax.
+    """Joins the other processes; returns once all have joined. Must run before any other use of jax.
 
-    Where they do not come in time, the process ends with exit code 2 and one line: jax itself would abort.
+    If they do not join in time, the process ends with exit code 2 and one line: jax itself would abort.
 
     Args:
-      coordinator: ``HOST:PORT`` of the first process, or ``auto`` where a cluster says who is who (SLURM,
-        Open MPI, Cloud TPU; see ``jax.distributed.initialize``).
-      num_processes: How many there are.
-      process_id: Which this one is, from 0.
+      coordinator: ``HOST:PORT`` of the first process, or ``auto`` on a cluster that numbers the processes
+        (SLURM, Open MPI, Cloud TPU; see ``jax.distributed.initialize``).
+      num_processes: The number of processes.
+      process_id: The number of this process, from 0.
       timeout: Seconds to wait for the others.
 
     Raises:
-      UserError: Something is missing or out of range, or the first process cannot listen.
+      UserError: An argument is missing or out of range, or the first process cannot listen.
     """
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if coordinator != AUTO:
         if num_processes is None or process_id is None:
-            raise UserError(f"coordinator={coordinator}: needs --num-processes and --process-id as well")
+            raise UserError(f"coordinator={coordinator}: must go with --num-processes and --process-id")
         if not 0 <= process_id < num_processes:
-            raise UserError(f"process-id={process_id}: accepted are 0 to {num_processes - 1}")
+            raise UserError(f"process-id={process_id}: must be from 0 to {num_processes - 1}")
         port = coordinator.rpartition(":")[2]
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-            raise UserError(f"coordinator={coordinator}: accepted is HOST:PORT, or {AUTO}")
+            raise UserError(f"coordinator={coordinator}: must be HOST:PORT, or {AUTO}")
         if process_id == 0:
-            _check_free(coordinator, int(port))
-        given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+            _check_port(coordinator, int(port))
+        options = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
     try:
-        with _ending_after(timeout, coordinator):
-            jax.distributed.initialize(**given, initialization_timeout=timeout + _GRACE)
+        with _time_limit(timeout, coordinator):
+            jax.distributed.initialize(**options, initialization_timeout=timeout + _GRACE)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"coordinator={coordinator}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"coordinator={coordinator}: must be reachable; {reason}") from None
 
 
-def _check_free(coordinator: str, port: int) -> None:
-    """Raises UserError where another program listens on the port of the first process."""
+def _check_port(coordinator: str, port: int) -> None:
+    """Raises UserError if another program listens on the port of the first process."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -78,8 +83,8 @@ def _check_free(coordinator: str, port: int) -> None:
 
 
 @contextmanager
-def _ending_after(seconds: int, coordinator: str) -> Iterator[None]:
-    """Ends this process in one line where the block takes longer."""
+def _time_limit(seconds: int, coordinator: str) -> Iterator[None]:
+    """Ends this process with one line if the block takes longer."""
 
     def end() -> None:
         print(
@@ -99,16 +104,16 @@ def _ending_after(seconds: int, coordinator: str) -> Iterator[None]:
         timer.cancel()
 
 
-def first() -> bool:
-    """Whether this is the process that writes."""
+def is_first() -> bool:
+    """Whether this is the first process, which writes."""
     return jax.process_index() == 0
 
 
 def wait(reason: str) -> None:
-    """Returns once every process is here; at once where there is but one.
+    """Returns once every process has called this function; at once if there is only one.
 
     Args:
-      reason: The same in every process, and another one each time.
+      reason: A text, the same in every process, and a new one for every call.
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -117,37 +122,37 @@ def wait(reason: str) -> None:
 
 
 def agree(*values: float) -> tuple[float, ...]:
-    """The largest of each value over all processes, so that all of them decide alike."""
+    """The maximum of each value over all processes, so that all of them decide alike."""
     if jax.process_count() == 1:
         return values
     from jax.experimental import multihost_utils
 
-    gathered = np.asarray(multihost_utils.process_allgather(np.asarray(values, np.float32)))
-    return tuple(gathered.reshape(-1, len(values)).max(0).tolist())
+    table = np.asarray(multihost_utils.process_allgather(np.asarray(values, np.float32)))
+    return tuple(table.reshape(-1, len(values)).max(0).tolist())
 
 
 def gather(text: str) -> list[str]:
-    """A text of each process, in the order of processes, in all of them."""
+    """The texts of all processes, in the order of the processes."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils
 
     content = text.encode()
     (length,) = agree(len(content))
-    padded = np.frombuffer(content.ljust(int(length), b"\0"), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(jax.process_count(), -1)
-    return [row.tobytes().rstrip(b"\0").decode() for row in gathered]
+    row = np.frombuffer(content.ljust(int(length), b"\0"), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(row)).reshape(jax.process_count(), -1)
+    return [row.tobytes().rstrip(b"\0").decode() for row in rows]
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-    """Checks that all processes were started with the same configuration and data.
+    """Checks that all processes have the same configuration and data.
 
     Raises:
-      UserError: They were not.
+      UserError: A value differs.
     """
-    own = json.dumps(flat(values), sort_keys=True)
-    for process, other in enumerate(map(json.loads, gather(own))):
-        for key, value in json.loads(own).items():
+    text = json.dumps(flat(values), sort_keys=True)
+    for process, other in enumerate(map(json.loads, gather(text))):
+        for key, value in json.loads(text).items():
             if key not in other or other[key] != value:
                 raise UserError(
                     f"{key}={value}: must be the same in every process; "
@@ -156,28 +161,28 @@ def check_same(values: Mapping[str, Any]) -> None:
 
 
 def attempt(prepare: Callable[[], Result]) -> Result:
-    """Prepares something in every process, and fails in all of them where it fails in one.
+    """Calls a function in every process, and fails in all of them if it fails in one.
 
     Raises:
-      UserError: That of this process, or else of the first one that has failed.
+      UserError: The error of this process, or else of the first process with one.
     """
-    result, said = None, ""
+    result, message = None, ""
     try:
         result = prepare()
     except UserError as error:
-        said = str(error)
-    texts = gather(said)
-    if said:
-        raise UserError(said)
-    for process, text in enumerate(texts):
-        if text:
-            raise UserError(f"process {process}: {text}")
+        message = str(error)
+    messages = gather(message)
+    if message:
+        raise UserError(message)
+    for process, other in enumerate(messages):
+        if other:
+            raise UserError(f"process {process}: {other}")
     return cast(Result, result)
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Where a process is lost, the others cannot go on: says so, and ends this one."""
+def end_with_others() -> Iterator[None]:
+    """Ends this process with one line if another one of the run is lost."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -189,4 +194,4 @@ def together() -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)  # leaving in good order would wait for the lost one
+        os._exit(1)  # an orderly exit would wait for the lost process

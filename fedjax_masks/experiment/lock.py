@@ -20,19 +20,19 @@ _LOGGER = logging.getLogger("fedjax_masks")
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Keeps a directory for this process; makes the directory where there is none.
+    """Reserves a directory for this process; creates the directory where needed.
 
-    The system holds the lock, so that it ends with the process, however the process ends. Directories that
-    were made here and are empty at the end are removed again.
+    The system holds the lock, so that it ends with the process, however the process ends. New directories
+    that are empty at the end are removed again.
 
     Args:
-      directory: A directory, which exists or can be made.
+      directory: A directory, which exists or can be created.
 
     Raises:
-      UserError: Another process has the directory.
-      OSError: The directory cannot be made or written to.
+      UserError: Another process has reserved the directory.
+      OSError: The directory cannot be created or written to.
     """
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    new_directories = [path for path in (directory, *directory.parents) if not path.exists()]
     file = -1
     try:
         file = _acquire(directory / NAME)
@@ -41,23 +41,23 @@ def exclusive(directory: Path) -> Iterator[None]:
         yield
     finally:
         if file >= 0:
-            # Removed while it is locked: whoever has opened it meanwhile sees that it is gone.
+            # Removed while it is locked: a process that has opened it meanwhile finds that it has no name.
             with contextlib.suppress(PermissionError):  # Windows removes no open file
                 (directory / NAME).unlink(missing_ok=True)
             os.close(file)
-        for path in made:
+        for path in new_directories:
             with contextlib.suppress(OSError):
                 path.rmdir()
 
 
 def _acquire(path: Path) -> int:
-    """An open file, locked, that has its name."""
+    """Opens and locks the file of a name; the file descriptor."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # A link would let the lock be written to what it points to; a pipe would block.
+            # Through a link, the lock would overwrite the link's target; a pipe would block.
             file = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _NO_WAIT, 0o644)
-        except FileNotFoundError:  # who had made the directory has just removed it
+        except FileNotFoundError:  # the process that created the directory has just removed it
             continue
         except OSError as error:
             if path.is_symlink() or error.errno in (errno.ENXIO, errno.EISDIR):
@@ -74,7 +74,8 @@ def _acquire(path: Path) -> int:
             holder = os.pread(file, 200, 0).decode("utf-8", "replace").strip() or "another process"
             os.close(file)
             raise UserError(
-                f"out={str(path.parent)!r}: must be a directory that nobody else writes to; {holder} does now"
+                f"out={str(path.parent)!r}: must be a directory that no other process writes to; "
+                f"{holder} does now"
             ) from None
         except BaseException:
             os.close(file)
@@ -87,7 +88,11 @@ def _foreign(path: Path) -> UserError:
 
 
 def _lock(file: int) -> None:
-    """Raises BlockingIOError where another process has the lock."""
+    """Locks an open file.
+
+    Raises:
+      BlockingIOError: Another process has the lock.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -99,4 +104,4 @@ def _lock(file: int) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        _LOGGER.warning("this file system has no locks: take care that no other process writes to --out")
+        _LOGGER.warning("this file system has no locks: make sure that no other process writes to --out")

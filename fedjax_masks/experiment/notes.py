@@ -1,30 +1,30 @@
-"""Messages of a run for people, and signs that it diverges."""
+"""Messages of a run to its user, and the criterion of divergence."""
 
 import numpy as np
 
 from fedjax_masks.simulation import RoundMetrics
 
-_NAMED = 5
-_SURE = 10
-_HUGE_LOSS = 1e6
+_MAX_IDS = 5  # clients named in a message
+_MAX_BROKEN = 10  # updates in a row
+_MAX_LOSS = 1e6
 
 
 def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
     """Messages about a chunk of rounds, one line each.
 
     Args:
-      metrics: Of the chunk.
-      first: Rounds done before the chunk.
+      metrics: The chunk's metrics.
+      first: Rounds before the chunk.
     """
     lines = []
-    broken = _not_finite(metrics)
-    if broken.any():
-        rounds = first + 1 + np.flatnonzero(broken.any(1))
+    not_finite = _not_finite(metrics)
+    if not_finite.any():
+        rounds = first + 1 + np.flatnonzero(not_finite.any(1))
         when = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]}-{rounds[-1]}"
-        returned = (~_excused(metrics))[rounds[0] - first - 1 : rounds[-1] - first].sum()
+        arrivals = (~_missed(metrics))[rounds[0] - first - 1 : rounds[-1] - first].sum()
         lines.append(
-            f"{when}: {broken.sum()} of {returned} updates left out of the merge: not finite, or huge; "
-            f"{_clients(np.unique(metrics.ids[broken]))}"
+            f"{when}: {not_finite.sum()} of {arrivals} updates left out of the merge: not finite, or huge; "
+            f"{_clients(np.unique(metrics.ids[not_finite]))}"
         )
     if first == 0 and "flip_fraction" in metrics.train and metrics.mean("flip_fraction")[0] == 0:
         lines.append(
@@ -34,47 +34,47 @@ def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def count_broken(before: int, metrics: RoundMetrics) -> int:
-    """Updates in a row, up to the end of a chunk, that were not finite.
+def count_broken(count: int, metrics: RoundMetrics) -> int:
+    """The number of updates in a row, up to the end of a chunk, that were not finite.
 
-    A round in which one client trained ends the row: the updates of a round have no order. A round
-    from which no update came back leaves it as it is.
+    A round in which at least one client trained resets the number, since the updates of a round have no
+    order. A round from which no update arrived does not change it.
 
     Args:
-      before: The same, at the start of the chunk.
-      metrics: Of the chunk.
+      count: The number at the start of the chunk.
+      metrics: The chunk's metrics.
     """
-    for broken, trained in zip(_not_finite(metrics), metrics.trained):
-        before = 0 if trained.any() else before + int(broken.sum())
-    return before
+    for not_finite, has_trained in zip(_not_finite(metrics), metrics.trained):
+        count = 0 if has_trained.any() else count + int(not_finite.sum())
+    return count
 
 
-def is_diverged(broken: int, clients_seen: int, loss: float | None) -> bool:
-    """Whether a run has diverged; a few hostile clients, or clients with broken data, are no reason.
+def is_diverged(count: int, clients_seen: int, loss: float | None) -> bool:
+    """Whether a run has diverged; a few hostile clients, or clients with broken data, do not suffice.
 
     Args:
-      broken: Of :func:`count_broken`.
-      clients_seen: Clients that have ever trained.
-      loss: The last round's training loss; None where there is none.
+      count: The result of :func:`count_broken`.
+      clients_seen: The number of clients that have trained so far.
+      loss: The last round's training loss; None without one.
 
     >>> is_diverged(3, 5, 0.3), is_diverged(10, 5, None), is_diverged(3, 0, None), is_diverged(0, 5, 1e9)
     (False, True, True, True)
     """
-    return broken >= _SURE or (broken > 0 and clients_seen == 0) or (loss or 0.0) > _HUGE_LOSS
+    return count >= _MAX_BROKEN or (count > 0 and clients_seen == 0) or (loss or 0.0) > _MAX_LOSS
 
 
-def _excused(metrics: RoundMetrics) -> np.ndarray:
-    """``bool[rounds, cohort]``: who returned nothing in time."""
-    nobody = np.zeros_like(metrics.dropped)
-    return np.any([metrics.train.get(name, nobody) > 0 for name in ("away", "late", "lost")], axis=0)
+def _missed(metrics: RoundMetrics) -> np.ndarray:
+    """Whether a client's update did not arrive in time: ``bool[rounds, cohort]``."""
+    none = np.zeros_like(metrics.dropped)
+    return np.any([metrics.train.get(name, none) > 0 for name in ("away", "late", "lost")], axis=0)
 
 
 def _not_finite(metrics: RoundMetrics) -> np.ndarray:
-    """``bool[rounds, cohort]``: whose update came back in time and was left out all the same."""
-    return metrics.dropped & ~_excused(metrics)
+    """Whether an update arrived in time and was left out of the merge: ``bool[rounds, cohort]``."""
+    return metrics.dropped & ~_missed(metrics)
 
 
 def _clients(ids: np.ndarray) -> str:
-    """The first of some clients by number, and how many more there are."""
-    more = f", and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-    return f"client{'s' * (len(ids) > 1)} {', '.join(map(str, ids[:_NAMED]))}{more}"
+    """The first clients by id, and the number of further ones."""
+    more = f", and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
+    return f"client{'s' * (len(ids) > 1)} {', '.join(map(str, ids[:_MAX_IDS]))}{more}"

@@ -10,59 +10,59 @@ import numpy as np
 
 from fedjax_masks.simulation import RoundMetrics
 
-NOBODY = ""
+EMPTY = ""
 
 
-def add_trained(seen: str, metrics: RoundMetrics) -> str:
-    """The set, and the clients that trained in a chunk of rounds.
+def add_trained(clients: str, metrics: RoundMetrics) -> str:
+    """The set with the clients that trained in a chunk of rounds.
 
     Args:
-      seen: The set before the chunk.
-      metrics: Of the chunk.
+      clients: The set before the chunk.
+      metrics: The chunk's metrics.
     """
-    return add(seen, metrics.ids[metrics.trained])
+    return add(clients, metrics.ids[metrics.trained])
 
 
-def add(seen: str, ids: np.ndarray) -> str:
+def add(clients: str, ids: np.ndarray) -> str:
     """The set with more clients in it.
 
     Args:
-      seen: The set.
-      ids: ``int[n]``, in any order, repeated or not.
+      clients: The set.
+      ids: ``int[n]``: client ids, in any order, repeated or not.
 
-    >>> add(add(NOBODY, np.array([9, 0])), np.array([0])) == add(NOBODY, np.array([0, 9]))
+    >>> add(add(EMPTY, np.array([9, 0])), np.array([0])) == add(EMPTY, np.array([0, 9]))
     True
     """
     if not ids.size:
-        return seen
-    bits = _bits(seen)
+        return clients
+    bits = _bits(clients)
     bits = np.pad(bits, (0, max(0, int(ids.max()) // 8 + 1 - bits.size)))
     np.bitwise_or.at(bits, ids // 8, (1 << ids % 8).astype(np.uint8))
     return b64encode(bits.tobytes()).decode("ascii")
 
 
-def members(seen: str, ids: np.ndarray) -> np.ndarray:
-    """``bool[n]``: whether each client is in the set.
+def members(clients: str, ids: np.ndarray) -> np.ndarray:
+    """Whether each client is in the set: ``bool[n]``.
 
     Args:
-      seen: The set.
-      ids: ``int[n]``.
+      clients: The set.
+      ids: ``int[n]``: client ids.
 
-    >>> members(add(NOBODY, np.array([9, 0])), np.array([0, 8, 9, 99])).tolist()
+    >>> members(add(EMPTY, np.array([9, 0])), np.array([0, 8, 9, 99])).tolist()
     [True, False, True, False]
     """
-    bits = np.unpackbits(_bits(seen), bitorder="little").astype(bool)
+    bits = np.unpackbits(_bits(clients), bitorder="little").astype(bool)
     return np.isin(ids, np.flatnonzero(bits))
 
 
-def count(seen: str) -> int:
+def count(clients: str) -> int:
     """The number of clients in the set.
 
-    >>> count(NOBODY), count(add(NOBODY, np.array([9, 0, 9])))
+    >>> count(EMPTY), count(add(EMPTY, np.array([9, 0, 9])))
     (0, 2)
     """
-    return int(np.unpackbits(_bits(seen)).sum())
+    return int(np.unpackbits(_bits(clients)).sum())
 
 
-def _bits(seen: str) -> np.ndarray:
-    return np.frombuffer(b64decode(seen), np.uint8)
+def _bits(clients: str) -> np.ndarray:
+    return np.frombuffer(b64decode(clients), np.uint8)

@@ -1,4 +1,4 @@
-"""Progress of a run's rounds, for people: a bar on a terminal, plain lines where there is none."""
+"""Progress of a run's rounds: a bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,47 +12,47 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(
-    title: str, *, done: int, rounds: int, quiet: bool, doing: str = "compiling"
+    title: str, *, start: int, rounds: int, quiet: bool, activity: str = "compiling"
 ) -> Iterator[Callable[["Chunk"], None]]:
     """Shows the progress of a run on stderr.
 
     Args:
-      title: Shown in front.
-      done: Rounds done before.
+      title: The text in front of the progress.
+      start: Rounds before the first one that is shown.
       rounds: Rounds of the whole run.
-      quiet: Silent in any case.
-      doing: What goes on before the first rounds are done; empty for nothing of note.
+      quiet: Whether nothing is shown.
+      activity: The activity before the first chunk ends; empty for none.
 
     Yields:
-      To be called at the end of each chunk.
+      A function to call at the end of each chunk.
     """
-    if quiet or is_silent() or done >= rounds:
+    if quiet or is_silent() or start >= rounds:
         yield lambda chunk: None
     elif on_terminal():
-        with _bar(title, done, rounds, doing) as show:
+        with _bar(title, start, rounds, activity) as show:
             yield show
     else:
-        if doing:
-            say(f"{title}: {doing}")
-        with lines(title, total=rounds, unit="rounds", done=done, doing=doing) as show_line:
-            yield _first_and_last(show_line, rounds)
+        if activity:
+            say(f"{title}: {activity}")
+        with lines(title, total=rounds, unit="rounds", start=start, phase=activity) as show_line:
+            yield _line_per_chunk(show_line, rounds)
 
 
-def _first_and_last(show: Show, rounds: int) -> Callable[["Chunk"], None]:
-    """Lines for the first and the last chunk in any case."""
-    known = False
+def _line_per_chunk(show: Show, rounds: int) -> Callable[["Chunk"], None]:
+    """A function that shows the first and the last chunk at once, and others when a line is due."""
+    is_first = True
 
-    def note(chunk: "Chunk") -> None:
-        nonlocal known
-        ends = not known or chunk.totals.round == rounds
-        show(chunk.totals.round, describe(chunk) if chunk.record is not None else "", now=ends)
-        known = True
+    def show_chunk(chunk: "Chunk") -> None:
+        nonlocal is_first
+        now = is_first or chunk.totals.round == rounds
+        show(chunk.totals.round, describe(chunk) if chunk.record is not None else "", now=now)
+        is_first = False
 
-    return note
+    return show_chunk
 
 
 @contextmanager
-def _bar(title: str, done: int, rounds: int, doing: str) -> Iterator[Callable[["Chunk"], None]]:
+def _bar(title: str, start: int, rounds: int, activity: str) -> Iterator[Callable[["Chunk"], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -65,15 +65,15 @@ def _bar(title: str, done: int, rounds: int, doing: str) -> Iterator[Callable[["
         TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=rounds, completed=done, speed="", status=doing)
+        task = bar.add_task(title, total=rounds, completed=start, speed="", status=activity)
 
         def show(chunk: "Chunk") -> None:
             bar.update(task, completed=chunk.totals.round)
             speed = bar.tasks[0].speed
             bar.update(task, speed=f"{speed:.3g}/s" if speed else "")
             status = bar.tasks[0].fields["status"]
-            told = "" if status == doing else status
-            bar.update(task, status=told if chunk.record is None else describe(chunk))
+            status = "" if status == activity else status
+            bar.update(task, status=status if chunk.record is None else describe(chunk))
 
         yield show
 
@@ -81,22 +81,22 @@ def _bar(title: str, done: int, rounds: int, doing: str) -> Iterator[Callable[["
 def describe(chunk: "Chunk") -> str:
     """Accuracy and megabytes so far, in a few words.
 
-    The personal accuracy is that of the clients that have trained; where there are others, the mean over
-    all clients stands behind it.
+    The personal accuracy is the mean over the clients that have trained; if there are others, the mean over
+    all clients follows it.
     """
     record = chunk.record or {}
     parts = ["diverged"] if record.get("diverged") else []
     if record.get("personal_accuracy_mean_seen") is not None:
-        parts.append(f"personal {record['personal_accuracy_mean_seen']:.1%}{_rest(record)}")
+        parts.append(f"personal {record['personal_accuracy_mean_seen']:.1%}{_all_clients(record)}")
     if record.get("global_accuracy") is not None:
         parts.append(f"global {record['global_accuracy']:.1%}")
     megabytes = (chunk.totals.bytes_up + chunk.totals.bytes_down) / 1e6
     return ", ".join([*parts, f"{megabytes:.3g} MB"])
 
 
-def _rest(record: Mapping[str, Any]) -> str:
-    """The mean over all clients, and how many have trained; nothing where all have."""
-    seen, number = record["clients_seen"], record["num_clients"]
-    if seen == number:
+def _all_clients(record: Mapping[str, Any]) -> str:
+    """The mean over all clients, and the number that have trained; nothing where all have."""
+    clients, number = record["clients_seen"], record["num_clients"]
+    if clients == number:
         return ""
-    return f" (seen {seen} of {number} clients; all {record['personal_accuracy_mean']:.1%})"
+    return f" (seen {clients} of {number} clients; all {record['personal_accuracy_mean']:.1%})"

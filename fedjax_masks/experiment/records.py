@@ -1,4 +1,4 @@
-"""Records of a run: one for each evaluated round, from what the engine measures, and a summary at the end."""
+"""Records of a run: one for each evaluated round, and a summary at the end."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ import numpy as np
 from fedjax_masks.costs.clock import READINGS
 from fedjax_masks.experiment import participation
 from fedjax_masks.experiment.notes import count_broken, is_diverged
-from fedjax_masks.simulation import Batch, Evaluation, RoundMetrics
+from fedjax_masks.simulation import Evaluation, RoundMetrics, Simulation
 
 Record = dict[str, Any]
 
-# Metrics of training that have a place of their own in a record, or serve the engine.
+# Metrics of training that a record has under a key outside of "extra", or that serve the engine.
 _NOT_EXTRA = (
     *("loss", "steps", "examples", "slots", "flops", "traffic", "density"),
     *("server_flops", "messages", "seconds", "joules"),
@@ -22,20 +22,20 @@ _ACCURACIES = ("global_accuracy", "personal_accuracy_mean", "personal_accuracy_m
 
 
 class Totals(NamedTuple):
-    """What has added up since round 0.
+    """Sums since round 0. The fields are keys of ``checkpoint.json``: renaming one breaks resumption.
 
     Attributes:
-      round: Rounds done.
+      round: The number of rounds.
       bytes_up: Bytes that all clients sent.
       bytes_down: Bytes that all clients received.
       wall_seconds: Seconds since the first round began, evaluations included.
-      sim_seconds: What the rounds took by the simulation's clock; 0 without one.
-      energy_joules: What all clients spent; 0 without a clock.
-      client_flops: FLOPs that all clients computed; 0 where training does not count them.
-      server_flops: FLOPs that the server computed; 0 where it does not count them.
+      sim_seconds: Seconds of the simulated clock; 0 without a clock.
+      energy_joules: Joules that all clients consumed; 0 without a clock.
+      client_flops: FLOPs of all clients; 0 where training does not count them.
+      server_flops: FLOPs of the server; 0 where it does not count them.
       clients_dropped: Updates left out of the merge.
       broken: Updates in a row that were not finite, see :func:`fedjax_masks.experiment.notes.count_broken`.
-      seen: The clients that have trained, as :mod:`fedjax_masks.experiment.participation` writes them.
+      seen: The clients that have trained, in the text form of :mod:`fedjax_masks.experiment.participation`.
     """
 
     round: int = 0
@@ -48,71 +48,71 @@ class Totals(NamedTuple):
     server_flops: float = 0.0
     clients_dropped: int = 0
     broken: int = 0
-    seen: str = participation.NOBODY
+    seen: str = participation.EMPTY
 
 
 def add(totals: Totals, metrics: RoundMetrics, wall_seconds: float) -> Totals:
-    """The totals with the rounds of a chunk.
+    """Adds the rounds of a chunk to the totals.
 
     Args:
-      totals: Before the chunk.
-      metrics: Of the chunk.
-      wall_seconds: Since the first round began.
+      totals: The totals before the chunk.
+      metrics: The chunk's metrics.
+      wall_seconds: Seconds since the first round began.
     """
     return Totals(
         totals.round + len(metrics.ids),
         totals.bytes_up + int(metrics.bytes_up.sum()),
         totals.bytes_down + int(metrics.bytes_down.sum()),
         wall_seconds,
-        _plus(totals.sim_seconds, metrics.server.get("seconds", ())),
-        _plus(totals.energy_joules, metrics.server.get("joules", ())),
-        _plus(totals.client_flops, _flops(metrics)),
-        _plus(totals.server_flops, metrics.server.get("flops", ())),
+        _accumulate(totals.sim_seconds, metrics.server.get("seconds", ())),
+        _accumulate(totals.energy_joules, metrics.server.get("joules", ())),
+        _accumulate(totals.client_flops, _flops(metrics)),
+        _accumulate(totals.server_flops, metrics.server.get("flops", ())),
         totals.clients_dropped + int(metrics.dropped.sum()),
         count_broken(totals.broken, metrics),
         participation.add_trained(totals.seen, metrics),
     )
 
 
-def _plus(total: float, rounds: Sequence[float] | np.ndarray) -> float:
+def _accumulate(total: float, rounds: Sequence[float] | np.ndarray) -> float:
     """Adds one round after the other, so that a sum does not depend on where chunks end."""
     return float(np.add.accumulate(np.array([total, *rounds], np.float64))[-1])
 
 
 def _flops(metrics: RoundMetrics) -> np.ndarray:
-    """``float64[rounds]``: FLOPs of all clients; those that were never asked, or vanished, have none."""
-    nobody = np.zeros_like(metrics.dropped)
-    gone = np.any([metrics.train.get(name, nobody) > 0 for name in ("away", "lost")], axis=0)
-    return np.where(gone, 0, metrics.train.get("flops", 0.0)).sum(1, dtype=np.float64)
+    """FLOPs of all clients; none of those that were away or got lost: ``float64[rounds]``."""
+    none = np.zeros_like(metrics.dropped)
+    is_absent = np.any([metrics.train.get(name, none) > 0 for name in ("away", "lost")], axis=0)
+    return np.where(is_absent, 0, metrics.train.get("flops", 0.0)).sum(1, dtype=np.float64)
 
 
 def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals, num_clients: int) -> Record:
     """The line of ``metrics.jsonl`` of a chunk's last round.
 
     Args:
-      metrics: Of the chunk.
-      evaluation: After its last round.
-      totals: After its last round.
-      num_clients: Of the task.
+      metrics: The chunk's metrics.
+      evaluation: The evaluation after its last round.
+      totals: The totals after its last round.
+      num_clients: The number of all clients.
 
     Returns:
       Plain Python values; None where a key does not apply.
     """
     last = jax.tree.map(lambda a: a[-1:], metrics)
-    own = {name: _number(values[0]) for name, values in last.server.items()}
-    kept = [name for name in last.train if name in READINGS or not last.dropped.all()]
-    means = dict.fromkeys(last.train) | {name: _number(last.mean(name)[0]) for name in kept}
-    loss, clients_seen = means.get("loss", own.get("loss")), participation.count(totals.seen)
-    extra = {name: value for name, value in (means | own).items() if name not in _NOT_EXTRA}
-    trained = participation.members(totals.seen, evaluation.ids)
+    server = {name: _number(values[0]) for name, values in last.server.items()}
+    names = [name for name in last.train if name in READINGS or not last.dropped.all()]
+    means = dict.fromkeys(last.train) | {name: _number(last.mean(name)[0]) for name in names}
+    loss, clients_seen = means.get("loss", server.get("loss")), participation.count(totals.seen)
+    extra = {name: value for name, value in (means | server).items() if name not in _NOT_EXTRA}
+    has_trained = participation.members(totals.seen, evaluation.ids)
     probes = {name: _mean(accuracy) for name, accuracy in evaluation.probes.items()}
-    probes |= {f"{name}_seen": _mean(accuracy[trained]) for name, accuracy in evaluation.probes.items()}
+    probes |= {f"{name}_seen": _mean(accuracy[has_trained]) for name, accuracy in evaluation.probes.items()}
     return {
         "round": totals.round,
         "train_loss": loss,
         "global_accuracy": _number(evaluation.global_accuracy),
         **_spread(evaluation.personal),
-        **_spread(evaluation.personal[trained], "_seen"),
+        **_spread(evaluation.personal[has_trained], "_seen"),
         "clients_seen": clients_seen,
         "num_clients": num_clients,
         "bytes_up": int(last.bytes_up.sum()),
@@ -121,9 +121,9 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals, n
         "bytes_down_total": totals.bytes_down,
         "client_flops": _number(_flops(last)[0] / last.ids.size) if "flops" in last.train else None,
         "client_flops_total": totals.client_flops if "flops" in last.train else None,
-        "server_flops": own.get("flops"),
-        "sim_seconds": totals.sim_seconds if "seconds" in own else None,
-        "energy_joules": totals.energy_joules if "joules" in own else None,
+        "server_flops": server.get("flops"),
+        "sim_seconds": totals.sim_seconds if "seconds" in server else None,
+        "energy_joules": totals.energy_joules if "joules" in server else None,
         "density": means.get("density"),
         "cohort_size": last.ids.size,
         "clients_dropped": int(last.dropped.sum()),
@@ -135,10 +135,10 @@ def make_record(metrics: RoundMetrics, evaluation: Evaluation, totals: Totals, n
 
 def _spread(personal: np.ndarray, suffix: str = "") -> dict[str, float | None]:
     """Mean and percentiles over clients; a client without test data has an accuracy of NaN."""
-    known = personal[np.isfinite(personal)]
-    low, high = np.percentile(known, (10, 90)) if known.size else (None, None)
+    finite = personal[np.isfinite(personal)]
+    low, high = np.percentile(finite, (10, 90)) if finite.size else (None, None)
     return {
-        f"personal_accuracy_mean{suffix}": _mean(known),
+        f"personal_accuracy_mean{suffix}": _mean(finite),
         f"personal_accuracy_p10{suffix}": _number(low),
         f"personal_accuracy_p90{suffix}": _number(high),
     }
@@ -147,33 +147,33 @@ def _spread(personal: np.ndarray, suffix: str = "") -> dict[str, float | None]:
 def summarize(
     records: Sequence[Record],
     evaluation: Evaluation,
-    batch: Batch,
+    simulation: Simulation,
     totals: Totals,
     rounds_per_second: float | None,
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
     Args:
-      records: Of the whole run.
-      evaluation: Of the final state.
-      batch: That ran, or would have run, its end.
-      totals: Of the whole run.
-      rounds_per_second: Of this process, without compilation and evaluation.
+      records: The records of the whole run.
+      evaluation: The evaluation of the final state.
+      simulation: The simulation of this process, whether or not it ran rounds.
+      totals: The totals of the whole run.
+      rounds_per_second: The speed of this process, without compilation and evaluation; None without rounds.
     """
     accuracies = {}
     for name in _ACCURACIES:
         values = [record[name] for record in records if record.get(name) is not None]
         accuracies |= {f"best_{name}": max(values, default=None)}
         accuracies |= {f"last_{name}": values[-1] if values else None}
-    stats = batch.stats()._asdict()
+    stats = simulation.stats()._asdict()
     return {
         **records[-1],
         **_means_over_rounds(records[-1], totals),
         **accuracies,
         "rounds_per_second": rounds_per_second,
         **stats,
-        "setup_bytes": batch.setup_bytes,
-        "memory_bytes": batch.memory_bytes,
+        "setup_bytes": simulation.setup_bytes,
+        "memory_bytes": simulation.memory_bytes,
         "client_accuracy": [_number(accuracy) for accuracy in evaluation.personal],
         "client_ids": evaluation.ids.tolist(),
         "client_seen": participation.members(totals.seen, evaluation.ids).tolist(),
@@ -181,7 +181,7 @@ def summarize(
 
 
 def _means_over_rounds(last: Record, totals: Totals) -> dict[str, float | None]:
-    """For each figure of a single round, its mean over all rounds, where the last round has it."""
+    """The mean over all rounds of each figure of a single round, where the last round has the figure."""
     sums = {
         "bytes_up": totals.bytes_up,
         "bytes_down": totals.bytes_down,
@@ -198,6 +198,6 @@ def _number(value: Any) -> float | None:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean of what is finite; a client without test data has an accuracy of NaN."""
+    """The mean of finite values; a client without test data has an accuracy of NaN."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else None

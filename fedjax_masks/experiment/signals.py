@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: wishes of a person or a scheduler that a process ends soon."""
+"""SIGINT and SIGTERM: requests of a person or a scheduler that a process ends."""
 
 import os
 import signal
@@ -10,47 +10,50 @@ from contextlib import contextmanager
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+StopSignal = Callable[[], int]
+"""``() -> int``: the signal that requests the end of a run, or 0 as long as there is none."""
+
 
 @contextmanager
-def noted() -> Iterator[Callable[[], int]]:
-    """Notes the first SIGINT or SIGTERM instead of ending at once; the second one has its usual effect.
+def watch() -> Iterator[StopSignal]:
+    """Records the first SIGINT or SIGTERM instead of ending at once; the second one has its usual effect.
 
-    A handler that raises would not do: a callback of another library may swallow what it raises. Where a
-    signal has come and the block has ended without an exception, :func:`end` raises. Outside of the main
-    thread, which alone may handle signals, nothing changes.
+    A handler that raises an exception is no substitute: a callback of another library may swallow the
+    exception. If a signal arrives and the block ends without an exception, :func:`end` raises. Outside of the
+    main thread, which alone may handle signals, nothing changes.
 
     Yields:
-      ``() -> int``: the signal that has come, else 0.
+      The signal that has arrived.
 
-    >>> with noted() as asked:
+    >>> with watch() as stop_signal:
     ...     signal.raise_signal(signal.SIGTERM)
-    ...     asked() == signal.SIGTERM
+    ...     stop_signal() == signal.SIGTERM
     Traceback (most recent call last):
     SystemExit: 143
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    came = 0
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
+    arrival = 0
+    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    def note(number: int, _: object) -> None:
-        nonlocal came
-        came = number
+    def record(number: int, _: object) -> None:
+        nonlocal arrival
+        arrival = number
         restore()
 
     for number in _SIGNALS:
-        signal.signal(number, note)
+        signal.signal(number, record)
     try:
-        yield lambda: came
+        yield lambda: arrival
     finally:
         restore()
-    if came:
-        end(came)
+    if arrival:
+        end(arrival)
 
 
 def name(number: int) -> str:
@@ -63,11 +66,11 @@ def name(number: int) -> str:
 
 
 def end(number: int) -> None:
-    """Ends a run that a signal has asked to end, in the way that this signal is known for.
+    """Ends a run in the usual way of a signal.
 
     Raises:
-      KeyboardInterrupt: For SIGINT.
-      SystemExit: For any other, with the exit code by which shells tell signals.
+      KeyboardInterrupt: The signal is SIGINT.
+      SystemExit: It is another one; the exit code is 128 plus the signal's number, as in shells.
     """
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -78,32 +81,33 @@ def end(number: int) -> None:
 def second_signal_ends() -> Iterator[None]:
     """Ends the process at once at its second SIGINT or SIGTERM, even while a compiled program runs.
 
-    Python's own handlers wait until such a program returns. The system's handler writes a byte meanwhile,
-    which a thread reads. For programs, not for notebooks, whose kernel would end.
+    Python's handlers wait until such a program returns. The system's handler writes a byte meanwhile,
+    which a thread reads. Not for notebooks, whose kernel would end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_count_signals, args=(ours,), daemon=True)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    previous = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_count_signals, args=(receiver,), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
-        theirs.close()
+        signal.set_wakeup_fd(previous)
+        sender.close()
         thread.join()
-        ours.close()
+        receiver.close()
 
 
 def _count_signals(source: socket.socket) -> None:
-    came = 0
+    """Reads numbers of signals; ends the process at the second SIGINT or SIGTERM."""
+    count = 0
     while byte := source.recv(1):
         if byte[0] not in _SIGNALS:
             continue
-        came += 1
-        if came == 2:
+        count += 1
+        if count == 2:
             os._exit(128 + byte[0])
         print(f"{name(byte[0])}: ending soon; a second signal ends at once", file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fedjax_masks.core.errors import UserError, unknown
+from fedjax_masks.core.errors import UserError, unknown_name
+from fedjax_masks.experiment import disk
 from fedjax_masks.experiment.backends import BACKENDS, Record, Tracker
 
 METRICS = "metrics.jsonl"
@@ -19,22 +19,14 @@ FILES = tuple(name for backend in BACKENDS.values() for name in backend.files)
 """Files in a run directory that belong to backends."""
 
 _LOGGER = logging.getLogger("fedjax_masks")
-_PATIENCE = 3  # failures in a row: each may have waited minutes for a server that is gone
-
-
-def append(path: Path, text: str) -> None:
-    """Appends to a file and makes sure that it is on disk."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+_PATIENCE = 3  # failures in a row: each may have waited minutes for an absent server
 
 
 def parse(text: str | None) -> tuple[str, ...]:
-    """The backends that a user has named, joined by ``+``.
+    """The names of backends in a text, where ``+`` joins them.
 
     Raises:
-      UserError: One does not exist.
+      UserError: There is no backend of a name.
 
     >>> parse("tensorboard+wandb"), parse(None)
     (('tensorboard', 'wandb'), ())
@@ -42,32 +34,29 @@ def parse(text: str | None) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(text.split("+"))) if text else ()
     for name in names:
         if name not in BACKENDS:
-            raise unknown("log", name, BACKENDS)
+            raise unknown_name("log", name, BACKENDS)
     return names
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises UserError where a backend's package or key is missing, or the backend cannot be reached."""
+    """Raises UserError if a backend's package or key is missing, or the backend cannot be reached."""
     for name in names:
-        if find_spec(BACKENDS[name].package) is None:
-            raise UserError(
-                f"log={name!r}: the package {BACKENDS[name].package} is missing; "
-                f"accepted after pip install 'fedjax_masks[{name}]'"
-            )
+        package = BACKENDS[name].package
+        if find_spec(package) is None:
+            raise UserError(f"log={name!r}: must go with {package}; pip install 'fedjax_masks[{name}]'")
     for name in names:
-        with _refusals(name):
+        with _user_errors(name):
             BACKENDS[name].check()
 
 
 @contextmanager
-def _refusals(name: str) -> Iterator[None]:
-    """Turns the exceptions that a backend raises before the run into one line."""
+def _user_errors(name: str) -> Iterator[None]:
+    """Turns the exceptions that a backend raises before the run into a UserError of one line."""
     try:
         yield
     except Exception as error:  # each package has its own
-        raise UserError(
-            f"log={name!r}: must be reachable ({_line(error)}); {BACKENDS[name].remedy}"
-        ) from error
+        text = f"log={name!r}: must be reachable ({_line(error)}); {BACKENDS[name].remedy}"
+        raise UserError(text) from error
 
 
 def _line(error: Exception) -> str:
@@ -76,51 +65,53 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def tracking(names: Sequence[str], out: Path, *, config: Mapping[str, Any]) -> Iterator[Tracker]:
-    """Opens the named backends, and closes them with the run's exit code.
+    """Opens backends, and closes them with the run's exit code.
 
-    A backend that fails during the run is left out of what it could not take, and never ends the run.
-    One that lacks rounds of ``metrics.jsonl``, since a killed process had not sent them, gets them now.
+    A backend that fails during the run never ends the run. A backend that lacks rounds of ``metrics.jsonl``,
+    because the process was killed before it sent them, gets them now.
 
     Args:
       names: Keys of :data:`fedjax_masks.experiment.backends.BACKENDS`.
-      out: The run directory; made for backends.
-      config: The configuration as far as it is known.
+      out: The run directory; created if there are backends.
+      config: The configuration, as far as it is known before the data are loaded.
 
     Yields:
-      The tracker of all. Its ``log`` writes ``metrics.jsonl`` first.
+      One tracker for all backends. Its ``log`` writes ``metrics.jsonl`` first.
 
     Raises:
       UserError: A backend cannot be opened.
     """
     check(names)
-    opened: list[Tracker] = []
+    backends: list[Tracker] = []
     code = 1
     try:
         for name in names:
             out.mkdir(parents=True, exist_ok=True)
-            with _refusals(name):
-                opened.append(_patient(name, BACKENDS[name].open(out, config)))
-        for record in _logged(out / METRICS) if names else ():
-            _each(opened, "log", record)
-        yield _all(opened, out)
+            with _user_errors(name):
+                backends.append(_fault_tolerant(name, BACKENDS[name].open(out, config)))
+        for record in _earlier_records(out / METRICS) if names else ():
+            _each(backends, "log", record)
+        yield _combine(backends, out)
         code = 0
     except BaseException as error:
         code = exit_code(error)
         raise
     finally:
-        _each(opened[::-1], "close", code)
+        _each(backends[::-1], "close", code)
 
 
-def _all(opened: Sequence[Tracker], out: Path) -> Tracker:
+def _combine(backends: Sequence[Tracker], out: Path) -> Tracker:
+    """One tracker that writes ``metrics.jsonl`` and calls those of all backends."""
+
     def log(record: Record) -> None:
-        append(out / METRICS, json.dumps(record) + "\n")
-        _each(opened, "log", record)
+        disk.append(out / METRICS, json.dumps(record) + "\n")
+        _each(backends, "log", record)
 
-    return Tracker(log, lambda config: _each(opened, "describe", config), lambda code: None)
+    return Tracker(log, lambda config: _each(backends, "describe", config), lambda code: None)
 
 
-def _each(opened: Sequence[Tracker], method: str, argument: Any) -> None:
-    for tracker in opened:
+def _each(backends: Sequence[Tracker], method: str, argument: Any) -> None:
+    for tracker in backends:
         getattr(tracker, method)(argument)
 
 
@@ -135,42 +126,42 @@ def exit_code(error: BaseException) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _patient(name: str, tracker: Tracker) -> Tracker:
-    """A tracker whose failures are told and counted, and end no run."""
-    failed = in_a_row = 0
+def _fault_tolerant(name: str, tracker: Tracker) -> Tracker:
+    """A tracker that logs and counts its failures instead of raising them."""
+    failures = in_a_row = 0
 
     def attempt(call: Callable[[Any], None], argument: Any) -> None:
-        nonlocal failed, in_a_row
+        nonlocal failures, in_a_row
         try:
             call(argument)
             in_a_row = 0
         except Exception as error:  # each package has its own
-            if not failed:
+            if not failures:
                 _LOGGER.warning("log=%r: failed, and the run goes on: %s", name, _line(error))
-            failed, in_a_row = failed + 1, in_a_row + 1
+            failures, in_a_row = failures + 1, in_a_row + 1
 
     def log(record: Record) -> None:
-        nonlocal failed
+        nonlocal failures
         if in_a_row < _PATIENCE:
             attempt(tracker.log, record)
         else:
-            failed += 1
+            failures += 1
 
     def close(code: int) -> None:
         attempt(tracker.close, code)
-        if failed > 1:
-            _LOGGER.warning("log=%r: failed %d times; %s has every record", name, failed, METRICS)
+        if failures > 1:
+            _LOGGER.warning("log=%r: failed %d times; %s has every record", name, failures, METRICS)
 
     return Tracker(log, lambda config: attempt(tracker.describe, config), close)
 
 
-def _logged(path: Path) -> list[Record]:
-    """The records of an earlier process; a line that its end has cut off is none."""
-    whole, _, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+def _earlier_records(path: Path) -> list[Record]:
+    """The records of an earlier process, without a last line that was cut off."""
+    lines, _, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in lines.splitlines()]
     except (ValueError, RecursionError):
-        return []  # the run itself says that the file is damaged
+        return []  # the resumption of the run refuses the damaged file
 
 
 def remove(out: Path, names: Sequence[str] = FILES) -> None:

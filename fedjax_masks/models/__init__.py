@@ -1,57 +1,24 @@
-"""Models, and what the algorithms need to know of them."""
+"""Models: networks as records of pure functions. Names are imported at first use."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from fedjax_masks.core.errors import UserError, unknown
-from fedjax_masks.models.gated import Gate, gated
-from fedjax_masks.models.layers import Hook, Layer
-from fedjax_masks.models.model import Kernel, Model, Problem, make_model, prunable_kernels, weighted_kernels
-from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16
-from fedjax_masks.models.resnet import resnet9, resnet18, resnet20, resnet32, resnet34
-from fedjax_masks.models.split import Halves, cut_model
+from fedjax_masks.core.lazy import exports
 
-MODELS: Mapping[str, Callable[..., Model]] = MappingProxyType(
-    {
-        "mlp": mlp,
-        "lenet": lenet,
-        "cnn": cnn,
-        "cifar-cnn": cifar_cnn,
-        "femnist-cnn": femnist_cnn,
-        "vgg11": vgg11,
-        "vgg16": vgg16,
-        "resnet9": resnet9,
-        "resnet18": resnet18,
-        "resnet20": resnet20,
-        "resnet32": resnet32,
-        "resnet34": resnet34,
-    }
-)
-
-
-def build_model(name: str, task: Problem, **options) -> Model:
-    """Builds a model by name.
-
-    Args:
-      name: A key of ``MODELS``.
-      task: Gives the input's shape and the number of classes.
-      **options: Keyword arguments of the model's function.
-
-    Returns:
-      The model.
-
-    Raises:
-      UserError: No such model or option, or inputs of a shape that the model does not take.
-    """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    accepted = list(inspect.signature(MODELS[name]).parameters)[1:]
-    for option in options:
-        if option not in accepted:
-            raise UserError(f"model option {option!r}: {name!r} takes {', '.join(accepted) or 'no options'}")
-    return MODELS[name](task, **options)
-
+if TYPE_CHECKING:
+    from fedjax_masks.models.gating import Gate, gated
+    from fedjax_masks.models.layers import Hook, Layer
+    from fedjax_masks.models.model import (
+        Kernel,
+        Model,
+        Problem,
+        make_model,
+        prunable_kernels,
+        weighted_kernels,
+    )
+    from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16
+    from fedjax_masks.models.registry import MODELS, build_model
+    from fedjax_masks.models.resnet import resnet9, resnet18, resnet20, resnet32, resnet34
+    from fedjax_masks.models.split import Halves, cut_model
 
 __all__ = [
     "MODELS",
@@ -81,3 +48,16 @@ __all__ = [
     "vgg16",
     "weighted_kernels",
 ]
+
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "gating": ("Gate", "gated"),
+        "layers": ("Hook", "Layer"),
+        "model": ("Kernel", "Model", "Problem", "make_model", "prunable_kernels", "weighted_kernels"),
+        "plain": ("cifar_cnn", "cnn", "femnist_cnn", "lenet", "mlp", "vgg11", "vgg16"),
+        "registry": ("MODELS", "build_model"),
+        "resnet": ("resnet9", "resnet18", "resnet20", "resnet32", "resnet34"),
+        "split": ("Halves", "cut_model"),
+    },
+)

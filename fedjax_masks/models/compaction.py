@@ -1,8 +1,8 @@
-"""Physical removal of what a mask has emptied: a smaller ordinary model with the same logits.
+"""Physical removal of pruned filters and neurons: a smaller model with the same logits.
 
-A masked model computes as much as a dense one. Where whole filters or neurons are zero, the same
-function is computed by the same architecture with fewer channels, and that one is really smaller and
-faster (FedMask, Li et al., 2021; MPFL; filter pruning in general).
+A masked model computes as much as a dense model. Where whole filters or neurons are zero, the same
+architecture with fewer channels computes the same function, with less memory and time (FedMask, Li et al.,
+2021; MPFL; filter pruning in general).
 """
 
 import math
@@ -14,33 +14,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks.core.algorithm import Params
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.models.model import Kernel, Model
 
 Layers = list[dict[str, Any]]  # one nested dict of arrays per kernel of the model, in its order
 
 
 def parameter_count(params: Params) -> int:
-    """Returns the number of parameters; ``params`` may hold arrays or ``jax.ShapeDtypeStruct``."""
+    """The number of parameters; ``params`` holds arrays or ``jax.ShapeDtypeStruct``."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def compact(model: Model, params: Params) -> tuple[Model, Params]:
-    """Removes dead filters and neurons, and inputs that nothing reads, until none is left.
+    """Removes dead and unread outputs of layers, until none are left.
 
-    An output is *dead* when its column of the kernel is zero: whatever the input, it emits the
-    constant ``relu(bias)`` (behind batch normalisation, ``relu`` of the normalisation's bias). It is
-    removed where that constant is zero, or where it can be moved into the next layer's bias exactly:
-    a dense layer or an unpadded convolution. An output is *unread* when its rows of the next kernel
-    are zero. Outputs that enter a residual sum stay, and so do those under group normalisation, whose
-    statistics mix channels, and those under a gate, which compete. Every layer keeps at least one
-    output.
+    An output is *dead* when its column of the kernel is zero: for any input, the output is the constant
+    ``relu(bias)`` (after batch normalization, ``relu`` of the normalization's bias). A dead output is removed
+    where the constant is zero, or where the next layer's bias can absorb the constant exactly: in a dense
+    layer or an unpadded convolution. An output is *unread* when its inputs to the next kernel have zero
+    weights. Outputs that enter a residual sum stay; so do outputs under group normalization, whose statistics
+    mix channels, and outputs under a gate, which compete. Every layer keeps at least one output.
 
     Args:
       model: The model.
-      params: Its parameters, with pruned weights exactly zero (``weights * mask``).
+      params: The model's parameters, with pruned weights exactly zero (``weights * mask``).
 
     Returns:
-      The smaller model and its parameters; logits are those of ``model`` on ``params``.
+      The smaller model and its parameters; the logits are those of ``model`` on ``params``.
 
     Example:
       >>> import jax
@@ -63,20 +63,20 @@ def compact(model: Model, params: Params) -> tuple[Model, Params]:
 
 
 def keep_outputs(model: Model, params: Params, keep: Mapping[str, Any]) -> tuple[Model, Params]:
-    """Removes given filters and neurons, and with them whatever they emitted.
+    """Removes filters and neurons by masks.
 
     Args:
       model: The model.
-      params: Its parameters.
-      keep: By layer name: ``bool[outputs]``, at least one of them True. Layers that are not named are
-        left as they are, and so are outputs that enter a residual sum or a group normalisation.
+      params: The model's parameters.
+      keep: ``bool[outputs]`` by layer name: the outputs to keep, at least one per layer. Missing layers keep
+        all outputs; outputs that enter a residual sum or a group normalization are always kept.
 
     Returns:
-      The smaller model and its parameters. On inputs for which all that was removed is zero behind
-      its activation, its logits are those of the model.
+      The smaller model and its parameters. The logits are those of ``model`` on inputs for which all removed
+      outputs are zero after their activation.
 
     Raises:
-      ValueError: A layer would lose all its outputs.
+      UserError: A layer would lose all its outputs.
 
     Example:
       >>> import jax
@@ -91,11 +91,13 @@ def keep_outputs(model: Model, params: Params, keep: Mapping[str, Any]) -> tuple
     params = jax.tree.map(np.asarray, params)
     layers = [_layer(params, kernel) for kernel in model.kernels]
     for index, kernel in enumerate(model.kernels):
-        kept = np.asarray(keep.get(kernel.name, True))
-        if not kept.any():
-            raise ValueError(f"keep: {kernel.name} would lose all its {kernel.outputs} outputs")
-        if _removable(kernel) and not kept.all():
-            _keep(model.kernels, layers, index, kept)
+        mask = np.asarray(keep.get(kernel.name, True))
+        if not mask.any():
+            raise UserError(
+                f"keep={kernel.name}: must keep one or more of the layer's {kernel.outputs} outputs"
+            )
+        if _removable(kernel) and not mask.all():
+            _keep(model.kernels, layers, index, mask)
     return _rebuilt(model, layers)
 
 
@@ -108,30 +110,30 @@ def _removable(kernel: Kernel) -> bool:
     return kernel.successor is not None and kernel.norm != "group"
 
 
-def _keep(kernels: Sequence[Kernel], layers: Layers, index: int, kept: np.ndarray) -> None:
-    """Keeps some of a layer's outputs, and what the next layer does with them, in place."""
+def _keep(kernels: Sequence[Kernel], layers: Layers, index: int, mask: np.ndarray) -> None:
+    """Keeps a layer's outputs under True, and the next layer's inputs from them, in place."""
     reader = kernels[index].successor
     assert reader is not None
-    layers[index] = jax.tree.map(lambda a: a[..., kept], layers[index])
-    layer = layers[reader] | {"kernel": _take_inputs(layers[reader]["kernel"], kept)}
+    layers[index] = jax.tree.map(lambda a: a[..., mask], layers[index])
+    layer = layers[reader] | {"kernel": _take_inputs(layers[reader]["kernel"], mask)}
     if kernels[reader].gate is not None:
         weights, bias = layer["gate"]["kernel"], layer["gate"]["bias"]
-        # The sigmoid of a silent channel is not zero: what it gave to the gate goes on in the bias.
-        bias = bias + kernels[reader].silence * weights[~kept].sum(0)
-        layer |= {"gate": {"kernel": weights[kept], "bias": bias}}
+        # The sigmoid of a zero channel is 0.5: the gate's bias absorbs the channel's constant contribution.
+        bias = bias + kernels[reader].zero_saliency * weights[~mask].sum(0)
+        layer |= {"gate": {"kernel": weights[mask], "bias": bias}}
     layers[reader] = layer
 
 
 def _shrink(kernels: Sequence[Kernel], layers: Layers, index: int) -> bool:
-    """Removes what can be removed of one layer's outputs, in place; returns whether anything was."""
+    """Removes the dead and unread outputs of one layer, in place; returns whether there were any."""
     kernel = kernels[index]
     if not _removable(kernel) or kernel.gate is not None:
         return False
     assert kernel.successor is not None
     layer, reader = layers[index], layers[kernel.successor]
     constant = _constant_outputs(kernel, layer)
-    rows = reader["kernel"].reshape(-1, len(constant), reader["kernel"].shape[-1])
-    unread = ~rows.any(axis=(0, 2))
+    weights = reader["kernel"].reshape(-1, len(constant), reader["kernel"].shape[-1])
+    unread = ~weights.any(axis=(0, 2))
     foldable = kernels[kernel.successor].padding == "VALID" and "bias" in reader
     removable = unread | (np.isfinite(constant) if foldable else constant == 0)
     if removable.all():
@@ -139,24 +141,25 @@ def _shrink(kernels: Sequence[Kernel], layers: Layers, index: int) -> bool:
     if not removable.any():
         return False
     if foldable:
-        emitted = np.where(removable & ~unread, constant, 0)
-        layers[kernel.successor] = reader | {"bias": reader["bias"] + np.einsum("rco,c->o", rows, emitted)}
+        constants = np.where(removable & ~unread, constant, 0)
+        bias = reader["bias"] + np.einsum("rco,c->o", weights, constants)
+        layers[kernel.successor] = reader | {"bias": bias}
     _keep(kernels, layers, index, ~removable)
     return True
 
 
 def _constant_outputs(kernel: Kernel, layer: dict[str, Any]) -> np.ndarray:
-    """Returns, per output, the constant that it emits when its column is zero, else NaN."""
+    """The constant of each dead output; NaN for the other outputs."""
     alive = layer["kernel"].any(axis=tuple(range(layer["kernel"].ndim - 1)))
     shift = layer["norm"]["bias"] if kernel.norm == "batch" else layer.get("bias", np.zeros(len(alive)))
     return np.where(alive, np.nan, np.maximum(shift, 0))
 
 
-def _take_inputs(array: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Keeps some channels of a kernel's input axis, on which each channel may occur once per pixel."""
+def _take_inputs(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Keeps channels of a kernel's input axis, on which each channel may occur once per pixel."""
     *window, inputs, outputs = array.shape
-    pixels = array.reshape(*window, inputs // len(kept), len(kept), outputs)
-    return pixels[..., kept, :].reshape(*window, -1, outputs)
+    pixels = array.reshape(*window, inputs // len(mask), len(mask), outputs)
+    return pixels[..., mask, :].reshape(*window, -1, outputs)
 
 
 def _layer(params: Params, kernel: Kernel) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def _layer(params: Params, kernel: Kernel) -> dict[str, Any]:
 
 
 def _assemble(kernels: Sequence[Kernel], layers: Layers) -> Params:
-    """Puts each layer back at its place in the nested dict of parameters."""
+    """The nested dict of parameters, made of the parameters of each layer."""
     params: dict[str, Any] = {}
     for kernel, layer in zip(kernels, layers, strict=True):
         *outer, name = kernel.path[:-1]

@@ -1,8 +1,8 @@
-"""What channel gates say of a client's data, and what they save.
+"""Statistics of channel gates: activity on a client's data, and savings of inference.
 
-The models are those of :func:`fedjax_masks.models.gated`. Under ``jit`` a suppressed channel is still
-computed: what is counted here is what a device would save that skips it. What is really removed, for
-one client and all its examples, is the business of :func:`fedjax_masks.models.compaction.keep_outputs`::
+The models are those of :func:`fedjax_masks.models.gated`. A program under ``jit`` still computes suppressed
+channels; the counts here are those of a device that skips them. To remove channels for one client and all
+its examples, use :func:`fedjax_masks.models.compaction.keep_outputs`::
 
     keep = channels_in_use(channel_activity(model, params, inputs), 0.05)
     smaller, small_params = keep_outputs(model, params, keep)
@@ -23,14 +23,14 @@ Activity = dict[str, jax.Array]
 
 
 def count_active(gates: Mapping[str, Gate], real: jax.Array) -> Activity:
-    """In how many examples each channel is active.
+    """Counts the examples in which each channel is active.
 
     Args:
-      gates: By layer.
+      gates: Gates by layer.
       real: ``bool[batch]``: the examples that count.
 
     Returns:
-      By layer: ``float32[outputs]``.
+      ``float32[outputs]`` by layer.
     """
     return {name: jnp.sum(gate.active & real[:, None], 0, dtype=jnp.float32) for name, gate in gates.items()}
 
@@ -40,12 +40,12 @@ def channel_activity(model: Model, params: Params, inputs: jax.Array, *, batch_s
 
     Args:
       model: A gated model.
-      params: Its parameters.
+      params: The model's parameters.
       inputs: ``[examples, *input_shape]``, at least one.
       batch_size: Examples per forward pass.
 
     Returns:
-      By gated layer: ``float32[outputs]``.
+      ``float32[outputs]`` by gated layer.
 
     Example:
       >>> from types import SimpleNamespace
@@ -56,24 +56,24 @@ def channel_activity(model: Model, params: Params, inputs: jax.Array, *, batch_s
       {'conv1': 0.5, 'conv2': 0.5}
     """
     num = len(inputs)
-    places = jnp.arange(-(-num // batch_size) * batch_size).reshape(-1, batch_size)
+    indices = jnp.arange(-(-num // batch_size) * batch_size).reshape(-1, batch_size)
 
-    def one_batch(places: jax.Array) -> Activity:
-        _, gates = model.forward(params, jnp.asarray(inputs)[places % num])
-        return count_active(gates, places < num)
+    def one_batch(indices: jax.Array) -> Activity:
+        _, gates = model.forward(params, jnp.asarray(inputs)[indices % num])
+        return count_active(gates, indices < num)
 
-    return jax.tree.map(lambda counts: jnp.sum(counts, 0) / num, jax.lax.map(one_batch, places))
+    return jax.tree.map(lambda counts: jnp.sum(counts, 0) / num, jax.lax.map(one_batch, indices))
 
 
 def channels_in_use(activity: Mapping[str, Any], share: float) -> dict[str, np.ndarray]:
     """The channels that are active in at least a share of a client's examples.
 
     Args:
-      activity: By layer, as :func:`channel_activity` gives it.
-      share: In [0, 1]; a layer's most active channel is always in use.
+      activity: Shares of examples by layer, see :func:`channel_activity`.
+      share: The smallest share, in [0, 1]; a layer's most active channel is always in use.
 
     Returns:
-      By layer: ``bool[outputs]``.
+      ``bool[outputs]`` by layer.
 
     >>> channels_in_use({"conv1": np.array([0.0, 0.5, 0.25])}, 0.5)["conv1"].tolist()
     [False, True, False]
@@ -86,10 +86,10 @@ class Macs(NamedTuple):
     """Multiply-accumulates of inference, ``int64[batch]`` each.
 
     Attributes:
-      conv: Of convolutions, gated or not: ``positions * window * active inputs * active outputs``.
-      dense: Of dense layers.
-      gates: Of the gates: ``active inputs * outputs`` for their values and ``outputs * positions`` for
-        the products.
+      conv: MACs of convolutions, gated or not: ``positions * window * active inputs * active outputs``.
+      dense: MACs of dense layers.
+      gates: MACs of gates: ``active inputs * outputs`` for their values, and ``outputs * positions`` for
+        their products.
     """
 
     conv: np.ndarray
@@ -98,14 +98,14 @@ class Macs(NamedTuple):
 
 
 def inference_macs(model: Model, active: Mapping[str, Any]) -> Macs:
-    """Counts what inference takes if nothing is computed of, or for, a suppressed channel.
+    """Counts the MACs of inference on a device that skips suppressed channels.
 
-    A layer's inputs are active where the one layer that they come from has a gate which lets them
-    through; what comes from a residual sum is active altogether.
+    An input of a layer is active unless a gate of the preceding layer suppresses it; the inputs from a
+    residual sum are all active.
 
     Args:
       model: A gated model.
-      active: By gated layer: ``bool[batch, outputs]``: see :class:`fedjax_masks.models.Gate`.
+      active: ``bool[batch, outputs]`` by gated layer; see :class:`fedjax_masks.models.Gate`.
 
     Returns:
       The counts for each example.
@@ -119,14 +119,15 @@ def inference_macs(model: Model, active: Mapping[str, Any]) -> Macs:
     """
     counts = {name: np.asarray(mask).sum(-1, dtype=np.int64) for name, mask in active.items()}
     macs = Macs(*[np.zeros_like(next(iter(counts.values())))] * len(Macs._fields))._asdict()
-    arriving: dict[int, np.ndarray] = {}
+    num_inputs: dict[int, np.ndarray] = {}
     for index, kernel in enumerate(model.kernels):
         *window, inputs, outputs = kernel.shape
-        read = arriving.get(index, np.int64(inputs))
-        emitted = counts.get(kernel.name, np.int64(outputs))
-        macs[kernel.kind] = macs[kernel.kind] + kernel.positions * math.prod(window) * read * emitted
+        active_inputs = num_inputs.get(index, np.int64(inputs))
+        active_outputs = counts.get(kernel.name, np.int64(outputs))
+        products = kernel.positions * math.prod(window) * active_inputs * active_outputs
+        macs[kernel.kind] = macs[kernel.kind] + products
         if kernel.gate is not None:
-            macs["gates"] = macs["gates"] + read * outputs + outputs * kernel.positions
+            macs["gates"] = macs["gates"] + active_inputs * outputs + outputs * kernel.positions
         if kernel.successor is not None:
-            arriving[kernel.successor] = kernel.repeats * emitted
+            num_inputs[kernel.successor] = kernel.repeats * active_outputs
     return Macs(**macs)

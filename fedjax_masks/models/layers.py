@@ -1,7 +1,7 @@
-"""The layers that all models are made of, and the one hook by which algorithms reach into them.
+"""Layers of the models, and the hook by which algorithms change a layer's computation.
 
-Every weighted layer hands itself to the hook as a :class:`Layer`. Skeletons, channel gates and
-activity counts are written as hooks, so no model knows about any algorithm.
+Every weighted layer passes itself to the hook as a :class:`Layer`. Skeletons, channel gates and activity
+counts are hooks, so that models do not depend on algorithms.
 """
 
 import functools
@@ -11,9 +11,11 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fedjax_masks.ops import pool
+from fedjax_masks.models.functional import flatten as flatten
+from fedjax_masks.models.functional import identity as identity
+from fedjax_masks.models.functional import relu_max_pool as relu_max_pool
+from fedjax_masks.models.functional import scale_input
 from fedjax_masks.ops.conv import conv2d
 from fedjax_masks.ops.norm import batch_norm
 from fedjax_masks.ops.skeleton import add_bias, dense
@@ -24,20 +26,20 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 class Layer(NamedTuple):
-    """A weighted layer, as a hook sees it.
+    """A weighted layer, as hooks get it.
 
     Attributes:
-      name: The layer's place in the parameters, joined by slashes (``"block1/conv2"``).
+      name: The layer's path in the parameters, joined by slashes (``"block1/conv2"``).
       kind: ``"conv"`` or ``"dense"``.
-      role: ``"stem"`` and ``"shortcut"`` for these two in residual networks, else ``"body"``.
+      role: ``"stem"`` or ``"shortcut"`` for these layers of residual networks, else ``"body"``.
       op: ``(x, kernel, *, skeleton=None) -> y``: the layer's linear map. It takes a kernel of any
         number of output channels; see :mod:`fedjax_masks.ops.skeleton` for the option.
       kernel: ``float32[height, width, inputs, outputs]``, or ``float32[inputs, outputs]``.
       bias: ``float32[outputs]``, or None.
-      norm: What comes between the linear map and the activation; the identity without one.
+      norm: The normalization between the linear map and the activation; the identity without one.
       norm_kind: ``"batch"``, ``"group"`` or None.
       padding: ``"SAME"`` or ``"VALID"``; a dense layer is ``"VALID"``.
-      removable: Whether the next weighted layer alone reads the outputs.
+      removable: Whether only the next weighted layer reads the outputs.
     """
 
     name: str
@@ -52,81 +54,21 @@ class Layer(NamedTuple):
     removable: bool
 
     def __call__(self, x: jax.Array, skeleton: jax.Array | None = None) -> jax.Array:
-        """Returns what the layer passes to its activation."""
+        """Computes the input of the layer's activation; only outputs in ``skeleton`` get gradients."""
         return self.norm(self.linear(x, skeleton))
 
     def linear(self, x: jax.Array, skeleton: jax.Array | None = None) -> jax.Array:
-        """Returns the linear map with bias, whose gradient may be confined to some outputs."""
+        """Computes the linear map and the bias; only outputs in ``skeleton`` get gradients."""
         y = self.op(x, self.kernel, skeleton=skeleton)
         return y if self.bias is None else add_bias(y, self.bias, skeleton=skeleton)
 
 
 Hook = Callable[[Layer, jax.Array], tuple[jax.Array, Any]]
-"""``(layer, x) -> (h, aux)``; ``h`` takes the place of ``layer(x)``, ``aux`` is returned by name."""
-
-
-def identity(x: jax.Array) -> jax.Array:
-    """Returns its argument."""
-    return x
-
-
-def scale_input(x: jax.Array) -> jax.Array:
-    """Brings bytes from [0, 255] to [-1, 1]; leaves floating-point inputs as they are."""
-    if x.dtype == jnp.uint8:
-        return x.astype(jnp.float32) / 127.5 - 1.0
-    return x
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """Takes the maximum over 2 x 2 windows, stride 2; an image one pixel wide or high stays as it is.
-
-    Args:
-      x: ``[batch, height, width, channels]``; an odd last row or column is dropped.
-
-    Returns:
-      ``[batch, height // 2, width // 2, channels]``.
-    """
-    return pool.max_pool(x) if min(x.shape[1:3]) > 1 else x
-
-
-def relu_max_pool(x: jax.Array) -> jax.Array:
-    """Returns ``max_pool(relu(x))``; the two commute, and the smaller array is rectified."""
-    return nn.relu(max_pool(x))
-
-
-def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
-    """Averages over ``side`` x ``side`` windows that cover the image; replicates a smaller image.
-
-    Args:
-      x: ``[batch, height, width, channels]``.
-      side: Height and width of the result.
-
-    Returns:
-      ``[batch, side, side, channels]``.
-    """
-    rows, columns = (jnp.asarray(_window_averages(n, side)) for n in x.shape[1:3])
-    return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns)
-
-
-def _window_averages(size: int, windows: int) -> np.ndarray:
-    """Returns ``float32[windows, size]``: window i spans floor(i size/n) to ceil((i+1) size/n)."""
-    index, position = np.arange(windows)[:, None], np.arange(size)[None]
-    start, stop = index * size // windows, -(-(index + 1) * size // windows)
-    return ((start <= position) & (position < stop)).astype(np.float32) / (stop - start).astype(np.float32)
-
-
-def global_average_pool(x: jax.Array) -> jax.Array:
-    """Averages over height and width: ``[batch, height, width, channels]`` to ``[batch, channels]``."""
-    return jnp.mean(x, axis=(1, 2))
-
-
-def flatten(x: jax.Array) -> jax.Array:
-    """Flattens all but the batch; channel ``c`` of pixel ``p`` becomes feature ``p * channels + c``."""
-    return x.reshape(x.shape[0], -1)
+"""``(layer, x) -> (h, aux)``: ``h`` replaces ``layer(x)``; ``forward`` returns ``aux`` by layer name."""
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation by the statistics of the batch at hand, in training and evaluation alike.
+    """Batch normalization by the statistics of the current batch, in training and in evaluation.
 
     There are no running averages, so that the parameters are the whole state of a model.
     """
@@ -150,17 +92,17 @@ def _norm(kind: Norm, features: int) -> Callable[[jax.Array], jax.Array]:
 
 
 class Conv(nn.Module):
-    """A convolution, its normalisation and its activation.
+    """A convolution with normalization and activation.
 
     Attributes:
       features: Number of output channels.
       size: Height and width of the kernel.
-      stride: Step in both directions.
+      stride: Stride in both directions.
       padding: ``"SAME"`` or ``"VALID"``.
       norm: ``"batch"``, ``"group"`` or None.
       use_bias: Whether the convolution has a bias.
-      activation: What follows, pooling included.
-      removable: Whether the next weighted layer alone reads the outputs.
+      activation: The activation, including pooling.
+      removable: Whether only the next weighted layer reads the outputs.
       role: See :class:`Layer`.
     """
 
@@ -183,15 +125,15 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """A fully connected layer, its normalisation and its activation.
+    """A fully connected layer with normalization and activation.
 
     Attributes:
       features: Number of outputs.
       norm: ``"batch"``, ``"group"`` or None.
-      use_bias: Whether there is a bias.
-      reduce: What turns the layer's input into ``[batch, features]``.
-      activation: What follows.
-      removable: Whether the next weighted layer alone reads the outputs.
+      use_bias: Whether the layer has a bias.
+      reduce: ``(input) -> [batch, inputs]``: brings the layer's input to two axes.
+      activation: The activation.
+      removable: Whether only the next weighted layer reads the outputs.
     """
 
     features: int
@@ -208,8 +150,15 @@ class Dense(nn.Module):
         return _run(layer, x, self.activation, hook)
 
 
-def _layer(module: Conv | Dense, kind: str, role: Role, op, shape: tuple[int, ...], padding: str) -> Layer:
-    """Declares the parameters of a layer (He initialisation, zero biases)."""
+def _layer(
+    module: Conv | Dense,
+    kind: str,
+    role: Role,
+    op: Callable[..., jax.Array],
+    shape: tuple[int, ...],
+    padding: str,
+) -> Layer:
+    """Declares the parameters of a layer (He initialization, zero biases)."""
     zeros = functools.partial(nn.initializers.zeros, dtype=jnp.float32)
     return Layer(
         name="/".join(module.path),
@@ -225,7 +174,9 @@ def _layer(module: Conv | Dense, kind: str, role: Role, op, shape: tuple[int, ..
     )
 
 
-def _run(layer: Layer, x: jax.Array, activation: Activation, hook: Hook | None):
+def _run(
+    layer: Layer, x: jax.Array, activation: Activation, hook: Hook | None
+) -> tuple[jax.Array, dict[str, Any]]:
     if hook is None:
         return activation(layer(x)), {}
     h, aux = hook(layer, x)
@@ -236,13 +187,14 @@ class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut (He et al., 2016, figure 2).
 
     Attributes:
-      inner: Channels between the two convolutions; the only ones that may be removed.
+      inner: Channels between the two convolutions; only these may be removed.
       features: Channels of the sum.
       stride: Stride of the first convolution.
-      project: Shortcut by a 1 x 1 convolution (option B), else by strides and zero channels
-        at the end (option A, no parameters).
-      norm: ``"batch"``, ``"group"`` or None; convolutions have a bias only without one.
-      biased: Convolutions have a bias all the same, and the shortcut's nothing but that.
+      project: Whether the shortcut is a 1 x 1 convolution (option B); otherwise it strides, and pads
+        channels with zeros (option A, no parameters).
+      norm: ``"batch"``, ``"group"`` or None; convolutions have a bias only without normalization.
+      biased: Whether convolutions have a bias beside their normalization, and the shortcut a bias instead
+        of a normalization.
     """
 
     inner: int
@@ -268,10 +220,10 @@ class BasicBlock(nn.Module):
 
 
 class Chain(nn.Module):
-    """Named stages, one after the other; a model can be cut behind any of them.
+    """A sequence of named stages; a model can be cut after any stage.
 
     Attributes:
-      stages: Makers of the stages by name, in forward order: ``maker(name=name)`` is a module
+      stages: Constructors of the stages by name, in forward order: ``constructor(name=name)`` is a module
         called as ``stage(x, hook) -> (x, aux)``. The names are the keys of the parameters.
     """
 

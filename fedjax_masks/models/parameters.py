@@ -1,6 +1,7 @@
 """Files of parameters: NumPy's ``.npz``, safetensors, and the checkpoints of orbax.
 
-In the first two, names are those of stages and dots, as in ``conv1.kernel``. None of them runs code.
+In ``.npz`` and safetensors, the names of arrays join the names of stages by dots, as in ``conv1.kernel``. No
+reader runs code from a file.
 """
 
 import zipfile
@@ -12,19 +13,19 @@ import jax
 import numpy as np
 
 from fedjax_masks.core.algorithm import Params
-from fedjax_masks.core.errors import UserError, regular_file, unlogged
-from fedjax_masks.core.trees import flat
+from fedjax_masks.core.errors import UserError, regular_file, silence_logger
+from fedjax_masks.core.nested import flat
 
 
 def read(source: str) -> Params:
     """Reads parameters: nested dicts of arrays.
 
     Args:
-      source: ``npz:FILE``, ``safetensors:FILE`` or ``orbax:DIR``. An outermost level that is named
-        ``params`` and holds everything, as flax writes it, is taken off.
+      source: ``npz:FILE``, ``safetensors:FILE`` or ``orbax:DIR``. If the outermost level is ``params`` alone,
+        as flax writes it, the level is removed.
 
     Raises:
-      UserError: What is there cannot be read, or is something else.
+      UserError: The file cannot be read, or contains something else than named arrays.
     """
     kind, _, path = source.partition(":")
     try:
@@ -34,7 +35,7 @@ def read(source: str) -> Params:
         params = nested(arrays)
     except Exception as error:  # a hostile header makes the readers raise nearly anything
         text = " ".join(str(error).split())
-        raise UserError(f"pretraining.source={source}: {text}; accepted are named arrays") from None
+        raise UserError(f"pretraining.source={source}: must be a file of named arrays: {text}") from None
     return params["params"] if list(params) == ["params"] else params
 
 
@@ -45,7 +46,7 @@ def write_npz(path: str | Path, params: Params) -> None:
 
 
 def nested(arrays: Mapping[str, Any]) -> Params:
-    """The inverse of :func:`fedjax_masks.core.trees.flat`."""
+    """The inverse of :func:`fedjax_masks.core.nested.flat`."""
     params: Params = {}
     for name, array in arrays.items():
         *stages, last = name.split(".")
@@ -81,8 +82,8 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 def _orbax(path: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)  # whatever devices it was saved from
-    with unlogged("absl"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)  # the devices of the checkpoint may not exist here
+    with silence_logger("absl"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
         return flat(checkpointer.restore(path, restore_args=jax.tree.map(lambda _: as_numpy, tree)))
 
@@ -92,4 +93,4 @@ FORMATS: Mapping[str, Callable[[Path], dict[str, np.ndarray]]] = {
     "safetensors": _safetensors,
     "orbax": _orbax,
 }
-"""Readers by the word before the colon."""
+"""Readers by format, the word before the colon."""

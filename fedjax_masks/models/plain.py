@@ -1,19 +1,11 @@
-"""Networks without shortcuts: each layer reads the one before it."""
+"""Networks without shortcuts: multi-layer perceptron, LeNet, small convolutional networks, and VGG."""
 
 import functools
 from collections.abc import Callable, Sequence
 
 from fedjax_masks.core.options import Count
-from fedjax_masks.models.layers import (
-    Chain,
-    Conv,
-    Dense,
-    Norm,
-    adaptive_average_pool,
-    flatten,
-    identity,
-    relu_max_pool,
-)
+from fedjax_masks.models.functional import adaptive_average_pool, flatten, identity, relu_max_pool
+from fedjax_masks.models.layers import Activation, Chain, Conv, Dense, Norm
 from fedjax_masks.models.model import Model, Problem, check_image, make_model
 
 
@@ -21,7 +13,7 @@ def mlp(task: Problem, *, hidden: Sequence[Count] = (200, 200), norm: Norm = Non
     """A multi-layer perceptron on the flattened input.
 
     Args:
-      task: Gives the input's shape and the number of classes.
+      task: The task, for the input's shape and the number of classes.
       hidden: Widths of the hidden layers.
       norm: ``"batch"``, ``"group"`` or None.
 
@@ -29,7 +21,7 @@ def mlp(task: Problem, *, hidden: Sequence[Count] = (200, 200), norm: Norm = Non
       The model.
     """
 
-    def network(widths):
+    def network(widths: Sequence[int]) -> Chain:
         return Chain(_dense_layers(widths, norm=norm))
 
     return make_model("mlp", task, network, (*hidden, task.num_classes))
@@ -51,7 +43,7 @@ def femnist_cnn(task: Problem) -> Model:
     """The FEMNIST network of Reddi et al. (2021), without dropout; 1,206,590 parameters on 62 classes."""
     check_image("femnist-cnn", task.input_shape)
 
-    def network(widths):
+    def network(widths: Sequence[int]) -> Chain:
         first, second, *dense = widths
         conv = functools.partial(Conv, size=3, padding="VALID")
         conv1 = functools.partial(conv, first)
@@ -62,18 +54,18 @@ def femnist_cnn(task: Problem) -> Model:
 
 
 def cnn(task: Problem, *, norm: Norm = None) -> Model:
-    """A small network for images of any size: 3 x 3 convolutions 32-64, pooled by 2, and dense 128.
+    """A small network for images of any size: 3 x 3 convolutions 32-64, each pooled by 2, and dense 128.
 
     Args:
-      task: Gives the input's shape and the number of classes.
-      norm: ``"batch"``, ``"group"`` or None, behind the convolutions.
+      task: The task, for the input's shape and the number of classes.
+      norm: ``"batch"``, ``"group"`` or None, after the convolutions.
 
     Returns:
       The model.
     """
     check_image("cnn", task.input_shape)
 
-    def network(widths):
+    def network(widths: Sequence[int]) -> Chain:
         first, second, *dense = widths
         conv = functools.partial(Conv, size=3, norm=norm, activation=relu_max_pool)
         convs = {"conv1": functools.partial(conv, first), "conv2": functools.partial(conv, second)}
@@ -95,8 +87,8 @@ def vgg11(
     32 x 32 image.
 
     Args:
-      task: Gives the input's shape and the number of classes.
-      norm: ``"batch"``, ``"group"`` or None, behind the convolutions, which keep their bias.
+      task: The task, for the input's shape and the number of classes.
+      norm: ``"batch"``, ``"group"`` or None, after the convolutions, which keep their bias.
       channels: Widths of the eight convolutions.
       hidden: Widths of the two hidden dense layers.
 
@@ -118,11 +110,11 @@ def vgg16(
     """VGG16 (Simonyan & Zisserman, 2015); 134,301,514 parameters on CIFAR-10.
 
     The classifier reads 7 x 7 x 512 features, as on ImageNet: adaptive average pooling
-    replicates the single pixel that is left of a 32 x 32 image.
+    replicates the single remaining pixel of a 32 x 32 image.
 
     Args:
-      task: Gives the input's shape and the number of classes.
-      norm: ``"batch"``, ``"group"`` or None, behind the convolutions, which keep their bias.
+      task: The task, for the input's shape and the number of classes.
+      norm: ``"batch"``, ``"group"`` or None, after the convolutions, which keep their bias.
       channels: Widths of the thirteen convolutions.
       hidden: Widths of the two hidden dense layers.
 
@@ -134,13 +126,13 @@ def vgg16(
     return make_model("vgg16", task, functools.partial(_vgg, (2, 4, 7, 10, 13), 7, norm), widths)
 
 
-def _vgg(pooled: Sequence[int], side: int | None, norm: Norm, widths: Sequence[int]) -> Chain:
-    """Makes 3 x 3 convolutions, pooling behind those in ``pooled``, and three dense layers."""
+def _vgg(pools: Sequence[int], side: int | None, norm: Norm, widths: Sequence[int]) -> Chain:
+    """Makes 3 x 3 convolutions, pooling after the convolutions in ``pools``, and three dense layers."""
     *channels, hidden1, hidden2, classes = widths
     plain = functools.partial(Conv, size=3, norm=norm)
     pooling = functools.partial(plain, activation=relu_max_pool)
     convs = {
-        f"conv{i}": functools.partial(pooling if i in pooled else plain, width)
+        f"conv{i}": functools.partial(pooling if i in pools else plain, width)
         for i, width in enumerate(channels, start=1)
     }
     reduce = flatten if side is None else lambda x: flatten(adaptive_average_pool(x, side))
@@ -151,7 +143,7 @@ def _lenet(name: str, task: Problem, widths: Sequence[int]) -> Model:
     # Two unpadded 5 x 5 convolutions, each pooled by 2, leave nothing of an image below 16 pixels.
     padding = "VALID" if min(task.input_shape[:2]) >= 16 else "SAME"
 
-    def network(widths):
+    def network(widths: Sequence[int]) -> Chain:
         first, second, *dense = widths
         conv = functools.partial(Conv, size=5, padding=padding, activation=relu_max_pool)
         convs = {"conv1": functools.partial(conv, first), "conv2": functools.partial(conv, second)}
@@ -160,8 +152,10 @@ def _lenet(name: str, task: Problem, widths: Sequence[int]) -> Model:
     return make_model(name, task, network, widths)
 
 
-def _dense_layers(widths: Sequence[int], *, reduce=flatten, norm: Norm = None) -> dict[str, Callable]:
-    """Makes hidden layers and the output layer; the first turns its input into vectors by ``reduce``."""
+def _dense_layers(
+    widths: Sequence[int], *, reduce: Activation = flatten, norm: Norm = None
+) -> dict[str, Callable]:
+    """Makes hidden layers and the output layer; the first layer applies ``reduce`` to its input."""
     *hidden, classes = widths
     layers = [functools.partial(Dense, width, norm=norm) for width in hidden]
     layers.append(functools.partial(Dense, classes, activation=identity, removable=False))

@@ -2,33 +2,26 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from fedjax_masks.models.layers import (
-    BasicBlock,
-    Chain,
-    Conv,
-    Dense,
-    Norm,
-    global_average_pool,
-    identity,
-    relu_max_pool,
-)
+from fedjax_masks.models.functional import global_average_pool, identity, relu_max_pool
+from fedjax_masks.models.layers import BasicBlock, Chain, Conv, Dense, Norm
 from fedjax_masks.models.model import Model, Problem, check_image, make_model
 
 
 def resnet9(task: Problem, *, norm: Norm = "batch", channels: Sequence[int] = (64, 128, 256, 512)) -> Model:
     """ResNet-9 of EcoFed (Wu et al., 2024): two pooled convolutions, three blocks; 9,395,722 parameters.
 
-    Convolutions have a bias beside their normalisation, shortcuts a bias alone.
+    Convolutions have a bias beside their normalization; shortcuts have a bias and no normalization.
     """
     check_image("resnet9", task.input_shape)
 
     def network(widths: Sequence[int]) -> Chain:
         first, second, *rest, classes = widths
-        pooled = functools.partial(Conv, size=3, norm=norm, activation=relu_max_pool)
+        conv = functools.partial(Conv, size=3, norm=norm, activation=relu_max_pool)
         stages = {
-            "conv1": functools.partial(pooled, first),
-            "conv2": functools.partial(pooled, second, removable=False),
+            "conv1": functools.partial(conv, first),
+            "conv2": functools.partial(conv, second, removable=False),
         }
         blocks = _blocks((2, 2, 1), (True, True, False), rest, norm=norm, biased=True)
         return Chain(stages | blocks | _output(classes))
@@ -66,31 +59,31 @@ def _resnet(
         2 if block == 0 and stage > 0 else 1 for stage, depth in enumerate(depths) for block in range(depth)
     ]
     widths = [channels[0]]
-    for width, depth, first in zip(channels, depths, range(len(depths))):
-        projected = [project and block == 0 and first > 0 for block in range(depth)]
-        widths += [width for p in projected for _ in range(3 if p else 2)]
+    for width, depth, stage in zip(channels, depths, range(len(depths))):
+        projections = [project and block == 0 and stage > 0 for block in range(depth)]
+        widths += [width for projection in projections for _ in range(3 if projection else 2)]
     network = functools.partial(_residual_chain, strides, project, norm)
     return make_model(name, task, network, (*widths, task.num_classes))
 
 
 def _residual_chain(strides: Sequence[int], project: bool, norm: Norm, widths: Sequence[int]) -> Chain:
-    """Makes the network of a stem, blocks and the output layer."""
+    """Makes the network: stem, blocks and output layer."""
     first, *rest, classes = widths
     stem = functools.partial(Conv, norm=norm, use_bias=norm is None, removable=False, role="stem")
-    projects = [project and stride > 1 for stride in strides]
-    blocks = _blocks(strides, projects, rest, norm=norm)
+    projections = [project and stride > 1 for stride in strides]
+    blocks = _blocks(strides, projections, rest, norm=norm)
     return Chain({"conv1": functools.partial(stem, first, 3)} | blocks | _output(classes))
 
 
 def _blocks(
-    strides: Sequence[int], projects: Sequence[bool], widths: Sequence[int], **options
+    strides: Sequence[int], projections: Sequence[bool], widths: Sequence[int], **options: Any
 ) -> dict[str, Callable]:
-    """Makes blocks; the widths of each are its inner, its outer, and its shortcut's if it has one."""
+    """Makes blocks; each takes an inner width, an outer width, and a width for its projection if any."""
     remaining = iter(widths)
     stages = {}
-    for i, (stride, projected) in enumerate(zip(strides, projects, strict=True), start=1):
-        inner, outer, *_ = (next(remaining) for _ in range(3 if projected else 2))
-        stages[f"block{i}"] = functools.partial(BasicBlock, inner, outer, stride, projected, **options)
+    for i, (stride, projection) in enumerate(zip(strides, projections, strict=True), start=1):
+        inner, outer, *_ = (next(remaining) for _ in range(3 if projection else 2))
+        stages[f"block{i}"] = functools.partial(BasicBlock, inner, outer, stride, projection, **options)
     return stages
 
 

@@ -1,26 +1,28 @@
-"""A 2-D convolution whose gradients stay fast inside loops and under ``vmap``.
+"""A 2-D convolution with gradients that stay fast inside loops and under ``vmap``.
 
-``lax.conv_general_dilated`` is fast at the top level of a program, but a simulator calls it inside
-loops over clients and steps, where XLA's CPU backend no longer rewrites its gradients to the
-layout its kernels know and runs them tens of times slower. Under ``vmap`` over the kernels of many
-clients it becomes a grouped convolution, slow on every platform. The rules here state both
-gradients in forms that need no rewriting.
+``lax.conv_general_dilated`` is fast at the top level of a program. A simulator calls it inside loops over
+clients and steps, where XLA's CPU backend does not rewrite the gradients to the layout of its kernels, and
+runs them 30 to 45 times slower. Under ``vmap`` over the kernels of many clients, the convolution becomes a
+grouped convolution, which is slow on CPU and CUDA. The gradient rules of this module need no rewriting.
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.options import check
 from fedjax_masks.ops import by_lax, canonical, im2col, winograd
 from fedjax_masks.ops.skeleton import gather, scatter
 
 Lowering = Literal["canonical", "im2col", "winograd", "lax"]
 Padding = str | Sequence[tuple[int, int]]
+Strides = tuple[int, ...]
 
 
 def conv_general_dilated(
@@ -30,21 +32,21 @@ def conv_general_dilated(
     padding: Padding,
     *,
     lowering: Lowering | None = None,
-    **options,
+    **options: Any,
 ) -> jax.Array:
     """Convolves like ``lax.conv_general_dilated``; for ``flax.linen.Conv(conv_general_dilated=...)``.
 
     Args:
-      lhs: Input, as ``lax`` takes it.
-      rhs: Kernel, as ``lax`` takes it.
+      lhs: Input, as in ``lax``.
+      rhs: Kernel, as in ``lax``.
       window_strides: Strides of the spatial axes.
       padding: ``"SAME"``, ``"VALID"`` or ``(low, high)`` for each spatial axis.
       lowering: See :func:`conv2d`.
-      **options: The other options of ``lax.conv_general_dilated``. Grouped or dilated convolutions,
-        layouts other than NHWC/HWIO and set precisions are left to ``lax``.
+      **options: The other options of ``lax.conv_general_dilated``. ``lax`` computes grouped and dilated
+        convolutions, layouts other than NHWC/HWIO, and convolutions with a set precision.
 
     Returns:
-      The convolution, shaped as ``lax`` shapes it.
+      The convolution, with the shape as in ``lax``.
     """
     set_options = {k: v for k, v in options.items() if v is not None}
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, set_options.pop("dimension_numbers", None))
@@ -76,21 +78,21 @@ def conv2d(
       kernel: ``[kernel_height, kernel_width, in, out]``, the dtype of ``x``.
       strides: Strides along height and width.
       padding: ``"SAME"``, ``"VALID"`` or ``((low, high), (low, high))``.
-      lowering: ``"canonical"``: convolutions in the layout of XLA's CPU kernels and batched
-        products for the kernel's gradient. ``"im2col"``: patches and one matrix product each way, which
-        ``vmap`` over kernels turns into strided-batched products. ``"winograd"``: minimal filtering,
-        for square kernels of 2 to 5 with stride 1. ``"lax"``: ``lax``'s own rules. By default
-        ``"im2col"``, but on CPU ``"winograd"`` where it halves the products, save for the input's
-        gradient from few outputs, and ``"canonical"`` for other kernels with stride 1 and, under a
-        stride, for the gradients of many outputs.
-      skeleton: ``int32[k]``: outputs, ascending. Only these have gradients, computed for these only:
-        see :mod:`fedjax_masks.ops.skeleton`. None is all.
+      lowering: ``"canonical"``: convolutions in the layout of XLA's CPU kernels, and batched products for
+        the kernel's gradient. ``"im2col"``: patches and matrix products, which ``vmap`` over kernels turns
+        into strided-batched products. ``"winograd"``: minimal filtering, for square kernels of 2 to 5 with
+        stride 1. ``"lax"``: the rules of ``lax``. None chooses ``"im2col"``, except on CPU. There it
+        chooses ``"winograd"`` where that halves the number of products, except for the input's gradient
+        from few outputs; and ``"canonical"`` for other kernels with stride 1 and, with larger strides, for
+        the gradients of many outputs.
+      skeleton: ``int32[k]``: the outputs that have gradients, ascending; see
+        :mod:`fedjax_masks.ops.skeleton`. None means all outputs.
 
     Returns:
       ``[batch, out_height, out_width, out]``.
 
     Raises:
-      ValueError: ``lowering`` is none of these, or does not fit the kernel.
+      UserError: ``lowering`` does not exist, or does not fit the kernel.
 
     Example:
       >>> conv2d(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1)), padding="VALID")[0, :, :, 0]
@@ -100,14 +102,13 @@ def conv2d(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     pads, strides = tuple((int(low), int(high)) for low, high in padding), tuple(strides)
-    if lowering is not None and lowering not in get_args(Lowering):
-        raise ValueError(f"lowering={lowering!r}: expected one of {', '.join(get_args(Lowering))}")
+    check("lowering", lowering, Lowering | None)
     if lowering == "lax" and skeleton is None:
         return by_lax.convolve(x, kernel, strides, pads)
-    if lowering == "winograd" and not winograd.serves(kernel.shape[:2], strides):
-        raise ValueError(
-            f"lowering='winograd': strides {strides} and kernel {kernel.shape[:2]}; accepted are "
-            "strides (1, 1) and square kernels of 2 to 5"
+    if lowering == "winograd" and not winograd.supports(kernel.shape[:2], strides):
+        raise UserError(
+            "lowering='winograd': must have strides (1, 1) and a square kernel of 2 to 5, and gets strides "
+            f"{strides} and a kernel {kernel.shape[:2]}; choose another lowering"
         )
     if lowering is not None:
         return _conv(x, kernel, skeleton, strides, pads, Lowerings(lowering, lowering, lowering))
@@ -117,83 +118,123 @@ def conv2d(
 
 
 class Lowerings(NamedTuple):
-    """Of the three products of a convolution."""
+    """The lowerings of a convolution's output and of its two gradients."""
 
     forward: Lowering
     input_gradient: Lowering
     kernel_gradient: Lowering
 
 
-def _choose(x_shape, kernel_shape, strides, pads) -> Lowerings:
-    """The fastest lowerings as measured inside a client's loop, on CPUs with AVX2."""
+def _choose(
+    x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Strides, pads: by_lax.Pads
+) -> Lowerings:
+    """The fastest lowerings, as measured inside a client's loop on CPUs with AVX2."""
     inputs, outputs = kernel_shape[2:]
-    size = kernel_shape[:2]
+    size = tuple(kernel_shape[:2])
+    # Off the CPU, a vmap over clients needs strided-batched products. Patches of a few inputs are cheap, and
+    # a kernel of one pixel is a matrix product.
     if jax.default_backend() != "cpu" or inputs <= 4 or size == (1, 1):
         return Lowerings("im2col", "im2col", "im2col")
     out_size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(x_shape[1:3], pads, size, strides)]
-    if winograd.serves(size, strides) and winograd.saves(out_size, size):
+    if winograd.supports(size, strides) and winograd.halves_products(out_size, size):
+        # Patches of the output's gradient grow with the outputs, which are few under a skeleton.
         return Lowerings("winograd", "im2col" if 9 * outputs <= inputs else "winograd", "winograd")
     if tuple(strides) == (1, 1):
         return Lowerings("canonical", "canonical", "canonical")
-    back: Lowering = "im2col" if outputs <= inputs or math.prod(out_size) <= 64 else "canonical"
-    return Lowerings("im2col", back, back)
+    gradient: Lowering = "im2col" if outputs <= inputs or math.prod(out_size) <= 64 else "canonical"
+    return Lowerings("im2col", gradient, gradient)
 
 
-# Each lowering is a module of four functions, of which forward and backward below are made.
+# Each lowering is a module with the same four functions, see :mod:`fedjax_masks.ops.by_lax`.
 _MODULES = {"canonical": canonical, "im2col": im2col, "winograd": winograd, "lax": by_lax}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _conv(x, kernel, skeleton, strides, pads, lowerings):
+def _conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    skeleton: jax.Array | None,
+    strides: Strides,
+    pads: by_lax.Pads,
+    lowerings: Lowerings,
+) -> jax.Array:
     del skeleton
     return conv2d_forward(x, kernel, strides, pads, lowerings.forward)[0]
 
 
-def _conv_fwd(x, kernel, skeleton, strides, pads, lowerings):
-    y, kept = conv2d_forward(x, kernel, strides, pads, lowerings.forward)
+def _conv_fwd(
+    x: jax.Array,
+    kernel: jax.Array,
+    skeleton: jax.Array | None,
+    strides: Strides,
+    pads: by_lax.Pads,
+    lowerings: Lowerings,
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    y, residual = conv2d_forward(x, kernel, strides, pads, lowerings.forward)
     if lowerings.kernel_gradient != lowerings.forward:
-        kept = x  # which is what all but winograd keep
-    # What is kept of the input need not have its shape; an array without elements remembers it.
-    return y, (kept, kernel, skeleton, jnp.zeros((*x.shape[1:3], 0)))
+        residual = x  # the residual of all lowerings but winograd
+    # Winograd's residual does not have the input's shape; an array without elements remembers the shape.
+    return y, (residual, kernel, skeleton, jnp.zeros((*x.shape[1:3], 0)))
 
 
-def _conv_bwd(strides, pads, lowerings, residuals, dy):
-    kept, whole, skeleton, like = residuals
+def _conv_bwd(
+    strides: Strides, pads: by_lax.Pads, lowerings: Lowerings, residuals: tuple[Any, ...], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    residual, whole, skeleton, like = residuals
     kernel, in_size = whole, like.shape[:2]
     if skeleton is not None:
         kernel, dy = gather(whole, skeleton), gather(dy, skeleton)
     _, to_input, to_kernel = lowerings
+    # Gradients with the same lowering share one form of the output's gradient.
     forms = {
         lowering: _MODULES[lowering].output_gradient(dy, kernel.shape[:2], strides, pads, in_size)
         for lowering in dict.fromkeys((to_input, to_kernel))
     }
     dx = conv2d_input_gradient(dy, kernel, forms[to_input], strides, pads, in_size, to_input)
-    dk = conv2d_kernel_gradient(dy, kernel, kept, forms[to_kernel], strides, pads, to_kernel)
+    dk = conv2d_kernel_gradient(dy, kernel, residual, forms[to_kernel], strides, pads, to_kernel)
     return dx, dk if skeleton is None else scatter(dk, skeleton, whole.shape[3]), None
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
-# Each is one equation in the traced program, of which the name says what it is: a convolution has the
-# FLOPs of its definition, however it is computed.
+# Each call is one equation with this name in a traced program: a convolution counts with the FLOPs of its
+# definition, however it is computed (core/flops.py).
 _named = functools.partial(jax.jit, static_argnames=("strides", "pads", "lowering"))
 
 
 @_named
-def conv2d_forward(x, kernel, strides, pads, lowering):
-    """The output, and what the kernel's gradient needs of the input."""
+def conv2d_forward(
+    x: jax.Array, kernel: jax.Array, strides: Strides, pads: by_lax.Pads, lowering: Lowering
+) -> tuple[jax.Array, jax.Array]:
+    """The output, and the residual of the input for the kernel's gradient."""
     return _MODULES[lowering].forward(x, kernel, strides, pads)
 
 
 @functools.partial(jax.jit, static_argnames=("strides", "pads", "in_size", "lowering"))
-def conv2d_input_gradient(dy, kernel, form, strides, pads, in_size, lowering):
-    """Of the output's gradient in the lowering's form; ``dy`` itself tells its shape."""
-    del dy
+def conv2d_input_gradient(
+    dy: jax.Array,
+    kernel: jax.Array,
+    form: Any,
+    strides: Strides,
+    pads: by_lax.Pads,
+    in_size: Sequence[int],
+    lowering: Lowering,
+) -> jax.Array:
+    """The input's gradient, from the lowering's form of the output's gradient ``dy``."""
+    del dy  # an argument for its shape, from which FLOPs are counted
     return _MODULES[lowering].input_gradient(form, kernel, strides, pads, in_size)
 
 
 @_named
-def conv2d_kernel_gradient(dy, kernel, kept, form, strides, pads, lowering):
-    """Of what the forward pass kept and the output's gradient in the lowering's form."""
-    del dy
-    return _MODULES[lowering].kernel_gradient(kept, form, kernel, strides, pads)
+def conv2d_kernel_gradient(
+    dy: jax.Array,
+    kernel: jax.Array,
+    residual: jax.Array,
+    form: Any,
+    strides: Strides,
+    pads: by_lax.Pads,
+    lowering: Lowering,
+) -> jax.Array:
+    """The kernel's gradient, from the residual and the lowering's form of the output's gradient ``dy``."""
+    del dy  # an argument for its shape, from which FLOPs are counted
+    return _MODULES[lowering].kernel_gradient(residual, form, kernel, strides, pads)

@@ -1,11 +1,11 @@
-"""Convolution by patches: one matrix product in each direction.
+"""Convolution by patches: one matrix product for the output and for each gradient.
 
-The output is the input's patches times the kernel. Backwards, patches of the output's gradient
-serve both gradients: times the flipped kernel they are the input's gradient, and their transpose
-times the input is the kernel's. So both cost in proportion to the number of outputs, which makes the
-gradient of a few filters cheap. (Where there are fewer inputs than outputs, as in a first layer, the
-input's patches are the smaller ones.) ``vmap`` over kernels turns the products into strided-batched
-ones.
+The output is the product of the input's patches and the kernel. Patches of the output's gradient serve both
+gradients: their product with the flipped kernel is the input's gradient, and the product of their transpose
+with the input is the kernel's gradient. The cost of both is proportional to the number of outputs, so that
+gradients of a few filters are cheap. Where there are fewer inputs than outputs, as in a first layer, the
+kernel's gradient uses the input's patches, which are smaller. ``vmap`` over kernels turns the products into
+strided-batched products.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,21 +19,22 @@ from jax import lax
 from fedjax_masks.ops.by_lax import Pads
 
 Form = tuple[jax.Array, list[jax.Array]]
+"""The output's gradient, and its patches for each pair of phases."""
 
 
 class _Phase(NamedTuple):
-    """Along one axis, the input positions that meet the same taps of the kernel under a stride.
+    """The input positions along one axis that a stride connects to the same taps of the kernel.
 
     Attributes:
-      offset: The first such position of the unpadded input; the others follow by the stride.
-      count: How many there are.
-      tap: The first tap they meet; the others follow by the stride.
-      taps: How many they meet.
-      first: The output that the first position meets through the first tap.
+      offset: The first position in the unpadded input; the next positions follow by the stride.
+      count: The number of positions.
+      tap: The first tap; the next taps follow by the stride.
+      taps: The number of taps.
+      first: The output that the first tap connects to the first position.
     """
 
     offset: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] -- tuples have a method count
     tap: int
     taps: int
     first: int
@@ -42,7 +43,7 @@ class _Phase(NamedTuple):
 def forward(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
-    """``[batch, out_height, out_width, out]``, and the input."""
+    """The output, ``[batch, out_height, out_width, out]``, and the input as the residual."""
     patches = _input_patches(x, kernel.shape[:2], strides, pads)
     return patches @ kernel.reshape(-1, kernel.shape[3]), x
 
@@ -50,7 +51,7 @@ def forward(
 def output_gradient(
     dy: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads, in_size: Sequence[int]
 ) -> Form:
-    """The output's gradient, and its patches for every phase that meets any tap: ``[..., taps * out]``."""
+    """The output's gradient, and its patches ``[..., taps * out]`` for each pair of phases with taps."""
     return dy, [
         _backward_windows(_backward_windows(dy, 2, columns), 1, rows)
         for rows, columns in _phases(kernel_size, strides, pads, in_size)
@@ -60,7 +61,7 @@ def output_gradient(
 def input_gradient(
     form: Form, kernel: jax.Array, strides: Sequence[int], pads: Pads, in_size: Sequence[int]
 ) -> jax.Array:
-    """``[batch, *in_size, in]``, from what :func:`output_gradient` gave."""
+    """The input's gradient, ``[batch, *in_size, in]``, from the result of :func:`output_gradient`."""
     parts = []
     phases = _phases(kernel.shape[:2], strides, pads, in_size)
     for (rows, columns), patch in zip(phases, form[1], strict=True):
@@ -73,20 +74,20 @@ def input_gradient(
 def kernel_gradient(
     x: jax.Array, form: Form, kernel: jax.Array, strides: Sequence[int], pads: Pads
 ) -> jax.Array:
-    """Shaped like the kernel, from the input and what :func:`output_gradient` gave."""
+    """The kernel's gradient, from the input and the result of :func:`output_gradient`."""
     dy, _ = form
     if kernel.shape[2] < kernel.shape[3]:
         patches = _input_patches(x, kernel.shape[:2], strides, pads)
         product = dy.reshape(-1, dy.shape[3]).T @ patches.reshape(-1, patches.shape[3])
         return product.T.reshape(kernel.shape)
-    # Long sums are fastest with both operands in the product's own order. The gradient's patches come
-    # transposed for the price of transposing the gradient.
+    # Long sums are fastest with both operands in the product's own order. Transposing the small gradient
+    # first gives transposed patches at no further cost.
     dy = jnp.moveaxis(dy, 3, 0)
     parts = []
     for rows, columns in _phases(kernel.shape[:2], strides, pads, x.shape[1:3]):
-        seen = x[:, rows.offset :: strides[0], columns.offset :: strides[1]]
+        inputs = x[:, rows.offset :: strides[0], columns.offset :: strides[1]]
         patches = _backward_windows(_backward_windows(dy, 3, columns, 0), 2, rows, 0)
-        product = patches.reshape(len(patches), -1) @ seen.reshape(-1, seen.shape[3])
+        product = patches.reshape(len(patches), -1) @ inputs.reshape(-1, inputs.shape[3])
         part = jnp.moveaxis(product.reshape(rows.taps, columns.taps, kernel.shape[3], -1), 2, 3)
         parts.append(_spread(part, 0, (rows.tap, columns.tap), strides, kernel.shape[:2]))
     return sum(parts, start=jnp.zeros_like(kernel))
@@ -95,7 +96,8 @@ def kernel_gradient(
 def _spread(
     part: jax.Array, axis: int, offsets: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
 ) -> jax.Array:
-    """A phase at its places along two axes, zero elsewhere: sums of these are fused, scatters are not."""
+    """Puts the values of a phase at their positions along two axes, with zeros elsewhere."""
+    # A padded array per phase, and a sum of them: XLA fuses sums of pads, and does not fuse scatters.
     config = [(0, 0, 0)] * part.ndim
     for i, (offset, stride, size) in enumerate(zip(offsets, strides, sizes), axis):
         config[i] = (offset, size - offset - (part.shape[i] - 1) * stride - 1, stride - 1)
@@ -103,7 +105,7 @@ def _spread(
 
 
 def _input_patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
-    """``[batch, out_height, out_width, kernel_height * kernel_width * in]``."""
+    """The input's patches, ``[batch, out_height, out_width, kernel_height * kernel_width * in]``."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     lasts = [(n - size) // stride * stride + 1 for n, size, stride in zip(x.shape[1:3], kernel_size, strides)]
     windows = [
@@ -121,7 +123,7 @@ def _phases(
 
 
 def _axis_phases(size: int, stride: int, pad: tuple[int, int], length: int) -> list[_Phase]:
-    """Position ``p`` and output ``o`` meet in the tap ``p + low - stride * o``."""
+    """The phases of one axis; tap ``p + low - stride * o`` connects position ``p`` and output ``o``."""
     low, _ = pad
     phases = []
     for tap in range(min(stride, size)):
@@ -139,7 +141,7 @@ def _taps(kernel: jax.Array, strides: Sequence[int], rows: _Phase, columns: _Pha
 
 
 def _backward_windows(dy: jax.Array, axis: int, phase: _Phase, stack: int = -1) -> jax.Array:
-    """For each position and tap, the output that they meet; the taps come before the ``stack`` axis."""
+    """The gradient of the output that each tap connects to each position; taps precede the ``stack`` axis."""
     low = max(0, phase.taps - 1 - phase.first)
     high = max(0, phase.first + phase.count - dy.shape[axis])
     config: Any = [(0, 0)] * dy.ndim

@@ -1,4 +1,4 @@
-"""Batch normalisation that makes no centred copy of its input."""
+"""Batch normalization without a centered copy of the input."""
 
 import functools
 import math
@@ -9,12 +9,11 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """Normalises every channel by the mean and the variance of the batch at hand.
+    """Normalizes every channel by the mean and the variance of the current batch.
 
-    Ioffe & Szegedy, "Batch Normalization", ICML 2015, arXiv 1502.03167, algorithm 1. The gradient is
-    written out: it needs two sums over a channel and then goes by element, so that what is gathered of
-    it, as a skeleton is, is all that is computed of it. The variance is that of one pass, as flax's is:
-    it loses digits where a channel's mean is many times its spread.
+    Ioffe & Szegedy, "Batch Normalization", ICML 2015, arXiv 1502.03167, algorithm 1. Like flax, the function
+    computes the variance in one pass: the variance loses digits where a channel's mean is many times its
+    standard deviation.
 
     Args:
       x: ``[..., channels]``.
@@ -31,24 +30,30 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
     return _forward(x, scale, bias, epsilon)[0]
 
 
-@jax.jit  # by its name a program shows how many examples it normalises by
+@jax.jit  # its call is found by name in a program, to check the size of the batch
 def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Every channel's mean, and that of its squares: ``[channels]`` each, of ``[..., channels]``."""
+    """The mean and the mean square of every channel of ``[..., channels]``, ``[channels]`` each."""
     axes = tuple(range(x.ndim - 1))
     return jnp.mean(x, axes), jnp.mean(x**2, axes)
 
 
-def _forward(x, scale, bias, epsilon):
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     mean, square = batch_statistics(x)
     inverse = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0.0) + epsilon)
     slope = scale * inverse
     return x * slope + (bias - mean * slope), (x, scale, mean, inverse)
 
 
-def _backward(epsilon, residuals, dy):
+def _backward(
+    epsilon: float, residuals: tuple[jax.Array, ...], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     del epsilon
     x, scale, mean, inverse = residuals
     axes, count = tuple(range(x.ndim - 1)), math.prod(x.shape[:-1])
+    # Two sums over each channel, then element-wise terms alone: where a skeleton gathers a part of the
+    # gradient, XLA computes only that part.
     dbias = jnp.sum(dy, axes)
     dscale = inverse * (jnp.sum(dy * x, axes) - mean * dbias)
     slope, curve = scale * inverse, scale * inverse**2 * dscale / count

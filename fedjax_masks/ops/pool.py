@@ -32,25 +32,29 @@ def max_pool(x: jax.Array, window: tuple[int, int] = (2, 2)) -> jax.Array:
     return functools.reduce(jnp.maximum, _corners(x, window))
 
 
-def _corners(x, window):
-    """The elements of every window, one strided view per position in it, in row-major order."""
+def _corners(x: jax.Array, window: tuple[int, int]) -> list[jax.Array]:
+    """The elements of all windows: one strided view per position in a window, in row-major order."""
     (kh, kw), (height, width) = window, x.shape[1:3]
     x = x[:, : height // kh * kh, : width // kw * kw]
     return [x[:, i::kh, j::kw] for i, j in itertools.product(range(kh), range(kw))]
 
 
-def _max_pool_fwd(x, window):
-    y = max_pool(x, window)
+def _max_pool_fwd(x: jax.Array, window: tuple[int, int]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y: jax.Array = max_pool(x, window)  # pyright: ignore[reportAssignmentType]
     return y, (x, y)
 
 
-def _max_pool_bwd(window, residuals, dy):
+def _max_pool_bwd(
+    window: tuple[int, int], residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array]:
     x, y = residuals
-    parts, free = [], jnp.ones(y.shape, bool)
+    # Only the first maximum of a window gets the gradient, as in ``lax``: ties must not multiply it.
+    parts, open_windows = [], jnp.ones(y.shape, bool)
     for corner in _corners(x, window):
-        chosen = free & (corner == y)
-        parts.append(jnp.where(chosen, dy, 0))
-        free &= ~chosen
+        first_maximum = open_windows & (corner == y)
+        parts.append(jnp.where(first_maximum, dy, 0))
+        open_windows &= ~first_maximum
+    # Stacks instead of strided updates, which XLA runs as scatters.
     (kh, kw), (batch, height, width, channels) = window, y.shape
     rows = [jnp.stack(parts[i * kw : (i + 1) * kw], axis=3) for i in range(kh)]
     dx = jnp.stack(rows, axis=2).reshape(batch, height * kh, width * kw, channels)

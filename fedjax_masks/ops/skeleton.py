@@ -1,40 +1,38 @@
-"""Layers whose gradients are computed for a few outputs only, the *skeleton*.
+"""Layers that compute gradients for some of their outputs only, the *skeleton*.
 
-FedSkel (Luo et al. 2021) prunes the backward pass: the output's gradient counts as zero outside the
-skeleton, hence the weights' gradient vanishes there and the input's gradient is made of the skeleton
-alone. Here the skeleton's columns are gathered first and everything after is small: what is saved is
-really not computed. Convolutions take the skeleton as an argument of
-:func:`fedjax_masks.ops.conv2d`.
+FedSkel (Luo et al. 2021) prunes the backward pass: the output's gradient counts as zero outside the skeleton.
+The weights' gradient is therefore zero there, and the input's gradient depends on the skeleton alone. The
+functions of this module gather the skeleton's columns first, so that the savings are real: all later products
+are small. Convolutions take the skeleton as an argument of :func:`fedjax_masks.ops.conv2d`.
 """
 
 import jax
 import jax.numpy as jnp
 
+_Residuals = tuple[jax.Array, ...]
+
 
 def gather(array: jax.Array, skeleton: jax.Array) -> jax.Array:
-    """The skeleton's part of the last axis: ``[..., k]``."""
-    rows = array.reshape(-1, array.shape[-1])  # finding four indices takes twice as long as two
-    few = rows.at[:, skeleton].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
-    return few.reshape(*array.shape[:-1], -1)
+    """Gathers the skeleton's entries of the last axis: ``[..., k]``."""
+    matrix = array.reshape(-1, array.shape[-1])  # a gather with four indices takes twice as long as with two
+    part = matrix.at[:, skeleton].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
+    return part.reshape(*array.shape[:-1], -1)
 
 
-def scatter(few: jax.Array, skeleton: jax.Array, size: int) -> jax.Array:
-    """The skeleton's part back at its place in ``[..., size]``, zero elsewhere.
-
-    Every output looks up its place in the skeleton, which takes one pass; XLA's scatter first writes
-    zeros, then a copy of them.
-    """
-    places = jnp.full(size, len(skeleton)).at[skeleton].set(jnp.arange(len(skeleton)), unique_indices=True)
-    return few.at[..., places].get(mode="fill", fill_value=0)
+def scatter(part: jax.Array, skeleton: jax.Array, size: int) -> jax.Array:
+    """The inverse of :func:`gather`: ``[..., size]``, zero outside the skeleton."""
+    # A gather by the inverse index takes one pass; XLA's scatter first writes zeros, then a copy of them.
+    inverse = jnp.full(size, len(skeleton)).at[skeleton].set(jnp.arange(len(skeleton)), unique_indices=True)
+    return part.at[..., inverse].get(mode="fill", fill_value=0)
 
 
 def dense(x: jax.Array, kernel: jax.Array, *, skeleton: jax.Array | None = None) -> jax.Array:
-    """``x @ kernel``, of which only the outputs in the skeleton have gradients.
+    """``x @ kernel``, with gradients for the outputs in the skeleton only.
 
     Args:
       x: ``[batch, in]``.
       kernel: ``[in, out]``.
-      skeleton: ``int32[k]``: indices of outputs, ascending; None is all.
+      skeleton: ``int32[k]``: indices of outputs, ascending; None means all outputs.
 
     Example:
       >>> loss = lambda kernel: jnp.sum(dense(jnp.ones((1, 2)), kernel, skeleton=jnp.array([1])))
@@ -45,29 +43,29 @@ def dense(x: jax.Array, kernel: jax.Array, *, skeleton: jax.Array | None = None)
 
 
 def add_bias(y: jax.Array, bias: jax.Array, *, skeleton: jax.Array | None = None) -> jax.Array:
-    """``y + bias``, of which only the biases of outputs in the skeleton have gradients.
+    """``y + bias``, with gradients for the biases of outputs in the skeleton only.
 
-    The gradient of ``y`` is left whole: the linear map before it gathers for itself.
+    The gradient of ``y`` is not pruned, because the preceding linear map gathers the skeleton itself.
 
     Args:
       y: ``[..., out]``.
       bias: ``[out]``.
-      skeleton: ``int32[k]``: indices of outputs, ascending; None is all.
+      skeleton: ``int32[k]``: indices of outputs, ascending; None means all outputs.
     """
     return y + bias if skeleton is None else _add_bias(y, bias, skeleton)
 
 
 @jax.custom_vjp
-def _dense(x, kernel, skeleton):
+def _dense(x: jax.Array, kernel: jax.Array, skeleton: jax.Array) -> jax.Array:
     del skeleton
     return x @ kernel
 
 
-def _dense_fwd(x, kernel, skeleton):
+def _dense_fwd(x: jax.Array, kernel: jax.Array, skeleton: jax.Array) -> tuple[jax.Array, _Residuals]:
     return x @ kernel, (x, kernel, skeleton)
 
 
-def _dense_bwd(residuals, dy):
+def _dense_bwd(residuals: _Residuals, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     x, kernel, skeleton = residuals
     dy = gather(dy, skeleton)
     return dy @ gather(kernel, skeleton).T, scatter(x.T @ dy, skeleton, kernel.shape[1]), None
@@ -77,19 +75,19 @@ _dense.defvjp(_dense_fwd, _dense_bwd)
 
 
 @jax.custom_vjp
-def _add_bias(y, bias, skeleton):
+def _add_bias(y: jax.Array, bias: jax.Array, skeleton: jax.Array) -> jax.Array:
     del skeleton
     return y + bias
 
 
-def _add_bias_fwd(y, bias, skeleton):
+def _add_bias_fwd(y: jax.Array, bias: jax.Array, skeleton: jax.Array) -> tuple[jax.Array, _Residuals]:
     return y + bias, (skeleton, bias)
 
 
-def _add_bias_bwd(residuals, dy):
+def _add_bias_bwd(residuals: _Residuals, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     skeleton, bias = residuals
-    few = gather(dy, skeleton)
-    return dy, scatter(few.sum(range(few.ndim - 1)), skeleton, bias.size), None
+    part = gather(dy, skeleton)
+    return dy, scatter(part.sum(range(part.ndim - 1)), skeleton, bias.size), None
 
 
 _add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)

@@ -1,15 +1,19 @@
-"""The simulation engine: plans, rounds, evaluation."""
+"""The simulation engine: plans, rounds, evaluation. Names are imported at their first use."""
 
-from fedjax_masks.simulation.batch import Batch, alone, can_trace, make_batch
-from fedjax_masks.simulation.engine import Simulation, check_cohort, make_simulation
-from fedjax_masks.simulation.plan import Plan, parse_plan
-from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
-from fedjax_masks.simulation.storage import AUTO, Storage
-from fedjax_masks.simulation.store import Store
+from typing import TYPE_CHECKING
+
+from fedjax_masks.core.lazy import exports
+
+if TYPE_CHECKING:
+    from fedjax_masks.simulation.engine import Simulation, check_cohort, make_simulation
+    from fedjax_masks.simulation.options import can_trace
+    from fedjax_masks.simulation.plan import Plan, parse_plan
+    from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
+    from fedjax_masks.simulation.storage import AUTO, Storage
+    from fedjax_masks.simulation.store import Store
 
 __all__ = [
     "AUTO",
-    "Batch",
     "Evaluation",
     "Plan",
     "RoundMetrics",
@@ -17,10 +21,20 @@ __all__ = [
     "Stats",
     "Storage",
     "Store",
-    "alone",
     "can_trace",
     "check_cohort",
-    "make_batch",
     "make_simulation",
     "parse_plan",
 ]
+
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "engine": ("Simulation", "check_cohort", "make_simulation"),
+        "options": ("can_trace",),
+        "plan": ("Plan", "parse_plan"),
+        "records": ("Evaluation", "RoundMetrics", "Stats"),
+        "storage": ("AUTO", "Storage"),
+        "store": ("Store",),
+    },
+)

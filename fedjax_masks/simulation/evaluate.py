@@ -4,7 +4,7 @@ The last batch is filled with examples of its own set: the test set, or the clie
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import repeat
 from typing import Any
 
@@ -23,11 +23,13 @@ from fedjax_masks.simulation.mapping import (
     map_clients,
     of_clients,
     over_devices,
+    put,
     with_clients,
 )
 from fedjax_masks.simulation.packing import Packing
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.records import Evaluation
+from fedjax_masks.simulation.runs import Runs
 from fedjax_masks.simulation.storage import Residence
 
 EVAL_BATCH = 100
@@ -38,21 +40,20 @@ def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Exampl
 
     The plan's devices share the batches.
     """
-    predict = algorithm.predict_global
-    assert predict is not None
+    predict = algorithm.predict["global"]
     num = len(examples.labels)
     batches = -(-num // (EVAL_BATCH * plan.devices)) * plan.devices
 
     def on_device(shared: Any, starts: jax.Array) -> jax.Array:
-        common, server, inputs, labels = shared
+        server, inputs, labels = shared
 
         def one_batch(start: jax.Array) -> jax.Array:
             rows = (start + jnp.arange(EVAL_BATCH)) % num
-            return jnp.argmax(predict(common, server, inputs[rows]), -1) == labels[rows]
+            return jnp.argmax(predict(server, None, inputs[rows]), -1) == labels[rows]
 
         return jax.lax.map(one_batch, starts)
 
-    shared = (state.common, state.server, examples.inputs, examples.labels)
+    shared = (state.server, examples.inputs, examples.labels)
     starts = EVAL_BATCH * jnp.arange(batches)
     return over_devices(on_device, plan, (EVERYWHERE, SPLIT), SPLIT)(shared, starts).ravel()[:num]
 
@@ -68,7 +69,7 @@ def personal_correct(
     """How many of its own test examples each client's own model classifies correctly.
 
     Args:
-      algorithm: One with ``predict``.
+      algorithm: One with the model ``"personal"``.
       state: The simulation's state, with the clients' states as a program gets them.
       examples: The test data.
       rows: The clients, laid out under the plan.
@@ -76,12 +77,12 @@ def personal_correct(
       packing: How to read a client's state.
 
     Returns:
-      ``int32[rows]`` under ``""`` for ``predict`` and under each probe's name.
+      ``int32[rows]`` under each model's name, the global one excepted.
     """
-    predictors, batch = {"": algorithm.predict, **algorithm.probes}, EVAL_BATCH
+    predictors, batch = {n: f for n, f in algorithm.predict.items() if n != "global"}, EVAL_BATCH
 
     def one_client(shared: Any, row: Rows, block: Block, client: Any) -> Any:
-        common, server, examples = shared
+        server, examples = shared
         client = client if packing is None else packing.unpack(client).clients
 
         def one_batch(index: jax.Array, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -91,16 +92,16 @@ def personal_correct(
             real = places < row.sizes
 
             def correct(predict: Any) -> jax.Array:
-                hits = jnp.argmax(predict(common, server, client, inputs), -1) == labels
+                hits = jnp.argmax(predict(server, client, inputs), -1) == labels
                 return jnp.sum(hits & real, dtype=jnp.int32)
 
             return {name: counts[name] + correct(predict) for name, predict in predictors.items()}
 
         zeros = dict.fromkeys(predictors, jnp.zeros((), jnp.int32))
-        return (), jax.lax.fori_loop(0, -(-block.longest // batch), one_batch, zeros)
+        return (jnp.asarray(True), ()), jax.lax.fori_loop(0, -(-block.longest // batch), one_batch, zeros)
 
     clients = jax.tree.map(lambda a: a.at[rows.at].get(mode="clip"), state.clients)
-    shared = (state.common, state.server, examples)
+    shared = (state.server, examples)
     _, counts = map_clients(one_client, shared, rows, clients, plan)
     return counts
 
@@ -128,59 +129,72 @@ def evaluated_clients(number: int | None, num_clients: int) -> np.ndarray:
 
 
 def make_evaluate(
+    make: Callable[[Mapping[str, Any]], FederatedAlgorithm],
     algorithm: FederatedAlgorithm,
     task: Task,
-    plan: Plan,
+    runs: Runs,
     ids: np.ndarray,
     residence: Residence,
-    *,
-    put: Callable[[Any], Any],
-    on_global: Callable[[State, Examples], jax.Array],
-    on_personal: Callable[[State, Examples, Rows], dict[str, jax.Array]],
+    options: Any,
 ) -> Callable[[State], list[Evaluation]]:
-    """Evaluation of one run, or of several in step; test data go to the devices at its first use.
+    """Evaluation of all runs; test data go to the devices at its first use.
 
     Args:
-      algorithm: Of any of the runs.
+      make: ``(options) -> algorithm`` of a run.
+      algorithm: The algorithm of any run.
       task: Data and clients.
-      plan: The execution plan within a run.
-      ids: The clients whose own models are evaluated, sorted.
-      residence: Where the clients' states lie.
-      put: Host arrays to where arrays lie.
-      on_global: :func:`global_correct`, compiled; a leading axis for the runs.
-      on_personal: :func:`personal_correct`, compiled; a leading axis for the runs.
+      runs: The layout of runs.
+      ids: The clients whose personal models are evaluated, sorted.
+      residence: The place of clients' states.
+      options: Of every run.
     """
+
+    @partial(jax.jit, out_shardings=runs.place)
+    def on_global(state: State, options: Any, examples: Examples) -> jax.Array:
+        def one(examples: Examples, run: Any) -> jax.Array:
+            state, options = run
+            return global_correct(make(options), state, examples, runs.plan)
+
+        return runs.map(one, examples, (state, options))
+
+    @partial(jax.jit, out_shardings=runs.place)
+    def on_personal(state: State, options: Any, examples: Examples, rows: Rows) -> dict[str, jax.Array]:
+        def one(shared: Any, run: Any) -> dict[str, jax.Array]:
+            (state, options), (examples, rows) = run, shared
+            return personal_correct(make(options), state, examples, rows, runs.plan, residence.packing)
+
+        return runs.map(one, (examples, rows), (state, options))
 
     @cache
     def data() -> tuple[Examples, ClientIndex]:
         shuffled = with_shuffled_test(task)
-        return put(test_examples(shuffled)), shuffled.test
+        return put(test_examples(shuffled), runs.everywhere), shuffled.test
 
-    def count(state: State) -> dict[str, np.ndarray]:
-        """By predictor ``int[runs, len(ids)]``, in blocks of as many clients as a program can get."""
+    def count(state: State) -> list[dict[str, np.ndarray]]:
+        """For each run, by model ``int[len(ids)]``, in blocks of as many clients as a program can get."""
         size, blocks = min(residence.limit, len(ids)), []
         examples, index = data()
         # The last block ends with the last client, so that one program serves all blocks.
         starts = [*range(0, len(ids) - size, size), len(ids) - size]
         for start in starts:
             block = ids[start : start + size]
-            rows, places = lay_out(block, index, plan)
+            rows, places = lay_out(block, index, runs.plan)
             loaded = with_clients(state, residence.load(of_clients(state), block))
-            found = on_personal(loaded, examples, put(residence.point(rows, block)))
-            blocks.append({name: values[:, places] for name, values in jax.device_get(found).items()})
+            located = put(residence.point(rows, block), runs.everywhere)
+            counts = runs.split(jax.device_get(on_personal(loaded, options, examples, located)))
+            blocks.append([{name: values[places] for name, values in own.items()} for own in counts])
         fresh = np.diff([*starts, len(ids)])
-        return {
-            name: np.concatenate([block[name][:, :new] for block, new in zip(blocks, fresh)], axis=1)
-            for name in blocks[0]
-        }
+        return [
+            {name: np.concatenate([block[name][:new] for block, new in zip(own, fresh)]) for name in own[0]}
+            for own in zip(*blocks)
+        ]
 
     def evaluate(state: State) -> list[Evaluation]:
         hits = counts = repeat(None)
-        if algorithm.predict_global is not None:
-            hits = np.asarray(on_global(state, data()[0]))
-        if algorithm.predict is not None:
-            by_name = count(state)
-            counts = [dict(zip(by_name, values)) for values in zip(*by_name.values())]
+        if "global" in algorithm.predict:
+            hits = runs.split(jax.device_get(on_global(state, options, data()[0])))
+        if "personal" in algorithm.predict:
+            counts = count(state)
         return [_evaluation(data()[1], ids, *run) for run in zip(hits, counts)]
 
     return evaluate
@@ -204,10 +218,10 @@ def _evaluation(
 
     accuracy = None if hits is None else float(hits.mean())
     if counts is None:
-        assert hits is not None, "an algorithm needs predict or predict_global"
+        assert hits is not None, "an algorithm has a global model, or personal ones"
         return Evaluation(accuracy, ids, share(_count_by_client(hits, index)[ids]), {})
     accuracies = {name: share(values) for name, values in counts.items()}
-    return Evaluation(accuracy, ids, accuracies.pop(""), accuracies)
+    return Evaluation(accuracy, ids, accuracies.pop("personal"), accuracies)
 
 
 def _count_by_client(hits: np.ndarray, index: ClientIndex) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from fedjax_masks.core import trees
-from fedjax_masks.core.algorithm import ONE_TIER, ClientIndex, State, Tiers
+from fedjax_masks.core.algorithm import DEFAULT_SCHEDULE, ClientIndex, Schedule, State
 from fedjax_masks.simulation.plan import Plan
 
 AXIS = "clients"
@@ -43,16 +43,17 @@ class OfClients(NamedTuple):
     """The parts of a :class:`State` that have a row for every client.
 
     Between rounds, they are of their place's own kind: on devices the states themselves. On the host
-    ``clients`` is ``int32[num_clients]``, each client's slot in the store, -1 for none; ``kept`` is empty.
+    ``clients`` is ``int32[num_clients]``, each client's slot in the store, -1 for none; ``profiles`` is
+    empty.
     """
 
     clients: Any
-    kept: Any
+    profiles: Any
 
 
 def of_clients(state: State) -> OfClients:
     """These parts of a state."""
-    return OfClients(state.clients, state.kept)
+    return OfClients(state.clients, state.profiles)
 
 
 def with_clients(state: State, own: OfClients) -> State:
@@ -103,7 +104,7 @@ def padded_length(num: int, plan: Plan, tiers: int = 1) -> int:
 
 
 def lay_out(
-    ids: np.ndarray, index: ClientIndex, plan: Plan, tiers: Tiers = ONE_TIER
+    ids: np.ndarray, index: ClientIndex, plan: Plan, schedule: Schedule = DEFAULT_SCHEDULE
 ) -> tuple[Rows, np.ndarray]:
     """Sorts clients by tier and size into blocks, and deals the blocks out to devices.
 
@@ -111,16 +112,16 @@ def lay_out(
       ids: ``int32[n]``: the clients to run.
       index: The examples of all clients.
       plan: The execution plan.
-      tiers: Clients of different tiers never share a block.
+      schedule: Clients of different tiers never share a block.
 
     Returns:
       The rows, as NumPy arrays, and ``int64[n]``: where each client of ``ids`` went.
     """
-    of = tiers.of(ids)
-    order = np.lexsort((ids, -index.sizes[ids], of))
+    tiers = schedule.tier_of(ids)
+    order = np.lexsort((ids, -index.sizes[ids], tiers))
     places = np.empty(len(ids), np.int64)
-    places[order] = _slots(of[order], tiers.number, plan)
-    length = padded_length(len(ids), plan, tiers.number)
+    places[order] = _slots(tiers[order], schedule.num_tiers, plan)
+    length = padded_length(len(ids), plan, schedule.num_tiers)
 
     def put(values: np.ndarray, padding: int = 0) -> np.ndarray:
         rows = np.full(length, padding, np.int32)
@@ -128,7 +129,7 @@ def lay_out(
         return rows
 
     padded = put(ids, len(index.sizes))
-    rows = Rows(padded, put(index.offsets[ids]), put(index.sizes[ids]), put(of), padded)
+    rows = Rows(padded, put(index.offsets[ids]), put(index.sizes[ids]), put(tiers), padded)
     return rows, places
 
 
@@ -154,8 +155,9 @@ def map_clients(
     """Runs ``function`` for every client.
 
     Args:
-      function: ``(shared, row, block, state) -> (total, out)`` for one client; ``row`` is
-        a Rows of scalars, and ``block`` is shared by the clients that run in step.
+      function: ``(shared, row, block, state) -> ((counts, total), out)`` for one client; ``row`` is a Rows
+        of scalars, and ``block`` is shared by the clients that run in step. ``counts``, ``bool[]``, tells
+        whether its total is added.
       shared: What all clients read; never copied per client.
       rows: The clients, laid out by :func:`lay_out` under the same plan.
       states: A pytree of rows ``[n, ...]``, in the same order.
@@ -170,21 +172,24 @@ def map_clients(
         rows, states = block
         if plan.block == 1:
             row, state = jax.tree.map(lambda a: a[0], (rows, states))
-            total, out = function(shared, row, Block(row.sizes, row.tiers), state)
-            return total, jax.tree.map(lambda a: a[None], out)
+            counted, out = function(shared, row, Block(row.sizes, row.tiers), state)
+            return counted, jax.tree.map(lambda a: a[None], out)
         mapped = jax.vmap(function, in_axes=(None, 0, None, 0))
-        totals, outs = mapped(shared, rows, Block(jnp.max(rows.sizes), jnp.max(rows.tiers)), states)
-        return jax.tree.map(lambda a: a.sum(0, dtype=a.dtype), totals), outs
+        common = Block(jnp.max(rows.sizes), jnp.max(rows.tiers))
+        (counts, totals), outs = mapped(shared, rows, common, states)
+        totals = jax.tree.map(lambda a: _sum_of(a, counts), totals)
+        return (jnp.asarray(True), totals), outs
 
     def on_device(shared: Any, rows: Rows, states: Any) -> tuple[Any, Any]:
         number = len(rows.ids) // plan.block
         blocks = jax.tree.map(lambda a: a.reshape(number, plan.block, *a.shape[1:]), (rows, states))
         first = jax.tree.map(lambda a: a[0], blocks)
-        shape, _ = jax.eval_shape(one_block, shared, first)
+        (_, shape), _ = jax.eval_shape(one_block, shared, first)
 
         def body(total: Any, block: Any) -> tuple[Any, Any]:
-            part, out = one_block(shared, block)
-            return trees.add(total, part), out
+            (counts, part), out = one_block(shared, block)
+            # Selected after the sum, so that a product and its sum stay one instruction.
+            return trees.where(counts, trees.add(total, part), total), out
 
         total, outs = jax.lax.scan(body, trees.zeros_like(shape), blocks)
         if plan.devices > 1:
@@ -193,6 +198,12 @@ def map_clients(
 
     mapped = over_devices(on_device, plan, (EVERYWHERE, SPLIT, SPLIT), (EVERYWHERE, SPLIT))
     return mapped(shared, rows, states)
+
+
+def _sum_of(rows: jax.Array, counts: jax.Array) -> jax.Array:
+    """The sum over axis 0 of the rows that count."""
+    counts = counts.reshape(-1, *(1,) * (rows.ndim - 1))
+    return jnp.where(counts, rows, 0).sum(0, dtype=rows.dtype)
 
 
 def over_devices(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks.communication import payload
+from fedjax_masks.communication import size
 from fedjax_masks.costs import clock
 from fedjax_masks.costs.devices import Population
 from fedjax_masks.simulation.mapping import Rows
@@ -35,7 +35,7 @@ class Meter(NamedTuple):
 
 def make_meter(shapes: Shapes, cohort: int, population: Population | None) -> Meter:
     """The meter of a simulation whose clients handle these shapes."""
-    static_bits = [payload.static_bits(sent) for sent in (shapes.upload, shapes.message)]
+    static_bits = [size.static_bits(sent) for sent in (shapes.upload, shapes.message)]
     if population is None:
         return Meter(cohort, shapes.metrics, static_bits, None, ())
     timer, fleet = clock.Clock(population, static_bits), jax.tree.map(jnp.asarray, population.fleet)

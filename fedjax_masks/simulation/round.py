@@ -7,9 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.communication import payload
-from fedjax_masks.core import flops, trees
-from fedjax_masks.core.algorithm import Cohort, FederatedAlgorithm, State
+from fedjax_masks.communication import payload, size
+from fedjax_masks.core import trees
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Round, Stack, State
+from fedjax_masks.core.info import metrics_of
 from fedjax_masks.costs.clock import Clock, read_clock
 from fedjax_masks.simulation.arrays import Examples, client_data
 from fedjax_masks.simulation.mapping import (
@@ -81,69 +82,77 @@ class Setting(NamedTuple):
     poison: bool = False
     clock: Clock | None = None
     packing: Packing | None = None
+    server_trains: bool = False
 
 
 def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, own: OfClients) -> Any:
-    """Message, training and upload of one client, and what the server does; see :func:`map_clients`."""
+    """Message, training, upload and reception of one client; see :func:`map_clients`."""
     algorithm = setting.algorithm
     as_received = payload.poison if setting.poison else lambda tree: tree
-    key, common, server, examples, fleet = shared
+    round, server, examples, fleet = shared
 
-    state, kept = own if setting.packing is None else setting.packing.unpack(own.clients)
-    message = algorithm.send(server, row.ids)
+    state, profile = own if setting.packing is None else setting.packing.unpack(own.clients)
+    round = round._replace(key=client_key(round.key, row.ids))
+    message = algorithm.send(round, server, profile)
     data = client_data(examples, row, block, setting.capacity)
-    key = client_key(key, row.ids)
-    new_state, upload, metrics = algorithm.train(key, common, as_received(message), state, data)
+    new_state, upload, info = algorithm.train(round, as_received(message), state, data)
 
-    bits = jnp.stack([payload.traced_bits(upload), payload.traced_bits(message)])
-    passed = jnp.stack(payload.passed_bits(upload))
+    bits = jnp.stack([size.traced_bits(upload), size.traced_bits(message)])
+    metrics, talk = metrics_of(info), size.total_dialogue(upload)
+    if talk is not None:
+        metrics |= {"messages": talk.messages, "server_flops": talk.flops}
     late = gone = jnp.asarray(False)
     if setting.clock is not None:
-        readings = read_clock(setting.clock, fleet, row.ids, key, bits, passed, metrics)
+        readings = read_clock(setting.clock, fleet, row.ids, round.key, bits, talk, metrics)
         late, gone, metrics = readings["late"], readings["lost"] | readings["away"], {**metrics, **readings}
-    bits += jnp.where(gone, 0, passed)
-    told = [jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)]
-    metrics = jnp.stack(told) if told else jnp.zeros(0, jnp.float32)
+    if talk is not None:
+        bits += jnp.where(gone, 0, jnp.stack([talk.up, talk.down]))
+    values = [jnp.asarray(metrics[name], jnp.float32) for name in sorted(metrics)]
+    metrics = jnp.stack(values) if values else jnp.zeros(0, jnp.float32)
     finite = trees.all_finite((upload, metrics))
     arrives = finite & ~late & ~gone
-    # A weight of 0 does not silence a NaN: what is left out must not be there at all.
-    upload = as_received(trees.where(arrives, upload, trees.zeros_like(upload)))
-    if algorithm.serve is not None:
-        wanted, key = arrives & (row.sizes > 0), client_key(key, _SERVER)
-        kept, upload, sound = _serve(algorithm, key, common, server, kept, upload, wanted)
-        arrives &= sound
     weight = jnp.where(arrives, row.sizes, 0).astype(jnp.float32)
+    profile, contribution, sound = _receive(setting, round, server, profile, as_received(upload), weight)
+    arrives &= sound
     sane = finite & ~gone
-    own = OfClients(trees.where(sane, new_state, state), kept)
+    own = OfClients(trees.where(sane, new_state, state), profile)
     own = own if setting.packing is None else OfClients(setting.packing.pack(own), ())
     fate = jnp.stack([~arrives, sane & (row.sizes > 0)])
     report = ClientReport(bits, jnp.concatenate([fate.astype(jnp.float32), metrics]))
-    if algorithm.reduce is None:
-        return (), (own, report, upload)
-    return algorithm.reduce(upload, weight), (own, report, ())
+    total = jax.tree.map(lambda node: Stack(()) if _is_stack(node) else node, contribution, is_leaf=_is_stack)
+    # A weight of 0 does not silence a NaN: what did not arrive must not be there at all.
+    counts = sound & (weight > 0)
+    contribution = trees.where(counts, contribution, trees.zeros_like(contribution))
+    stacked = jax.tree.map(lambda node: node if _is_stack(node) else (), contribution, is_leaf=_is_stack)
+    return (counts, total), (own, report, stacked)
 
 
-def _serve(
-    algorithm: FederatedAlgorithm, key: Any, common: Any, server: Any, kept: Any, upload: Any, wanted: Any
+def _is_stack(node: Any) -> bool:
+    return isinstance(node, Stack)
+
+
+def _receive(
+    setting: Setting, round: Round, server: Any, profile: Any, upload: Any, weight: jax.Array
 ) -> tuple[Any, Any, jax.Array]:
-    """What the server does for one client, where that is wanted.
+    """The server's reception of one upload.
 
     Returns:
-      What it keeps; what it has received, zeros where that was not wanted or is not finite; and whether
-      it was finite.
+      The client's profile; the contribution, which counts only if the upload arrived; and whether the
+      contribution is finite, where the server trains to make it.
     """
-    assert algorithm.serve is not None
-    served = flops.trace(algorithm.serve, key, common, server, kept, upload)
-    nothing = trees.zeros_like(served.out[1])
-    kept, received = jax.lax.cond(
-        wanted, lambda: served.call(key, common, server, kept, upload), lambda: (kept, nothing)
-    )
-    sound = trees.all_finite(received)
-    return kept, trees.where(sound, received, nothing), sound
+    receive, arrived = setting.algorithm.receive, weight > 0
+    arguments = (round, server, profile, upload, weight)
+    if not setting.server_trains:
+        new, contribution = receive(*arguments)
+        return trees.where(arrived, new, profile), contribution, jnp.asarray(True)
+    _, shapes = jax.eval_shape(receive, *arguments)
+    nothing = trees.zeros_like(shapes)
+    profile, contribution = jax.lax.cond(arrived, lambda: receive(*arguments), lambda: (profile, nothing))
+    return profile, contribution, trees.all_finite(contribution)
 
 
 def round_step(
-    setting: Setting, state: State, examples: Examples, rows: Rows, key: chex.PRNGKey, fleet: Any = ()
+    setting: Setting, state: State, examples: Examples, rows: Rows, round: Round, fleet: Any = ()
 ) -> tuple[State, RoundReport]:
     """One round.
 
@@ -152,7 +161,7 @@ def round_step(
       state: The simulation's state.
       examples: The training data.
       rows: The cohort, distinct clients laid out under the plan.
-      key: The round's key.
+      round: The round, with the key that those of all its clients derive from.
       fleet: What the setting's clock runs by.
 
     Returns:
@@ -160,21 +169,26 @@ def round_step(
     """
     own = of_clients(state)
     before = jax.tree.map(lambda a: a.at[rows.at].get(mode="clip"), own)
-    shared = (key, state.common, state.server, examples, fleet)
 
     def function(*args: Any) -> Any:
         return _client_step(setting, *args)
 
-    total, (after, report, uploads) = map_clients(function, shared, rows, before, setting.plan)
-    received = uploads if setting.algorithm.reduce is None else total
-    dropped = report.values[:, 0] > 0
-    cohort = Cohort(rows.ids, jnp.where(dropped, 0, rows.sizes).astype(jnp.float32))
-    key = client_key(key, _SERVER)
-    server = setting.algorithm.merge(key, state.common, state.server, received, cohort)
+    shared = (round, state.server, examples, fleet)
+    total, (after, report, stacked) = map_clients(function, shared, rows, before, setting.plan)
+    total = jax.tree.map(lambda a, b: b if _is_stack(a) else a, total, stacked, is_leaf=_is_stack)
+    arrived = (report.values[:, 0] == 0) & (rows.sizes > 0)
+    server_round = round._replace(key=client_key(round.key, _SERVER))
+    server, info = setting.algorithm.merge(server_round, state.server, total)
+    server = _or_kept(jnp.any(arrived), server, state.server)
     own = jax.tree.map(lambda a, rows_of_a: a.at[rows.at].set(rows_of_a, mode="drop"), own, after)
-    told = {} if setting.algorithm.report is None else setting.algorithm.report(server)
-    told = {name: jnp.asarray(value, jnp.float32) for name, value in told.items()}
-    return with_clients(state._replace(server=server), own), RoundReport(report, told)
+    metrics = {} if info is None else metrics_of(info)
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    return with_clients(state._replace(server=server), own), RoundReport(report, metrics)
+
+
+def _or_kept(condition: jax.Array, new: Any, old: Any) -> Any:
+    """Where nobody's upload arrived, nothing moves the server; parts that never change are not selected."""
+    return jax.tree.map(lambda a, b: b if a is b else jnp.where(condition, a, b), new, old)
 
 
 def run_chunk(
@@ -209,7 +223,8 @@ def run_chunk(
     @jax.jit  # traced once, for the shapes as for the loop
     def one_round(state: State, step: jax.Array) -> tuple[State, RoundReport]:
         rows = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, step, keepdims=False), cohorts)
-        return round_step(setting, state, examples, rows, round_key(key, first + step), fleet)
+        index = first + step
+        return round_step(setting, state, examples, rows, Round(round_key(key, index), index), fleet)
 
     _, report = jax.eval_shape(one_round, state, first)
     shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape), a.dtype), report)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,11 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
 from fedjax_masks.core import trees
+from fedjax_masks.core.choices import DataPlace, StatePlace
 from fedjax_masks.simulation.mapping import SPLIT, OfClients, Rows
 from fedjax_masks.simulation.memory import available_bytes, peak_bytes
 from fedjax_masks.simulation.packing import Packing, packing_of
 from fedjax_masks.simulation.store import Store
-
-Where = Literal["auto", "device", "host"]
-WhereClients = Literal["auto", "device", "mesh", "host"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Storage:
       checkpoints: How many checkpoints are kept, whose rows must stay.
     """
 
-    clients: WhereClients = "auto"
-    data: Where = "auto"
+    clients: StatePlace = "auto"
+    data: DataPlace = "auto"
     path: Path | None = None
     checkpoints: int = 1
 
@@ -77,21 +75,21 @@ class Residence(NamedTuple):
       init: ``(states of all clients) -> OfClients``, traced.
       load: ``(OfClients, ids) -> `` what a program gets; ``ids`` are sorted, and at most ``limit``.
       save: ``(OfClients before, ids, what the program gave back) -> OfClients``.
-      announce: ``(OfClients, ids)``: whose states will be loaded next.
+      prefetch: ``(OfClients, ids)``: announces whose states will be loaded next.
       read: ``(OfClients, ids) -> their states``.
       limit: How many clients a program can get.
       rounds: How many rounds it can run with them.
       store: The file on the host, if any.
     """
 
-    name: WhereClients
+    name: StatePlace
     sharding: Callable[[Sharding], Sharding]
     shapes: OfClients
     packing: Packing | None
     init: Callable[[OfClients], OfClients]
     load: Callable[[OfClients, np.ndarray], OfClients]
     save: Callable[[OfClients, np.ndarray, OfClients], OfClients]
-    announce: Callable[[OfClients, np.ndarray], None]
+    prefetch: Callable[[OfClients, np.ndarray], None]
     read: Callable[[OfClients, np.ndarray], OfClients]
     limit: int
     rounds: int
@@ -127,7 +125,7 @@ def on_device(shapes: OfClients, num_clients: int, *, chunk: int, split: bool = 
         init=lambda states: states,
         load=lambda own, ids: own,
         save=lambda before, ids, after: after,
-        announce=lambda own, ids: None,
+        prefetch=lambda own, ids: None,
         read=lambda own, ids: jax.tree.map(lambda a: a[ids], own),
         limit=num_clients,
         rounds=chunk,
@@ -190,7 +188,7 @@ def on_host(
         slots[ids] = store.write(np.asarray(after.clients)[: len(ids)], slots[ids])
         return OfClients(put(slots), ())
 
-    def announce(own: OfClients, ids: np.ndarray) -> None:
+    def prefetch(own: OfClients, ids: np.ndarray) -> None:
         slots = np.asarray(own.clients)[ids]
         store.announce(slots[slots >= 0])
 
@@ -202,7 +200,7 @@ def on_host(
         init=lambda states: OfClients(jnp.full(num_clients, -1, jnp.int32), ()),
         load=load,
         save=save,
-        announce=announce,
+        prefetch=prefetch,
         read=lambda own, ids: jax.vmap(packing.unpack)(load(own, ids).clients[: len(ids)]),
         limit=limit,
         rounds=rounds,
@@ -234,7 +232,7 @@ def choose(
     return on_device(shapes, num_clients, chunk=programs.chunk, split=where == "mesh")
 
 
-def _fitting(size: int, num_clients: int, devices: int) -> WhereClients:
+def _fitting(size: int, num_clients: int, devices: int) -> StatePlace:
     """The first place where states of ``size`` bytes take no more than half of a device's free memory."""
     room = _room(devices)
     if size <= room:

@@ -8,29 +8,32 @@ import numpy as np
 
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Task
+from fedjax_masks.core.choices import DataPlace
 from fedjax_masks.simulation.arrays import Examples, capacity, train_examples
 from fedjax_masks.simulation.mapping import Rows
 from fedjax_masks.simulation.memory import available_bytes
-from fedjax_masks.simulation.storage import Put, Where
+from fedjax_masks.simulation.storage import Put
 
 
 class Supply(NamedTuple):
-    """A way for training data to the device, as a record of functions.
+    """The place of training data, as a record of functions.
+
+    :class:`~fedjax_masks.simulation.storage.Residence` has the same functions for clients' states.
 
     Attributes:
-      shapes: What a program gets.
-      load: ``(ids) -> `` what a program gets for these clients; ``ids`` are sorted.
+      shapes: Of what a program gets.
+      load: ``((), ids) -> `` what a program gets for these clients; ``ids`` are sorted.
       point: ``(rows, ids)``: rows whose offsets point into it.
-      prepare: ``(ids)``: for whom the next load will be; called while the device computes.
+      prefetch: ``((), ids)``: announces whose data will be loaded next; called while the device computes.
     """
 
     shapes: Examples
-    load: Callable[[np.ndarray], Examples]
+    load: Callable[[Any, np.ndarray], Examples]
     point: Callable[[Rows, np.ndarray], Rows]
-    prepare: Callable[[np.ndarray], Any]
+    prefetch: Callable[[Any, np.ndarray], Any]
 
 
-def choose(task: Task, where: Where, *, limit: int, put: Put) -> Supply:
+def choose(task: Task, where: DataPlace, *, limit: int, put: Put) -> Supply:
     """The way that was asked for, or that suits.
 
     Args:
@@ -55,12 +58,12 @@ def resident(task: Task, shapes: Examples, *, put: Put) -> Supply:
     """All training data lie on the device from the first round on."""
     held: list[Examples] = []
 
-    def load(ids: np.ndarray) -> Examples:
+    def load(nothing: Any, ids: np.ndarray) -> Examples:
         if not held:
             held.append(put(train_examples(task)))
         return held[0]
 
-    return Supply(shapes, load, point=lambda rows, ids: rows, prepare=lambda ids: None)
+    return Supply(shapes, load, point=lambda rows, ids: rows, prefetch=lambda nothing, ids: None)
 
 
 def from_host(task: Task, shapes: Examples, *, put: Put) -> Supply:
@@ -79,11 +82,11 @@ def from_host(task: Task, shapes: Examples, *, put: Put) -> Supply:
             labels[place * room :][:size] = task.labels[own]
         return put(Examples(inputs, labels, np.arange(len(labels), dtype=np.int32)))
 
-    def load(ids: np.ndarray) -> Examples:
-        prepare(ids)
+    def load(nothing: Any, ids: np.ndarray) -> Examples:
+        prefetch(nothing, ids)
         return held.pop(ids.tobytes())
 
-    def prepare(ids: np.ndarray) -> None:
+    def prefetch(nothing: Any, ids: np.ndarray) -> None:
         name = ids.tobytes()
         if name not in held:
             held.clear()  # prepared for a chunk that did not come
@@ -93,7 +96,7 @@ def from_host(task: Task, shapes: Examples, *, put: Put) -> Supply:
         place = np.minimum(np.searchsorted(ids, rows.ids), len(ids) - 1)
         return rows._replace(offsets=(place * room).astype(np.int32))
 
-    return Supply(shapes, load, point, prepare)
+    return Supply(shapes, load, point, prefetch)
 
 
 def _shapes(task: Task, examples: int, rows: int) -> Examples:

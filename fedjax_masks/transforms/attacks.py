@@ -1,17 +1,20 @@
 """Clients that send something else than they have learned, to test a server against."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_masks.communication import codecs
 from fedjax_masks.core import returns, trees
-from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Metrics, PyTree, State, Task
-from fedjax_masks.transforms import compression
-
-Kind = Literal["nan", "scale", "sign"]
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
+from fedjax_masks.core.choices import AttackKind
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.options import Share, check
+from fedjax_masks.core.types import PyTree
+from fedjax_masks.transforms.wrapping import inner_models
 
 
 class AttackingClient(NamedTuple):
@@ -28,7 +31,7 @@ class AttackingClient(NamedTuple):
 
 def with_attack(
     algorithm: FederatedAlgorithm,
-    kind: Kind,
+    kind: AttackKind,
     *,
     share: float = 0.2,
     factor: float = 1000.0,
@@ -48,7 +51,7 @@ def with_attack(
       An algorithm whose client state is an :class:`AttackingClient`.
 
     Raises:
-      ValueError: An argument is out of range; from ``train``, if an upload holds no floats.
+      UserError: An argument is out of range; from ``train``, if an upload holds no floats.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -58,11 +61,10 @@ def with_attack(
       >>> run.records[-1]["clients_dropped"]
       2
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"with_attack: kind={kind!r}; accepted are {', '.join(get_args(Kind))}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"with_attack: share={share}; accepted is at least 0 and at most 1")
-    algorithm = returns.checked(algorithm)
+    if kind not in get_args(AttackKind):
+        raise UserError(f"attack.kind={kind}: must be one of {', '.join(get_args(AttackKind))}")
+    check("attack.share", share, Share)
+    algorithm = returns.with_checks(algorithm)
     by = {"nan": float("nan"), "scale": factor, "sign": -1.0}[kind]
 
     def init(key: chex.PRNGKey, task: Task) -> State:
@@ -72,22 +74,18 @@ def with_attack(
         return state._replace(clients=AttackingClient(state.clients, hostile))
 
     def train(
-        key: chex.PRNGKey, common: PyTree, message: PyTree, client: AttackingClient, data: ClientData
-    ) -> tuple[AttackingClient, PyTree, Metrics]:
-        inner, upload, metrics = algorithm.train(key, common, message, client.inner, data)
-        if "float" not in (found := compression.kinds(upload)):
-            raise ValueError(
-                f"with_attack: uploads hold {' and '.join(sorted(found)) or 'nothing'}; accepted are floats"
+        round: Round, message: PyTree, client: AttackingClient, data: ClientData
+    ) -> tuple[AttackingClient, PyTree, Info]:
+        inner, upload, info = algorithm.train(round, message, client.inner, data)
+        if "float" not in (sent := codecs.kinds(upload)):
+            raise UserError(
+                f"attack.kind={kind}: must meet uploads of floats; these hold "
+                f"{' and '.join(sorted(sent)) or 'nothing'}"
             )
-        spoilt = compression.map_floats(_spoil, upload)
-        return AttackingClient(inner, client.hostile), trees.where(client.hostile, spoilt, upload), metrics
+        spoilt = codecs.map_floats(spoil, upload)
+        return AttackingClient(inner, client.hostile), trees.where(client.hostile, spoilt, upload), info
 
-    def _spoil(leaf: jax.Array, sent: Any) -> jax.Array:
+    def spoil(leaf: jax.Array, sent: PyTree) -> jax.Array:
         return jnp.where(sent, leaf * by, leaf).astype(leaf.dtype)
 
-    return algorithm._replace(
-        init=init,
-        train=train,
-        predict=algorithm.predict and compression.on_inner(algorithm.predict),
-        probes={name: compression.on_inner(probe) for name, probe in algorithm.probes.items()},
-    )
+    return algorithm._replace(init=init, train=train, predict=inner_models(algorithm.predict))

@@ -1,6 +1,6 @@
 """Differential privacy of whole clients, and what it costs.
 
-Clients clip their uploads and add noise (:func:`~fedjax_masks.transforms.compression.clip_and_noise`), the
+Clients clip their uploads and add noise (:func:`~fedjax_masks.communication.codecs.clip_and_noise`), the
 server adds up.
 What is guaranteed is (epsilon, delta)-differential privacy of everything that the server publishes, if
 
@@ -16,11 +16,12 @@ drawn in floating point, good for a simulation; against an adversary it takes a 
 
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.core.algorithm import Cohort, FederatedAlgorithm, PyTree
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Round
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.types import PyTree
 
 
 def with_equal_weights(algorithm: FederatedAlgorithm, size: float = 1.0) -> FederatedAlgorithm:
@@ -32,18 +33,13 @@ def with_equal_weights(algorithm: FederatedAlgorithm, size: float = 1.0) -> Fede
         what is measured against the total (SCAFFOLD's control variate).
     """
 
-    def equal(weight: jax.Array) -> jax.Array:
-        return jnp.where(weight > 0, jnp.float32(size), 0)
+    def receive(
+        round: Round, server: PyTree, profile: PyTree, upload: PyTree, weight: jax.Array
+    ) -> tuple[PyTree, PyTree]:
+        equal = jnp.where(weight > 0, jnp.float32(size), 0)
+        return algorithm.receive(round, server, profile, upload, equal)
 
-    def reduce(upload: PyTree, weight: jax.Array) -> PyTree:
-        assert algorithm.reduce is not None
-        return algorithm.reduce(upload, equal(weight))
-
-    def merge(key: chex.PRNGKey, common: PyTree, server: PyTree, uploads: PyTree, cohort: Cohort) -> PyTree:
-        cohort = cohort._replace(weight=equal(cohort.weight))
-        return algorithm.merge(key, common, server, uploads, cohort)
-
-    return algorithm._replace(reduce=algorithm.reduce and reduce, merge=merge)
+    return algorithm._replace(receive=receive)
 
 
 def epsilon(
@@ -70,25 +66,25 @@ def epsilon(
         neighbours have one client more or less.
 
     Raises:
-      ValueError: An argument is out of range, or the package dp-accounting is not installed.
+      UserError: An argument is out of range, or the package dp-accounting is not installed.
 
     >>> run = dict(clients=50, cohort=10, rounds=20)
     >>> epsilon(**run, multiplier=2.0) < epsilon(**run, multiplier=1.0)
     True
     """
     if not (1 <= cohort <= clients and rounds >= 1 and multiplier > 0):
-        raise ValueError(
-            f"epsilon: {clients=}, {cohort=}, {rounds=}, {multiplier=}; "
-            "accepted are cohorts of 1 to all clients, at least 1 round, and a multiplier above 0"
+        raise UserError(
+            f"epsilon: {clients=}, {cohort=}, {rounds=}, {multiplier=}: "
+            "must be a cohort of 1 to all clients, 1 round or more, and a multiplier above 0"
         )
     delta = default_delta(clients) if delta is None else delta
     if not 0 < delta < 1:
-        raise ValueError(f"epsilon: delta={delta}; accepted is above 0 and below 1")
+        raise UserError(f"epsilon: delta={delta}: must be above 0 and below 1")
     try:
         import dp_accounting
         from dp_accounting import pld, rdp
     except ModuleNotFoundError:
-        raise ValueError("epsilon: the package dp-accounting is not installed") from None
+        raise UserError("epsilon: must have the package dp-accounting: pip install dp-accounting") from None
     if sampling == "poisson":
         noise = dp_accounting.GaussianDpEvent(multiplier)
         accountant = pld.PLDAccountant()

@@ -1,7 +1,7 @@
 """Merges that hostile or broken clients cannot steer.
 
-A :data:`Defence` looks at the uploads of a whole cohort before the algorithm reduces them. Defences
-stand in a row and fit any algorithm with ``reduce``, of which nothing else changes::
+A :data:`Defence` looks at the uploads of a whole cohort before the algorithm receives them. Defences stand in
+a row and fit any algorithm whose uploads are floats and whose contributions do not depend on profiles::
 
     with_robust_merge(fedavg(model, optimizer), clip_to_median(2.0), trimmed_mean(0.2))
 
@@ -11,35 +11,35 @@ Uploads that are not finite never get here: the engine leaves them out of any me
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks.communication.payload import Known, Masked, Passed, When
-from fedjax_masks.core.algorithm import Cohort, FederatedAlgorithm, PyTree
-from fedjax_masks.transforms import compression
+from fedjax_masks.communication import codecs
+from fedjax_masks.communication.payload import Dialogue, Part, map_sent, replace_nodes
+from fedjax_masks.core import returns, trees
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Info, Round, Stack
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.types import PyTree
 
 Defence = Callable[[PyTree, jax.Array], tuple[PyTree, jax.Array]]
 """``(uploads, weight) -> (uploads, weight)``: rows ``[cohort, ...]`` and ``float32[cohort]``, 0 for a row
-that is padding or left out. What comes out may have fewer rows; its weights have the same sum."""
+that is padding or left out. The result may have fewer rows; its weights have the same sum."""
 
 
 def with_robust_merge(algorithm: FederatedAlgorithm, *defences: Defence) -> FederatedAlgorithm:
-    """Sends the uploads of a cohort through defences before the algorithm reduces what they leave.
+    """Sends the uploads of a cohort through defences before the algorithm receives the rest.
 
-    All uploads of a cohort are then in memory at once. A wire that compresses goes around:
-    ``with_wire(with_robust_merge(...))``.
+    All uploads of a cohort are then in memory at once. Codecs go around:
+    ``with_codecs(with_robust_merge(...))``.
 
     Args:
-      algorithm: An algorithm with ``reduce``, whose uploads are floats.
+      algorithm: An algorithm whose uploads are floats.
       *defences: In their order.
 
-    Returns:
-      The algorithm without ``reduce``.
-
     Raises:
-      ValueError: The algorithm has no ``reduce``, or serves; from ``merge``, if its uploads are not floats.
+      UserError: While tracing, if uploads are not floats, or if what a server makes of an upload depends on
+        the client's profile.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -47,59 +47,106 @@ def with_robust_merge(algorithm: FederatedAlgorithm, *defences: Defence) -> Fede
       >>> algorithm = fm.fedavg(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1))
       >>> run = fm.simulate(with_robust_merge(algorithm, median()), task, rounds=2, cohort=5)
     """
-    reduce = algorithm.reduce
-    if reduce is None or algorithm.serve is not None:
-        raise ValueError(
-            "with_robust_merge: the algorithm's server reads every upload; accepted is one that adds them up"
-        )
+    algorithm = returns.with_checks(algorithm)
 
-    def merge(key: chex.PRNGKey, common: PyTree, server: PyTree, uploads: PyTree, cohort: Cohort) -> PyTree:
-        _check(uploads)
-        weight = cohort.weight
+    def receive(
+        round: Round, server: PyTree, profile: PyTree, upload: PyTree, weight: jax.Array
+    ) -> tuple[PyTree, Stack]:
+        _check(upload)
+        arguments = (round, server, profile, upload, weight)
+        if _depends_on_profile(lambda *args: algorithm.receive(*args)[1], *arguments):
+            raise UserError(
+                "robust: must meet an algorithm whose server treats the uploads of all clients alike; this "
+                "one reads what it knows of each"
+            )
+        new, _ = algorithm.receive(*arguments)
+        return new, Stack((_without_dialogues(upload), weight, profile))
+
+    def merge(round: Round, server: PyTree, total: Stack) -> tuple[PyTree, Info | None]:
+        uploads, weight, profiles = total.tree
         for defence in defences:
             uploads, weight = defence(uploads, weight)
-        total = jax.tree.map(lambda a: a.sum(0, dtype=a.dtype), jax.vmap(reduce)(uploads, weight))
-        return algorithm.merge(key, common, server, total, cohort)
+        profile = jax.tree.map(lambda rows: rows[0], profiles)
 
-    return algorithm._replace(merge=merge, reduce=None)
+        def contribution(upload: PyTree, weight: jax.Array) -> PyTree:
+            part = algorithm.receive(round, server, profile, upload, weight)[1]
+            return trees.where(weight > 0, part, trees.zeros_like(part))
+
+        return algorithm.merge(round, server, _total(jax.vmap(contribution)(uploads, weight)))
+
+    return algorithm._replace(receive=receive, merge=merge)
+
+
+def _total(contributions: PyTree) -> PyTree:
+    """The sum over axis 0; a :class:`Stack` stays stacked, as the engine leaves it."""
+
+    def add_up(node: PyTree) -> Any:
+        return node if isinstance(node, Stack) else node.sum(0, dtype=node.dtype)
+
+    return jax.tree.map(add_up, contributions, is_leaf=lambda node: isinstance(node, Stack))
+
+
+def _without_dialogues(upload: PyTree) -> PyTree:
+    """The upload without the size of a conversation, which is counted already."""
+    nothing = jnp.zeros((), jnp.uint32)
+    none = Dialogue(nothing, nothing, jnp.float32(0), jnp.float32(0))
+    return replace_nodes(Dialogue, lambda _: none, upload)
+
+
+def _depends_on_profile(
+    contribution: Callable[..., PyTree],
+    round: Round,
+    server: PyTree,
+    profile: PyTree,
+    upload: PyTree,
+    weight: jax.Array,
+) -> bool:
+    program = jax.make_jaxpr(contribution)(round, server, profile, upload, weight).jaxpr
+    before = len(jax.tree.leaves((round, server)))
+    rows = program.invars[before : before + len(jax.tree.leaves(profile))]
+    needed = {id(variable) for variable in program.outvars}
+    for equation in reversed(program.eqns):
+        if any(id(variable) in needed for variable in equation.outvars):
+            needed |= {id(variable) for variable in equation.invars}
+    return any(id(row) in needed for row in rows)
 
 
 def _check(uploads: PyTree) -> None:
-    found = compression.kinds(uploads) - {"Passed"}
-    if found != {"float"}:
-        others = " and ".join(sorted(found - {"float"})) or "nothing"
-        raise ValueError(f"with_robust_merge: uploads hold {others}; accepted are floats")
+    sent = codecs.kinds(uploads) - {Dialogue.__name__}
+    if sent != {"float"}:
+        others = " and ".join(sorted(sent - {"float"})) or "nothing"
+        raise UserError(f"robust: must meet uploads of floats; these hold {others}")
 
 
 def clip(norm: float) -> Defence:
     """Scales every upload down to an l2 norm of at most ``norm``.
 
     Raises:
-      ValueError: If ``norm`` is not above 0.
+      UserError: If ``norm`` is not above 0.
     """
     _check_positive("clip", "norm", norm)
-    return lambda uploads, weight: (jax.vmap(lambda upload: compression.clip(upload, norm))(uploads), weight)
+    return lambda uploads, weight: (jax.vmap(lambda upload: codecs.clip(upload, norm))(uploads), weight)
 
 
 def clip_to_median(factor: float = 1.0) -> Defence:
     """Scales every upload down to an l2 norm of at most ``factor`` times the median norm of the cohort.
 
     Raises:
-      ValueError: If ``factor`` is not above 0.
+      UserError: If ``factor`` is not above 0.
     """
     _check_positive("clip_to_median", "factor", factor)
 
     def defence(uploads: PyTree, weight: jax.Array) -> tuple[PyTree, jax.Array]:
-        norms = jax.vmap(compression.global_norm)(uploads)
+        norms = jax.vmap(codecs.global_norm)(uploads)
         limit = factor * _trimmed(norms, weight > 0, _half(len(weight)))
-        return jax.vmap(compression.clip, (0, None))(uploads, limit), weight
+        return jax.vmap(codecs.clip, (0, None))(uploads, limit), weight
 
     return defence
 
 
 def _check_positive(name: str, key: str, value: float) -> None:
     if not value > 0:
-        raise ValueError(f"{name}: {key}={value}; accepted is a number above 0")
+        raise UserError(f"{name}: {key}={value}: must be a number above 0")
 
 
 def median() -> Defence:
@@ -119,16 +166,16 @@ def trimmed_mean(share: float = 0.2) -> Defence:
     of 0 is the mean without weights. Holds while at most a share ``share`` of a cohort is hostile.
 
     Raises:
-      ValueError: If ``share`` is not in [0, 0.5).
+      UserError: If ``share`` is not in [0, 0.5).
     """
     if not 0 <= share < 0.5:
-        raise ValueError(f"trimmed_mean: share={share}; accepted is at least 0 and below 0.5")
+        raise UserError(f"trimmed_mean: share={share}: must be at least 0 and below 0.5")
     # Rounded first: 0.3 * 10 is a little less than 3.
     return _centre(lambda cohort: np.floor(np.round(share * np.arange(cohort + 1), 9)).astype(np.int32))
 
 
 def _half(cohort: int) -> np.ndarray:
-    """What a median cuts off at either end, of 0 to ``cohort`` values."""
+    """``int32[cohort + 1]``: the cut of a median at either end, of 0 to ``cohort`` values."""
     return np.maximum(np.arange(cohort + 1, dtype=np.int32) - 1, 0) // 2
 
 
@@ -142,29 +189,21 @@ def _centre(cuts: Callable[[int], np.ndarray]) -> Defence:
     return defence
 
 
-_WRAPPERS = (Known, Passed, When, Masked)
-
-
 def _centre_of(uploads: PyTree, present: jax.Array, cuts: np.ndarray) -> PyTree:
     """One upload; ``present`` broadcasts, from its first axis on, against every array."""
 
-    def visit(node: Any) -> Any:
-        match node:
-            case Passed():
-                return jax.tree.map(lambda a: a[0], node)  # its size alone is left of it
-            case Known(tree):
-                return Known(_centre_of(tree, present, cuts))
-            case When(flag, tree):
-                sent = flag & present
-                return When(jnp.any(sent, 0), _centre_of(tree, sent, cuts))
-            case Masked(values, mask):
-                sent = jax.tree.map(lambda m: m & _align(present, m), mask)
-                values = jax.tree.map(lambda s, v: _centre_of(v, s, cuts), sent, values)
-                return Masked(values, jax.tree.map(lambda s: jnp.any(s, 0), sent))
-        _check(node)
-        return _trimmed(node, _align(present, node), cuts)
+    def centre(part: Part) -> jax.Array:
+        _check(part.leaf)  # what the server already knows, too
+        sent = _align(present, part.leaf)
+        return _trimmed(
+            part.leaf, sent if part.sent_mask is True else sent & _align(part.sent_mask, part.leaf), cuts
+        )
 
-    return jax.tree.map(visit, uploads, is_leaf=lambda node: isinstance(node, _WRAPPERS))
+    def anybody(condition: jax.Array) -> jax.Array:
+        return jnp.any(condition & _align(present, condition), 0)
+
+    first = replace_nodes(Dialogue, lambda node: jax.tree.map(lambda a: a[0], node), uploads)
+    return map_sent(centre, first, condition=anybody, known=True)
 
 
 def _align(present: jax.Array, like: jax.Array) -> jax.Array:
@@ -183,6 +222,6 @@ def _trimmed(values: jax.Array, present: jax.Array, cuts: np.ndarray) -> jax.Arr
     cut = jnp.asarray(cuts)[number]
     ranked = jnp.sort(jnp.where(present, values, jnp.inf), 0)
     rank = jnp.arange(len(values)).reshape(-1, *(1,) * (values.ndim - 1))
-    kept = (rank >= cut) & (rank < number - cut)
-    total = jnp.sum(jnp.where(kept, ranked, 0), 0)
+    inside = (rank >= cut) & (rank < number - cut)
+    total = jnp.sum(jnp.where(inside, ranked, 0), 0)
     return (total / jnp.maximum(number - 2 * cut, 1)).astype(values.dtype)

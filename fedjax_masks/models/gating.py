@@ -1,4 +1,4 @@
-"""Channel gates: for each example, only the most salient channels of a convolution are active.
+"""Models with channel gates: for each example, only the most salient channels of a convolution are active.
 
 Gao, Zhao, Dudziak, Mullins, Xu: "Dynamic Channel Pruning: Feature Boosting and Suppression", ICLR 2019,
 arXiv 1810.05331.
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Params
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import top_count
+from fedjax_masks.core.options import PositiveShare, check
 from fedjax_masks.models.layers import Hook, Layer
 from fedjax_masks.models.model import Model
 
@@ -22,11 +24,11 @@ Saliency = Literal["mean", "sigmoid"]
 
 
 class Gate(NamedTuple):
-    """What one layer's gate did.
+    """The values and the selection of one layer's gate.
 
     Attributes:
       value: ``float32[batch, outputs]``: the gates before the selection, 0 or more.
-      active: ``bool[batch, outputs]``: the channels selected, the same number in every example.
+      active: ``bool[batch, outputs]``: the active channels, the same number in every example.
     """
 
     value: jax.Array
@@ -34,34 +36,33 @@ class Gate(NamedTuple):
 
 
 def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None, bias: float = 1.0) -> Model:
-    """Puts a gate on every convolution but a residual network's stem and its shortcuts.
+    """Puts a gate on every convolution, except the stem and the shortcuts of residual networks.
 
-    Of an example's input ``x`` to a layer, ``g = relu(s(x) A + b)``, where ``s`` is the mean of each
-    channel, or its sigmoid. The layer emits ``relu(norm(conv(x)) * g)`` with all but the
-    ``round(ratio * outputs)`` largest of ``g`` set to zero (a half is rounded to even, ties go to the
-    lower index), in training and evaluation alike. The selection has no gradient; gates that survive
-    learn through the product. A suppressed pair of example and channel contributes nothing to any
-    gradient of that channel, save through the statistics of a normalisation that it shares with active
-    ones.
+    The gate of a layer with input ``x`` is ``g = relu(s(x) A + b)``, where ``s`` is the mean of each channel,
+    or the sigmoid of the mean. The layer computes ``relu(norm(conv(x)) * g)``, with all but the
+    ``round(ratio * outputs)`` largest values of ``g`` set to zero (a half is rounded to even, ties go to the
+    lower index), in training and in evaluation. The selection has no gradient; active gates learn through
+    the product. An example contributes to the gradient of a suppressed channel only through statistics that
+    a normalization shares between channels.
 
     Args:
-      model: The net.
-      ratio: Share of channels that are active, in (0, 1].
-      saliency: ``s`` is the ``mean``, or its ``sigmoid``; by default the mean in residual networks
-        and the sigmoid in others. Unbounded gates multiply activations by activations, layer upon
-        layer: without normalisation, training then overflows at rates that suit the plain net.
-      bias: Where ``b`` starts; ``A`` is drawn from He et al.'s normal distribution.
+      model: The network.
+      ratio: Share of active channels, in (0, 1].
+      saliency: The function ``s``, ``mean`` or ``sigmoid``; by default the mean in residual networks and the
+        sigmoid in others. Unbounded gates multiply activations by activations in every layer: without
+        normalization, training then overflows at learning rates that suit the network without gates.
+      bias: Initial value of ``b``; ``A`` is drawn from He et al.'s normal distribution.
 
     Returns:
-      A model like any other. Its parameters are the net's, as ``model.init`` draws them from the same
-      key, and in each gated layer ``gate: {kernel: [inputs, outputs], bias: [outputs]}``. Without a
-      hook, ``forward`` returns each gated layer's :class:`Gate`; with one, what the hook returns,
-      and the gate multiplies what the hook puts in the layer's place. ``rebuild`` keeps the number
-      of active channels, as far as there are so many.
+      A model. Its parameters are those of the network, as ``model.init`` draws them from the same key, and in
+      each gated layer ``gate: {kernel: [inputs, outputs], bias: [outputs]}``. Without a hook, ``forward``
+      returns each gated layer's :class:`Gate`. With a hook, it returns the results of the hook, and the gate
+      multiplies the hook's replacement of the layer. ``rebuild`` keeps the number of active channels, up to
+      the number of channels.
 
     Raises:
-      ValueError: The net has no such convolution, or ``ratio`` is out of range or leaves a layer
-        without active channels.
+      UserError: The network has no such convolution, or ``ratio`` is out of range or leaves a layer without
+        active channels.
 
     Example:
       >>> from types import SimpleNamespace
@@ -71,16 +72,15 @@ def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None,
       >>> [int(gate.active.sum()) for gate in gates.values()]
       [16, 32]
     """
-    if not 0 < ratio <= 1:
-        raise ValueError(f"ratio={ratio}: accepted is above 0 and at most 1")
+    check("ratio", ratio, PositiveShare)
     convolutions = [k for k in model.kernels if k.kind == "conv" and k.role == "body"]
     if not convolutions:
-        raise ValueError(f"model={model.name!r}: has no convolution to gate; accepted are models with some")
+        raise UserError(f"model={model.name!r}: must have a convolution to gate; choose another model")
     keep = {kernel.name: round(kernel.outputs * ratio) for kernel in convolutions}
     for kernel in convolutions:
         if not keep[kernel.name]:
-            least = 0.5 / kernel.outputs
-            raise ValueError(f"ratio={ratio}: no channel of {kernel.name} is kept; accepted is above {least}")
+            bound = 0.5 / kernel.outputs
+            raise UserError(f"ratio={ratio}: must be above {bound}, to keep a channel of {kernel.name}")
     if saliency is None:
         saliency = "mean" if any(kernel.role == "stem" for kernel in model.kernels) else "sigmoid"
     return _with_gates(model, keep, saliency, bias)
@@ -88,17 +88,17 @@ def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None,
 
 def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: float) -> Model:
     gates = {k.name: (*k.path[:-1], "gate") for k in net.kernels if k.name in keep}
-    silence = 0.5 if saliency == "sigmoid" else 0.0
+    zero_saliency = 0.5 if saliency == "sigmoid" else 0.0
 
     def init(key: jax.Array) -> Params:
         params = net.init(key)
         for index, kernel in enumerate(net.kernels):
             if kernel.name in keep:
-                fresh = jax.random.fold_in(key, index)
-                weights = nn.initializers.he_normal()(fresh, kernel.shape[-2:], jnp.float32)
+                gate_key = jax.random.fold_in(key, index)
+                weights = nn.initializers.he_normal()(gate_key, kernel.shape[-2:], jnp.float32)
                 gate = {"kernel": weights, "bias": jnp.full(kernel.outputs, bias, jnp.float32)}
-                at = kernel.path[:-1]
-                params = trees.put(params, at, {**trees.get(params, at), "gate": gate})
+                path = kernel.path[:-1]
+                params = trees.put(params, path, {**trees.get(params, path), "gate": gate})
         return params
 
     def forward(
@@ -109,7 +109,7 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
         start: str | None = None,
         stop: str | None = None,
     ) -> tuple[jax.Array, Mapping[str, Any]]:
-        def through_gate(layer: Layer, x: jax.Array) -> tuple[jax.Array, Any]:
+        def apply_gate(layer: Layer, x: jax.Array) -> tuple[jax.Array, Any]:
             h, aux = (layer(x), None) if hook is None else hook(layer, x)
             if layer.name not in keep:
                 return h, aux
@@ -117,13 +117,13 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
             factors = jnp.where(gate.active, gate.value, 0)
             return h * factors[:, None, None], gate if hook is None else aux
 
-        y, aux = net.forward(params, x, hook=through_gate, start=start, stop=stop)
+        y, aux = net.forward(params, x, hook=apply_gate, start=start, stop=stop)
         return y, {name: aux[name] for name in aux if hook is not None or name in keep}
 
     def rebuild(widths: Any) -> Model:
-        at_most = {kernel.name: width for kernel, width in zip(net.kernels, widths, strict=True)}
+        outputs = {kernel.name: width for kernel, width in zip(net.kernels, widths, strict=True)}
         return _with_gates(
-            net.rebuild(widths), {name: min(k, at_most[name]) for name, k in keep.items()}, saliency, bias
+            net.rebuild(widths), {name: min(k, outputs[name]) for name, k in keep.items()}, saliency, bias
         )
 
     return net._replace(
@@ -131,13 +131,13 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
         init=init,
         apply=lambda params, x: forward(params, x)[0],
         forward=forward,
-        kernels=tuple(k._replace(gate=gates.get(k.name), silence=silence) for k in net.kernels),
+        kernels=tuple(k._replace(gate=gates.get(k.name), zero_saliency=zero_saliency) for k in net.kernels),
         rebuild=rebuild,
     )
 
 
 def _gate(params: Params, x: jax.Array, keep: int, saliency: Saliency) -> Gate:
-    """The gate of a layer whose input is ``x [batch, height, width, inputs]``."""
+    """The gate of a layer with input ``x``, ``[batch, height, width, inputs]``."""
     s = jnp.mean(x, axis=(1, 2))
     s = jax.nn.sigmoid(s) if saliency == "sigmoid" else s
     value = nn.relu(s @ params["kernel"] + params["bias"])

@@ -1,0 +1,112 @@
+"""Figures from result files: long runs whose results are part of the package.
+
+The files of ``fedjax_masks/claims/results`` are package data, so an installed package reads the same
+figures as the source tree. ``provenance.json`` among them holds the command, commit and machine of each.
+"""
+
+import json
+from collections.abc import Callable, Hashable, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+from fedjax_masks.claims.claim import Claim, Label, Verdict, unreachable_claim
+
+FOLDER = "fedjax_masks/claims/results"
+
+Line = dict[str, Any]
+Judge = Callable[[Sequence[Line]], tuple[str, bool]]
+
+_RESULTS = resources.files("fedjax_masks.claims") / "results"
+
+
+class Results(NamedTuple):
+    """The content of a result file.
+
+    Attributes:
+      lines: The JSON objects of the file, one per line of it.
+      command: The command that produced them.
+      source: The file, the commit and the machine.
+    """
+
+    lines: Sequence[Line]
+    command: str
+    source: str
+
+
+def result_claim(
+    system: str, claim: str, paper: str, label: Label, file: str, judge: Judge, *, reason: str = ""
+) -> Claim:
+    """A figure from a result file.
+
+    Args:
+      system: The algorithm.
+      claim: The quantity.
+      paper: The published figure.
+      label: The class of our figure.
+      file: The name of the file.
+      judge: ``lines -> (figure, met)``: our figure, and whether it meets the claim.
+      reason: An explanation, used where our figure does not meet the claim.
+    """
+    results = read_results(file)
+    if results is None:
+        explanation = f"needs {FOLDER}/{file}, which this installation lacks"
+        return unreachable_claim(system, claim, paper, label, explanation, "fedjax-masks claims")
+    ours, is_met = judge(results.lines)
+    verdict: Verdict = "met" if is_met else "missed"
+    return Claim(
+        *(system, claim, paper, ours, label, verdict),
+        *(results.command, results.source, "" if is_met else reason),
+    )
+
+
+def read_results(file: str) -> Results | None:
+    """The content of a result file by its name; None where the file or its provenance is missing."""
+    path, provenance = _RESULTS / file, _RESULTS / "provenance.json"
+    if not path.is_file() or not provenance.is_file():
+        return None
+    origin = json.loads(provenance.read_text("utf-8")).get(file)
+    if origin is None:
+        return None
+    lines = path.read_text("utf-8").splitlines()
+    source = f"{FOLDER}/{file}, commit {origin['commit']}, {origin['machine']}"
+    return Results([json.loads(line) for line in lines], origin["command"], source)
+
+
+def gaps(
+    lines: Sequence[Line],
+    value: Callable[[Line], float],
+    group: Callable[[Line], Hashable],
+    ours: Hashable,
+    theirs: Hashable,
+) -> list[float]:
+    """Differences between two groups of lines, one for each seed that both groups have.
+
+    Args:
+      lines: The lines; ``seed`` holds the seed.
+      value: The figure of a line.
+      group: The group of a line.
+      ours: The first group.
+      theirs: The second group, which is subtracted.
+
+    >>> lines = [{"seed": 0, "name": name, "x": x} for name, x in (("a", 3.0), ("b", 1.0))]
+    >>> gaps(lines, lambda line: line["x"], lambda line: line["name"], "a", "b")
+    [2.0]
+    """
+    first, second = (
+        {line["seed"]: value(line) for line in lines if group(line) == name} for name in (ours, theirs)
+    )
+    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+
+
+def algorithm(line: Line) -> str:
+    """The name of a run's algorithm."""
+    return line["algorithm"]["name"]
+
+
+def setting(line: Line) -> str:
+    """The setting of a run: its name without the seed at the end.
+
+    >>> setting({"run": "ecofed-fractal-0"})
+    'ecofed-fractal'
+    """
+    return line["run"].rpartition("-")[0]

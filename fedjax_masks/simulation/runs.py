@@ -1,0 +1,140 @@
+"""Several runs of one program in step: other seeds, other values of numeric options, the same shapes.
+
+Runs need nothing of each other, so they, and not the clients of a run, are spread over the devices. One run
+is the same program without a further axis, and spreads its clients.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from fedjax_masks.simulation.mapping import placement
+from fedjax_masks.simulation.plan import Plan, parse_plan
+
+_AXIS = "runs"
+
+
+class Runs(NamedTuple):
+    """The layout of runs, as a record of functions.
+
+    Attributes:
+      plan: The plan of clients within a run; its reason also tells the layout of runs.
+      place: The sharding of what each run has by itself.
+      everywhere: The sharding of what all runs share.
+      map: ``(function, shared, runs) -> results``: ``function(shared, run)`` of every run.
+      shapes: ``(shapes of one run) -> shapes`` of all.
+      stack: ``(one tree a run) -> tree`` of all, on the host.
+      split: ``(tree of all, on the host) -> one tree a run``.
+      take: ``(tree of all, run) -> tree`` of one.
+      join: The inverse of ``take``: ``(one tree a run) -> tree`` of all.
+    """
+
+    plan: Plan
+    place: Sharding
+    everywhere: Sharding
+    map: Callable[[Callable[[Any, Any], Any], Any, Any], Any]
+    shapes: Callable[[Any], Any]
+    stack: Callable[[Sequence[Any]], Any]
+    split: Callable[[Any], list[Any]]
+    take: Callable[[Any, int], Any]
+    join: Callable[[Sequence[Any]], Any]
+
+
+Layout = Callable[[Plan], Runs]
+"""The layout of runs under a plan, which decides the blocks and the devices of clients or of runs."""
+
+
+def lay_out_runs(text: str, *, cohort: int, num_runs: int) -> tuple[Plan, Layout]:
+    """The plan to start from, and the layout of runs under it or under a smaller one.
+
+    Args:
+      text: The plan of a single run, see :func:`~fedjax_masks.simulation.plan.parse_plan`. Of several runs,
+        its devices are those for runs.
+      cohort: Clients per round.
+      num_runs: The number of runs.
+
+    Raises:
+      ValueError: The plan is not understood.
+    """
+    if num_runs == 1:
+        return parse_plan(text, cohort=cohort), _one_run
+    kind, _, mesh = text.partition(",mesh:")
+    devices = parse_plan(text, cohort=num_runs).devices if mesh else min(num_runs, jax.device_count())
+    inner = parse_plan(f"{kind},mesh:1", cohort=cohort)
+    if jax.default_backend() == "cpu":
+        plan = Plan(1, devices, "a core runs one run after the other from its cache")
+    else:
+        plan = Plan(-(-num_runs // devices), devices, "an accelerator runs all at once")
+    return plan, partial(_many_runs, inner, num_runs)
+
+
+def _one_run(plan: Plan) -> Runs:
+    place = placement(plan)
+    return Runs(
+        plan=plan,
+        place=place,
+        everywhere=place,
+        map=lambda function, shared, run: function(shared, run),
+        shapes=lambda tree: tree,
+        stack=lambda trees: trees[0],
+        split=lambda tree: [tree],
+        take=lambda tree, run: tree,
+        join=lambda trees: trees[0],
+    )
+
+
+def _many_runs(inner: Plan, num_runs: int, plan: Plan) -> Runs:
+    full = plan.block * plan.devices
+    total = -(-num_runs // full) * full  # the last run is repeated to fill blocks on every device
+    mesh = Mesh(jax.devices()[: plan.devices], (_AXIS,))
+    place, everywhere = NamedSharding(mesh, PartitionSpec(_AXIS)), NamedSharding(mesh, PartitionSpec())
+
+    def map_runs(function: Callable[[Any, Any], Any], shared: Any, runs: Any) -> Any:
+        def on_device(shared: Any, runs: Any) -> Any:
+            width = plan.block if plan.block > 1 else None
+            return jax.lax.map(partial(function, shared), runs, batch_size=width)
+
+        if plan.devices == 1:
+            return on_device(shared, runs)
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(_AXIS)),
+            out_specs=PartitionSpec(_AXIS),
+            check_vma=False,  # as in the map over clients
+        )(shared, runs)
+
+    def pad(rows: np.ndarray) -> np.ndarray:
+        return np.pad(rows, [(0, total - len(rows)), *[(0, 0)] * (rows.ndim - 1)], mode="edge")
+
+    def stack(trees: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *each: pad(np.stack(each)), *trees)
+
+    return Runs(
+        plan=replace(inner, reason=_describe(num_runs, plan)),
+        place=place,
+        everywhere=everywhere,
+        map=map_runs,
+        shapes=lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct((total, *a.shape), a.dtype), tree),
+        stack=stack,
+        split=lambda tree: [jax.tree.map(lambda a, i=i: a[i], tree) for i in range(num_runs)],
+        take=jax.jit(lambda tree, run: jax.tree.map(lambda a: a[run], tree), out_shardings=everywhere),
+        join=lambda trees: jax.device_put(stack([*map(jax.device_get, trees)]), place),
+    )
+
+
+def _describe(num_runs: int, plan: Plan) -> str:
+    """The layout of runs in words.
+
+    >>> _describe(32, Plan(1, 2, "why"))
+    '32 runs in one program, 2 devices with 1 run at a time each: why'
+    """
+    devices = "1 device" if plan.devices == 1 else f"{plan.devices} devices"
+    width = "1 run" if plan.block == 1 else f"{plan.block} runs"
+    each = "" if plan.devices == 1 else " each"
+    return f"{num_runs} runs in one program, {devices} with {width} at a time{each}: {plan.reason}"
