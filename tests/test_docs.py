@@ -1,28 +1,49 @@
-"""What the documentation shows works: Python is run, commands are parsed."""
+"""Documentation: its Python runs, its commands parse, and every public name has a page."""
 
+import ast
+import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import optax
 import pytest
+from cases import algorithm as case
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.registry import REGISTRY
-from fedjax_masks.cli import main
+from fedjax_masks.cli import commands as cli
+from fedjax_masks.cli.flags import RUN_FLAGS, values_of
+from fedjax_masks.cli.parser import make_parser
 from fedjax_masks.experiment import config
 from fedjax_masks.experiment.grid import read_sweep
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-COMMANDS = [*PAGES, ROOT / "README.md"]
+COMMANDS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+OWN_ALGORITHM = DOCS / "how-to" / "own-algorithm.md"
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def hook(name: str):
+    """A hook of mkdocs, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return hook("make_reference")
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -46,12 +67,37 @@ def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
         exec(compile(block, str(page.relative_to(ROOT)), "exec"), names)
 
 
+def test_the_readme_has_one_screen_and_eight_lines_that_run(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    readme = ROOT / "README.md"
+    text = readme.read_text("utf-8")
+    (block,) = blocks(readme, "python")
+    assert len(block.splitlines()) <= 8
+    assert len(text.splitlines()) <= 60
+    assert f" {len(REGISTRY)} algorithms " in text
+    exec(compile(block.replace("rounds=20", "rounds=1"), "README.md", "exec"), {})
+
+
+def test_links_in_the_readme_and_the_notes_lead_to_files():
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text("utf-8")):
+            assert target.startswith("https://") or (ROOT / target).is_file(), (name, target)
+
+
+def test_the_repository_has_one_address():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    address = project["urls"]["Repository"]
+    assert all(url.startswith(address) for url in project["urls"].values())
+    assert f"repo_url: {address}\n" in (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert f"repository-code: {address}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
 @pytest.mark.parametrize("page", [p for p in COMMANDS if commands(p)], ids=lambda p: p.stem)
 def test_commands_are_accepted(page):
     for words in commands(page):
-        arguments = main._parser().parse_args(words)
-        if arguments.command is main._run:
-            config.make_config(main._values(arguments, main._FLAGS))
+        arguments = make_parser().parse_args(words)
+        if arguments.command is cli.run:
+            config.make_config(values_of(arguments, RUN_FLAGS))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "toml")], ids=lambda p: p.stem)
@@ -71,11 +117,56 @@ def test_every_key_that_a_run_writes_is_explained():
     assert explained == written
 
 
+def own(name: str):
+    """An algorithm of the page, and the lines that define it."""
+    (block,) = (block for block in blocks(OWN_ALGORITHM, "python") if f"def {name}(" in block)
+    names = {}
+    exec(compile(block, name, "exec"), names)
+    return names[name], [line for line in block.splitlines() if line.strip()]
+
+
+def small(**options):
+    task = fm.load_task("digits", clients=6, partition="shards:2", examples_per_client=30)
+    return task, fm.models.mlp(task, hidden=(8,)), {"rounds": 2, "cohort": 3, **options}
+
+
+def test_fine_tuning_takes_thirty_lines_and_both_trainings_count():
+    finetuned, lines = own("finetuned")
+    assert len(lines) <= 30
+    task, model, options = small()
+    plain, tuned = (
+        fm.simulate(algorithm, task, **options)
+        for algorithm in (
+            fm.fedavg(model, optax.sgd(0.1), epochs=2),
+            finetuned(model, optax.sgd(0.1), epochs=2, tuning_epochs=3),
+        )
+    )
+    assert tuned.records[-1]["client_flops"] == plain.records[-1]["client_flops"] * (2 + 3) / 2
+    assert tuned.records[-1]["global_accuracy"] == plain.records[-1]["global_accuracy"]
+    assert tuned.records[-1]["bytes_up_total"] == plain.records[-1]["bytes_up_total"]
+    assert tuned.records[-1]["personal_accuracy_mean_seen"] > plain.records[-1]["personal_accuracy_mean_seen"]
+
+
+def test_fedper_takes_twenty_lines_and_shares_what_lgfedavg_keeps():
+    fedper, lines = own("fedper")
+    assert len(lines) <= 20
+    task, model, options = small()
+    ours, other = (
+        fm.simulate(algorithm, task, **options).records[-1]
+        for algorithm in (
+            fedper(model, optax.sgd(0.1), epochs=2),
+            fm.lgfedavg(model, optax.sgd(0.1), epochs=2, shared=("dense1",)),
+        )
+    )
+    timing = {"wall_seconds": 0}
+    assert ours | timing == other | timing
+
+
 @pytest.mark.slow
 def test_a_file_with_an_algorithm_of_ones_own_has_the_command_line(tmp_path):
-    algorithm, *_, name = [
+    algorithm, name = [
         block
-        for block in blocks(DOCS / "how-to" / "own-algorithm.md", "python")
+        for block in blocks(OWN_ALGORITHM, "python")
         if "def shared_masks" in block or "REGISTRY" in block
     ]
     file = tmp_path / "shared_masks.py"
@@ -96,3 +187,60 @@ def test_the_page_of_benchmarks_is_made_of_the_committed_results():
         [sys.executable, ROOT / "docs" / "make_benchmarks.py"], capture_output=True, text=True, check=True
     )
     assert done.stdout == (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+
+
+def test_every_public_module_has_one_page(reference):
+    folder = ROOT / "fedjax_masks"
+    files = (path.relative_to(ROOT).with_suffix("").parts for path in folder.rglob("*.py"))
+    names = {".".join(part for part in parts if part != "__init__") for parts in files}
+    texts = [*(page.read_text("utf-8") for page in PAGES), *reference.pages().values()]
+    included = [name for text in texts for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)]
+    assert sorted(included) == sorted(name for name in names if not re.search(r"\._", name))
+
+
+def test_every_public_definition_has_a_docstring():
+    missing = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in (ROOT / "fedjax_masks").rglob("*.py")
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if not ast.get_docstring(node)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", sorted(set(fm.__all__) - {"models"}))
+def test_public_names_are_on_the_page_of_their_module(name, reference):
+    exported = getattr(fm, name)
+    module = reference.modules()[exported.__module__]
+    assert exported.__name__ in module.definitions
+    assert inspect.getdoc(exported)
+
+
+NAMES = {name.replace("-", "_") for name in REGISTRY} | {"masked_fedavg"}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_algorithm_has_a_page_and_a_row(name):
+    page = (DOCS / "algorithms" / f"{name}.md").read_text("utf-8")
+    assert f"::: fedjax_masks.algorithms.{name}\n" in page
+    assert "## Options" in page
+    assert "## Method" in page
+    assert (f"<!-- keys of: {name} -->" in page) == (name in REGISTRY)
+    (row,) = re.findall(rf"^\| \[`{name}`\].*", (DOCS / "algorithms" / "index.md").read_text("utf-8"), re.M)
+    models = {model.strip() for model in row.split("|")[-2].split(",")}
+    assert models == set(case(name.replace("_", "-")).predict) & {"global", "personal"}
+
+
+def test_tables_of_keys_are_complete(reference):
+    marks = re.findall(r"<!-- keys: (\S+) -->", (DOCS / "reference" / "keys.md").read_text("utf-8"))
+    shown = "".join(reference.on_page_markdown(f"<!-- keys: {mark} -->") for mark in marks)
+    keys = set(re.findall(r"^\| `(\S+)` ", shown, re.MULTILINE))
+    assert keys == {key for key in config.all_keys() if not key.startswith(("algorithm.", "model."))}
+
+
+def test_an_algorithms_table_of_keys_escapes_what_markdown_would_read(reference):
+    table = reference.on_page_markdown("<!-- keys of: fedmask -->")
+    (row,) = (line for line in table.splitlines() if "`algorithm.prune_score`" in line)
+    assert len(re.split(r"(?<!\\)\|", row)) == 6
+    assert row.endswith("| one of change, magnitude | `change` |")

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and a shell command of a cell does what it does elsewhere."""
+"""Notebooks run from top to bottom, and shell commands in their cells work as on a terminal."""
 
 import importlib.util
 import json
@@ -35,14 +35,15 @@ def test_notebook_runs(path):
 )
 def test_notebooks_install_the_plugin_of_a_gpu(monkeypatch, gpu, there, installed):
     (cell,) = {install_cell(path) for path in NOTEBOOKS}
-    asked = []
+    sources = []
     monkeypatch.setattr(Path, "exists", lambda path: gpu and str(path) == "/dev/nvidia0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there or None)
-    exec(cell.replace('%pip install --quiet "{source}"', "asked.append(source)"), {"asked": asked})
-    assert asked == installed
+    exec(cell.replace('%pip install --quiet "{source}"', "sources.append(source)"), {"sources": sources})
+    assert sources == installed
 
 
-# What a kernel exports to shell commands of its cells. Without matplotlib_inline, matplotlib knows neither.
+# Variables that a kernel exports to shell commands of its cells. Without matplotlib_inline, matplotlib knows
+# neither backend.
 BACKENDS = ["module://matplotlib_inline.backend_inline", "backend_of_another_environment"]
 EXPORTED = {"CLICOLOR": "1", "CLICOLOR_FORCE": "1", "FORCE_COLOR": "1", "GIT_PAGER": "cat", "PAGER": "cat"}
 CELL = """
