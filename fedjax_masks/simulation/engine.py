@@ -225,6 +225,7 @@ class _Engine:
         self.fleet = self._share(self.meter.fleet)
         settings = self.runs.stack(list(zip(self.options, self.seeds)))
         self.settings = put(settings, self.runs.place)
+        self.initial_states = self._compile_init()
         self.lay_out = lru_cache(maxsize=2)(self._lay_out)  # the next chunk's is laid out ahead
         self.evaluate = make_evaluate(
             self.make, self.algorithm, self.task, self.runs, evaluated, self.states, self.settings[0]
@@ -232,16 +233,18 @@ class _Engine:
 
     def init(self) -> State:
         """The state of all runs before round 0."""
+        return self.initial_states(self.settings)
+
+    def _compile_init(self) -> Callable[[Any], State]:
         runs, states = self.runs, self.states
 
         def one(_: Any, settings: Any) -> State:
             state = self._initial(*settings)
             return with_clients(state, states.init(of_clients(state)))
 
-        initial = jax.jit(
+        return jax.jit(
             lambda settings: runs.map(one, (), settings), out_shardings=_state_placement(states, runs)
         )
-        return initial(self.settings)
 
     def run(self, state: State, first_round: int, num_rounds: int) -> tuple[State, list[RoundMetrics]]:
         """Runs some rounds, in parts as long as the places of clients' states allow."""
