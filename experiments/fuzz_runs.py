@@ -106,10 +106,10 @@ def _command(argv: list[str]) -> bool:
             code = cli.main(argv)
         except ValueError as error:
             raise Fault("a traceback") from error
-    message = stderr.getvalue()
-    one_line = message.count("\n") == 1 and len(message.splitlines()) == 1
-    if code == 2 and message.startswith("error: ") and one_line:
+    message, _, rest = stderr.getvalue().partition("\n")
+    if code == 2 and message.startswith("error: ") and message.isprintable() and not rest:
         raise UserError(message)
+    message += rest
     if code or message:
         raise Fault(f"exit code {code}, message {message!r}")
     return True

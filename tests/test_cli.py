@@ -85,7 +85,7 @@ def npz(tmp_path):
         (["--algorithm", "fedavg", *SMALL, "--dataset", "my.npz"], ["'my.npz'", "'npz:my.npz'"]),
         (["--algorithm", "fedavg", *SMALL, "--set", "plan=fast"], ["plan='fast'", "vmap"]),
         (["--algorithm", "fedavg", "--config", "nowhere.toml"], ["nowhere.toml"]),
-        (["--algorithm", "fedavg", "--seed", "1\n2\u2028"], ["seed=1 2", "an integer"]),
+        (["--algorithm", "fedavg", "--seed", "1\n2\u2028"], ["seed=1\\n2\\u2028: ", "an integer"]),
         (["--algorithm", "fedavg", *SMALL, "--set", "pretraining.source=orbax:/"], ["orbax:/"]),
         (
             ["--algorithm", "fedavg", "--set", "algorithm.optimizer=adam", "--set", "algorithm.momentum=0.9"],

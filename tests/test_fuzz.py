@@ -46,7 +46,8 @@ def damaged(draw, sound):
 
 
 def one_line(error):
-    return len(str(error).splitlines()) == 1
+    text = str(error).removesuffix("\n")
+    return text != "" and text.isprintable()
 
 
 def command(capsys, *argv):
@@ -269,6 +270,7 @@ TRACE = "\n".join([",".join(Fleet._fields), *[",".join(["1e6"] * len(Fleet._fiel
 @example(TRACE.replace(b"1e6", b"nan"))
 @example(TRACE.replace(b"1e6", b"1e300"))
 @example(TRACE.replace(b",", b"\0"))
+@example(TRACE.replace(b"1e6", b"\x00\x0b1e6", 1))
 def test_damaged_traces_are_read_or_refused(tmp_path, content):
     (tmp_path / "trace.csv").write_bytes(content)
     with user_errors_only():

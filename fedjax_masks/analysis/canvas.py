@@ -1,7 +1,6 @@
 """Canvas of the figures: sizes, legends, text, ticks; needs no display and no pyplot."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from io import BytesIO
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_masks.analysis.style import INK, Series
 from fedjax_masks.core.errors import one_line
+from fedjax_masks.core.messages import warn
 
 if TYPE_CHECKING:
     from fedjax_masks.analysis.plotting import Axes, Figure
 
 WIDTH = 5.0
 _DPI = 150
-_LOGGER = logging.getLogger("fedjax_masks")
 
 
 class Plot(NamedTuple):
@@ -72,7 +71,7 @@ def save_figure(draw: Callable[[], "Figure"], path: Path) -> None:
     except Exception as error:  # missing libraries, fonts and full disks raise errors of many types
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        _LOGGER.warning("%s: not drawn: %s; 'fedjax-masks report' draws it later", path, one_line(error))
+        warn(f"{path}: not drawn: {one_line(error)}; 'fedjax-masks report' draws it later")
 
 
 def line(color: str, dash: Any, marker: str = "") -> Any:

@@ -11,6 +11,7 @@ from fedjax_masks.analysis.records import RunRecord, data_settings, data_title, 
 from fedjax_masks.analysis.style import PALETTE
 from fedjax_masks.analysis.wording import enumeration
 from fedjax_masks.core.errors import silence_logger
+from fedjax_masks.core.messages import single_line
 
 _CLIENTS, _PANELS = 60, 4
 
@@ -51,7 +52,7 @@ def divisions_of(runs: Sequence[RunRecord]) -> tuple[list[Division], list[str]]:
         try:
             divisions.append(Division(title, _histogram(run.config["data"]), tuple(other_seeds)))
         except (ValueError, TypeError, OSError) as error:
-            missing.append(f"{data_title(run)}: {' '.join(str(error).split())}")
+            missing.append(f"{data_title(run)}: {single_line(error)}")
     return divisions, missing
 
 

@@ -1,6 +1,5 @@
 """Report: one self-contained HTML page that compares runs."""
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,10 @@ from fedjax_masks.analysis.style import Series, drawing, group
 from fedjax_masks.analysis.table import Table
 from fedjax_masks.analysis.targets import target_tables
 from fedjax_masks.core.errors import UserError, check_replaceable, one_line
+from fedjax_masks.core.messages import warn
 from fedjax_masks.core.progress import activity
 
 _PNG_DPI = 200
-_LOGGER = logging.getLogger("fedjax_masks")
 
 
 def write_report(
@@ -71,7 +70,7 @@ def write_report(
     except Exception as error:  # missing libraries, fonts and caches raise errors of many types
         plots = []
         remarks.append(f"The figures could not be drawn: {one_line(error)}.")
-        _LOGGER.warning("%s: without figures: %s", out, one_line(error))
+        warn(f"{out}: without figures: {one_line(error)}")
     text = page.render(series, summary, others, runs_table(series) if several else None, plots, remarks)
     if tables is not None:
         write_tables([summary, *others, runs_table(series)], series, tables)

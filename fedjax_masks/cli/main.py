@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from fedjax_masks.cli.parser import make_parser
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.messages import printable, single_line
 from fedjax_masks.experiment import signals
 
 _PLAIN = {"±": "+-", "·": "*", "÷": "/", "\u00d7": "x", "\u2013": "-", "\u2212": "-", "≤": "<=", "≥": ">="}
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with signals.second_signal_ends():
             arguments.command(arguments)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of the output has ended; Python must not try to flush it at exit.
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # for a path of the command line
         path = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {path}must be accessible; {error.strerror or error}", file=sys.stderr)
+        text = f"error: {path}must be accessible; {single_line(error.strerror or error)}"
+        print(printable(text), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; 'run' and 'sweep' continue with --resume", file=sys.stderr)

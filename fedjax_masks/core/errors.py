@@ -7,14 +7,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedjax_masks.core.messages import printable, single_line
 from fedjax_masks.core.synonyms import nearest_name
 
 
 class UserError(ValueError):
-    """A request that cannot be served.
+    r"""A request that cannot be served.
 
-    The message is one line: ``KEY=VALUE: must be CONSTRAINT``, then what to do.
+    The message is one printable line: ``KEY=VALUE: must be CONSTRAINT``, then what to do. Characters that are
+    not printable, which a user's value may hold, become escape sequences.
+
+    >>> print(UserError("lr=\x00\n1: must be a finite number"))
+    lr=\x00\n1: must be a finite number
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @contextmanager
@@ -31,8 +39,7 @@ def user_errors() -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, OSError, MemoryError, RecursionError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(text) from error
+        raise UserError(single_line(error) or type(error).__name__) from error
 
 
 @contextmanager
@@ -76,12 +83,12 @@ def check_replaceable(path: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    r"""An error's name and text in one line of at most 200 characters of text.
+    r"""An error's name and text in one printable line of at most 200 characters of text.
 
     >>> one_line(OSError("no\nspace"))
     'OSError: no space'
     """
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {single_line(error)[:200]}"
 
 
 def unknown_name(key: str, value: str, names: Iterable[str]) -> UserError:

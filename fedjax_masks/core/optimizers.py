@@ -1,6 +1,5 @@
 """Properties of optax optimizers, and a link that holds parameters still."""
 
-import logging
 from functools import lru_cache
 
 import jax
@@ -8,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks.core.algorithm import Params
+from fedjax_masks.core.messages import warn
 from fedjax_masks.core.types import PyTree
 
-_LOGGER = logging.getLogger(__name__)
 _SCHEDULES = {"ScaleByScheduleState", "WrappedScheduleState", "WeightDecaySchedule", "ReduceLROnPlateauState"}
 """States of optax that count steps for a schedule. Adam's count corrects a bias, and is none of them."""
 
@@ -54,7 +53,7 @@ def has_schedule(optimizer: optax.GradientTransformation, params: Params) -> boo
 def warn_of_schedule(optimizer: optax.GradientTransformation) -> None:
     """Logs a warning that the schedule of an optimizer starts again in every round."""
     del optimizer
-    _LOGGER.warning(
+    warn(
         "optimizer: its schedule counts the steps of one round, and starts again in the next with a fresh "
         "optimizer; choose a constant rate, unless every round is to repeat the schedule"
     )

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
+from fedjax_masks.core.messages import printable
+
 # Seconds between lines: 5 % of the elapsed time, but at least ten seconds and at most ten minutes.
 _SHORTEST, _LONGEST, _SHARE = 10.0, 600.0, 0.05
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)
@@ -44,7 +46,11 @@ def silence(active: bool = True) -> Iterator[None]:
 def say(text: str) -> None:
     """Prints a line on stderr, except inside :func:`silence`."""
     if not _SILENT.get():
-        print(text, file=sys.stderr, flush=True)
+        _write(text)
+
+
+def _write(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def in_notebook() -> bool:
@@ -98,7 +104,7 @@ class _Lines:
         self._last_time = time.monotonic()
         elapsed = f"{duration(self._last_time - self._start_time)} so far"
         parts = [self._progress(), *self._rate(), self._status] if self._first else [self._phase, elapsed]
-        print(f"{self._title}: {', '.join(filter(None, parts))}", file=sys.stderr, flush=True)
+        _write(f"{self._title}: {', '.join(filter(None, parts))}")
 
     def _progress(self) -> str:
         number = f"{self._count}/{self._total}" if self._total else str(self._count)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.messages import printable
 
 
 def array_error(name: str, key: str, constraint: str, fact: str) -> UserError:
@@ -39,8 +40,7 @@ def abbreviate(names: Sequence[object]) -> str:
     >>> abbreviate(["a\nb"])
     'a\\nb'
     """
-    # Names of a file may hold anything, line breaks as well.
-    words = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name)) for name in names]
+    words = [printable(str(name)) for name in names]
     return ", ".join(words if len(words) <= 5 else [*words[:4], "...", words[-1]])
 
 

@@ -5,18 +5,17 @@ is a pure function of the random state; it never gives one example to two client
 and gives every client at least one example.
 """
 
-import logging
 from collections.abc import Callable
 
 import numpy as np
 
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.messages import warn
 from fedjax_masks.data.allotment import draw_by_label
 from fedjax_masks.data.examples import Examples
 
 Rows = list[np.ndarray]
 
-_LOGGER = logging.getLogger("fedjax_masks")
 _ATTEMPTS = 500
 _MAX_DRAWS = 10**8  # examples of all clients together; their index takes 4 bytes each
 
@@ -191,9 +190,8 @@ def _repeat(
             f"of {examples} examples, and no draw of {_ATTEMPTS} does; choose {fewer}fewer clients or a "
             "larger beta"
         )
-    _LOGGER.warning(
-        "partition '%s': no draw of %d gave each of %d clients %d examples; the smallest has %d, %s:MIN asks "
-        "for MIN",
-        *(text, _ATTEMPTS, clients, target, best_size, text),
+    warn(
+        f"partition '{text}': no draw of {_ATTEMPTS} gave each of {clients} clients {target} examples; the "
+        f"smallest has {best_size}, {text}:MIN asks for MIN"
     )
     return best

@@ -7,7 +7,6 @@ like stand for ``client``. A logged line names arrays that are not read. Pickled
 """
 
 import errno
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from fedjax_masks.core.errors import UserError, regular_file
+from fedjax_masks.core.messages import warn
 from fedjax_masks.data.array_checks import abbreviate, array_error
 from fedjax_masks.data.arrays import (
     AUTO,
@@ -34,7 +34,6 @@ from fedjax_masks.data.examples import Source
 
 _KEYS = (*SPLIT, *WHOLE, *OWNERS)
 _OWNER = re.compile(r"(train_|test_)?(?:client|user)s?(?:_?ids?)?(_train|_test)?", re.ASCII)
-_LOGGER = logging.getLogger("fedjax_masks")
 _Fact = TypeVar("_Fact")
 
 
@@ -115,7 +114,7 @@ def _read(name: str, entries: Mapping[str, _Entry], options: ArrayOptions) -> So
     source = check_arrays(name, arrays, options)
     spare = sorted(set(entries) - {names[key] for key in keys})
     if spare:
-        _LOGGER.warning("data set '%s': not read: %s%s", name, abbreviate(spare), _hint(spare[0], keys))
+        warn(f"data set '{name}': not read: {abbreviate(spare)}{_hint(spare[0], keys)}")
     return source
 
 

@@ -4,16 +4,13 @@ Labels that run from 1 without gaps become classes from 0; one logged line says 
 refused, unless options tell the number of classes or ask for new numbers.
 """
 
-import logging
-
 import numpy as np
 
+from fedjax_masks.core.messages import warn
 from fedjax_masks.data.array_checks import abbreviate, array_error, form, native_array, plain_array
 
 MAX_CLASSES = 100_000
 """The largest number of classes; an output layer for them is still one of ordinary size."""
-
-_LOGGER = logging.getLogger("fedjax_masks")
 
 
 def check_labels(name: str, key: str, array: np.ndarray, *, relabel: bool) -> np.ndarray:
@@ -92,8 +89,7 @@ def number_classes(
             constraint = f"be from {base} to {num_classes - 1 + base}, {reason}"
             raise array_error(name, key, constraint, f"has label {labels[-1]}")
     if base:
-        text = "data set '%s': labels 1 to %d are classes 0 to %d"
-        _LOGGER.warning(text, name, num_classes, num_classes - 1)
+        warn(f"data set '{name}': labels 1 to {num_classes} are classes 0 to {num_classes - 1}")
     return (train - base).astype(np.int32), (test - base).astype(np.int32), num_classes
 
 
@@ -111,7 +107,7 @@ def _relabel(
         constraint = f"have at most data.classes={classes} different labels"
         raise array_error(name, keys[0], constraint, f"has {len(labels)}")
     if not np.array_equal(labels, np.arange(len(labels))):
-        text = "data set '%s': labels %s are classes 0 to %d"
-        _LOGGER.warning(text, name, abbreviate(labels.tolist()), len(labels) - 1)
+        values = abbreviate(labels.tolist())
+        warn(f"data set '{name}': labels {values} are classes 0 to {len(labels) - 1}")
     train, test = (np.searchsorted(labels, values).astype(np.int32) for values in (train, test))
     return train, test, len(labels) if classes is None else classes

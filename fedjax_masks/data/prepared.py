@@ -6,7 +6,6 @@ later loads neither decode nor import tensorflow-datasets.
 
 import difflib
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from fedjax_masks.core.errors import UserError, one_line, silence_logger
+from fedjax_masks.core.messages import warn
 from fedjax_masks.core.progress import Show, activity, lines
 from fedjax_masks.core.synonyms import synonym
 from fedjax_masks.data.cache import load_or_build
 from fedjax_masks.data.catalog import DATASETS
 from fedjax_masks.data.examples import Examples, Source, hold_out
 
-_LOGGER = logging.getLogger("fedjax_masks")
 _INFO = "dataset_info.json"
 _NAME = re.compile(r"[a-z]\w*(/\w[\w.\-]*)?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
@@ -123,8 +122,8 @@ def _prepare(name: str) -> Path:
             f"data.name={name!r}: must be one of {', '.join(DATASETS)}, or another one of "
             f"tensorflow-datasets{_nearest(name, [*DATASETS, *builders])}"
         )
-    text = "data set '%s': not in %s, so it is downloaded; data_dir names another folder"
-    _LOGGER.warning(text, name, library_folder())
+    folder = library_folder()
+    warn(f"data set '{name}': not in {folder}, so it is downloaded; data_dir names another folder")
     try:
         with (
             silence_logger("urllib3.connectionpool"),

@@ -6,12 +6,12 @@ magnitude do not train without scaling. All statistics are those of the training
 are scaled by the same numbers.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fedjax_masks.core.messages import warn
 from fedjax_masks.data.examples import Source
 
 Scale = Literal["auto", "none", "minmax", "standardize"]
@@ -21,7 +21,6 @@ _WIDE = 128  # half of it
 _LARGE, _UNEVEN, _OFFSET, _RARE = 3.0, 60.0, 2.0, 12.0
 _NARROW, _FLAT, _FEW = 0.5, 0.1, 0.1
 _CHUNK = 1 << 22  # values of a memory-mapped array that are in memory at once
-_LOGGER = logging.getLogger("fedjax_masks")
 
 
 class Statistics(NamedTuple):
@@ -67,8 +66,10 @@ def scale_inputs(source: Source, scale: Scale = "auto") -> Source:
     if scale == "auto":
         scale = choose_scale(stats, table=inputs.ndim == 2)
         if scale != "none":
-            text = "data set '%s': inputs from %.4g to %.4g: scaled by data.scale=%s; none keeps them"
-            _LOGGER.warning(text, source.name, stats.low.min(), stats.high.max(), scale)
+            span = f"{stats.low.min():.4g} to {stats.high.max():.4g}"
+            warn(
+                f"data set '{source.name}': inputs from {span}: scaled by data.scale={scale}; none keeps them"
+            )
         else:
             return _map_inputs(source, _to_float32)
     center, width = _affine(stats, scale)

@@ -1,6 +1,5 @@
 """Tasks: data sets that a partition divides among clients."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -8,6 +7,7 @@ from typing import get_args
 import numpy as np
 
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.messages import warn
 from fedjax_masks.core.task import ClientIndex, Task
 from fedjax_masks.data import skew, specs
 from fedjax_masks.data.arrays import ArrayOptions, check_arrays
@@ -16,8 +16,6 @@ from fedjax_masks.data.inputs import Channels
 from fedjax_masks.data.labels import MAX_CLASSES
 from fedjax_masks.data.scaling import Scale, scale_inputs
 from fedjax_masks.data.sources import load_source
-
-_LOGGER = logging.getLogger("fedjax_masks")
 
 
 def load_task(
@@ -215,8 +213,7 @@ def _check_tested(name: str, text: str, test: list[np.ndarray]) -> None:
             "with ids of client_train, or test examples of the training classes, or choose another partition"
         )
     if empty:
-        _LOGGER.warning(
-            "data set '%s', partition '%s': no test examples for %d of %d clients (the first is %d), so no "
-            "personal accuracy for them",
-            *(name, text, len(empty), len(test), empty[0]),
+        warn(
+            f"data set '{name}', partition '{text}': no test examples for {len(empty)} of {len(test)} "
+            f"clients (the first is {empty[0]}), so no personal accuracy for them"
         )

@@ -5,7 +5,6 @@ leaves either all of it or nothing. :mod:`fedjax_masks.experiment.checkpoint_fil
 """
 
 import contextlib
-import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,13 @@ import jax
 
 from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.messages import single_line, warn
 from fedjax_masks.experiment import disk
 from fedjax_masks.experiment.checkpoint_files import DamagedError, Leaf, describe, place, read, write
 from fedjax_masks.experiment.run_directory import steps
 
 _LEFTOVER = re.compile(r"[0-9]{8,}\.(partial|deleted)")
 _UNDO = "undo the change to resume, or start again in another directory"
-_LOGGER = logging.getLogger("fedjax_masks")
 
 
 class Checkpoint(NamedTuple):
@@ -62,7 +61,7 @@ def save(directory: Path, round: int, state: State, meta: Mapping[str, Any], *, 
         write(partial, state, meta)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"checkpoint {final.name}: {' '.join(str(error).split())}") from error
+        raise OSError(f"checkpoint {final.name}: {single_line(error)}") from error
     _remove(final)
     partial.rename(final)
     with contextlib.suppress(OSError):  # the checkpoint is complete, even if old ones cannot be removed
@@ -99,11 +98,11 @@ def restore_latest(directory: Path, like: State, *, at_most: int | None = None) 
         try:
             content = read(step)
         except DamagedError as error:
-            _LOGGER.warning("checkpoint %s is damaged (%s): falling back to the one before", step.name, error)
+            warn(f"checkpoint {step.name} is damaged ({single_line(error)}): falling back to the one before")
             damaged_steps.append(step)
             continue
         except OSError as error:
-            reason = " ".join((error.strerror or str(error)).split())
+            reason = single_line(error.strerror or error)
             raise _checkpoint_error(step, f"readable; {reason}; try again when it can be read") from None
         _check_same(step, content.leaves, describe(like))
         leaves, structure = jax.tree.flatten(like)

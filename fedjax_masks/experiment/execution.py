@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import os
 import platform
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax
 
+from fedjax_masks.core.messages import warn
 from fedjax_masks.experiment import disk, hosts, run_directory, signals
 from fedjax_masks.experiment.config import as_dict
 from fedjax_masks.experiment.loop import run_rounds
@@ -22,7 +22,6 @@ from fedjax_masks.experiment.setups import Setup
 from fedjax_masks.experiment.writers import chunk_writers
 from fedjax_masks.simulation import Simulation
 
-_LOGGER = logging.getLogger("fedjax_masks")
 _PACKAGES = ("fedjax_masks", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
@@ -70,7 +69,7 @@ def execute(
             )
         except Interrupted as stop:
             name = signals.name(stop.signal)
-            _LOGGER.warning("%s: stopped after round %d; --resume continues", name, stop.round)
+            warn(f"{name}: stopped after round {stop.round}; --resume continues")
             signals.end(stop.signal)
             raise
     runs = [

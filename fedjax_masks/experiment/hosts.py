@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.messages import printable, single_line
 from fedjax_masks.core.nested import flat
 
 AUTO, TIMEOUT = "auto", 300
@@ -65,8 +66,7 @@ def join(
         with _time_limit(timeout, coordinator):
             jax.distributed.initialize(**options, initialization_timeout=timeout + _GRACE)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"coordinator={coordinator}: must be reachable; {reason}") from None
+        raise UserError(f"coordinator={coordinator}: must be reachable; {single_line(error)}") from None
 
 
 def _check_port(coordinator: str, port: int) -> None:
@@ -88,8 +88,8 @@ def _time_limit(seconds: int, coordinator: str) -> Iterator[None]:
 
     def end() -> None:
         print(
-            f"error: coordinator={coordinator}: must be reached by all processes within {seconds} seconds; "
-            "start them all, with the same --num-processes, or raise --join-timeout",
+            f"error: coordinator={printable(coordinator)}: must be reached by all processes within {seconds} "
+            "seconds; start them all, with the same --num-processes, or raise --join-timeout",
             file=sys.stderr,
             flush=True,
         )
@@ -188,7 +188,7 @@ def end_with_others() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        text = " ".join(str(error).split())
+        text = single_line(error)
         print(
             f"error: a process of this run is lost ({text}); 'run' continues with --resume, on any number",
             file=sys.stderr,

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import logging
 import os
 import socket
 import stat
@@ -11,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.messages import warn
 
 NAME = ".lock"
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-_LOGGER = logging.getLogger("fedjax_masks")
 
 
 @contextmanager
@@ -104,4 +103,4 @@ def _lock(file: int) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        _LOGGER.warning("this file system has no locks: make sure that no other process writes to --out")
+        warn("this file system has no locks: make sure that no other process writes to --out")

@@ -4,7 +4,6 @@
 run in memory, :func:`fedjax_masks.experiment.experiment.run_experiment` for a run directory.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from fedjax_masks.core.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.core.messages import warn
 from fedjax_masks.core.options import Count, check
 from fedjax_masks.core.progress import in_notebook
 from fedjax_masks.costs.devices import Population
@@ -24,7 +24,6 @@ from fedjax_masks.experiment.run import Chunk, Interrupted, OnChunk, Run
 from fedjax_masks.experiment.signals import StopSignal
 from fedjax_masks.simulation import AUTO, RoundMetrics, Simulation, Storage, make_simulation
 
-_LOGGER = logging.getLogger("fedjax_masks")
 _MAX_CHUNK = 10
 _PATIENCE = 20.0  # seconds, after which a chunk ends early: for checkpoints, progress, and signals
 
@@ -142,7 +141,7 @@ def run_rounds(
                 histories[run].append(record)
             messages = notes(run_metrics, first)
             for message in messages:
-                _LOGGER.warning(message)
+                warn(message)
             run_state = simulation.take(state, run)
             chunk = Chunk(rounds, totals[run], run_state, run_metrics, record, messages, ending)
             for hook in on_chunk[run]:

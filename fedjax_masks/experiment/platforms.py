@@ -1,14 +1,13 @@
 """Checks of the platform that jax runs on."""
 
 import functools
-import logging
 from pathlib import Path
 
 import jax
 
 from fedjax_masks.core.errors import UserError, one_line
+from fedjax_masks.core.messages import warn
 
-_LOGGER = logging.getLogger("fedjax_masks")
 _NVIDIA = (Path("/proc/driver/nvidia"), Path("/dev/nvidia0"), Path("/dev/nvidiactl"))
 # Switches for debugging under which the engine cannot run, and the values under which it can.
 _SWITCHES = {
@@ -48,8 +47,8 @@ def check() -> None:
 @functools.cache
 def _warn_of_idle_gpu(has_gpu: bool) -> None:
     if has_gpu:
-        _LOGGER.warning(
-            "this machine has an NVIDIA device, but jax %s runs on the CPU: its CUDA plugin is missing or of "
-            "another version; pip install 'fedjax_masks[cuda]' adds it, JAX_PLATFORMS=cpu selects the CPU",
-            jax.__version__,
+        warn(
+            f"this machine has an NVIDIA device, but jax {jax.__version__} runs on the CPU: its CUDA plugin "
+            "is missing or of another version; pip install 'fedjax_masks[cuda]' adds it, JAX_PLATFORMS=cpu "
+            "selects the CPU"
         )

@@ -6,7 +6,6 @@ loses nor repeats one.
 """
 
 import json
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -15,13 +14,13 @@ from typing import Any, get_args
 
 from fedjax_masks.core.choices import StatePlace
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.messages import warn
 from fedjax_masks.core.nested import flat
 from fedjax_masks.experiment import lock, trackers
 from fedjax_masks.experiment.config import Config, as_dict
 
 CONFIG, SUMMARY, METRICS, LOG = "config.json", "summary.json", trackers.METRICS, "log.txt"
 CHECKPOINTS, FIGURES, ROWS = "checkpoints", "figures", "clients.rows"
-_LOGGER = logging.getLogger("fedjax_masks")
 _STEP = re.compile(r"[0-9]{8,}")  # a complete checkpoint's name is its round
 _RECORD_KEYS = {"round", "global_accuracy", "personal_accuracy_mean"}
 _ENVIRONMENT = ("chosen_plan", "chosen_plan_reason", "chosen_storage", "fingerprints", "versions", "platform")
@@ -135,7 +134,7 @@ def cut(out: Path, checkpoint_lengths: Mapping[str, int] | None) -> None:
     for name, length in lengths(out).items():
         if checkpoint_lengths is None:
             path = rename_unused(out / name, "before")
-            _LOGGER.warning("no checkpoint: starting at round 0; %s holds the earlier lines", path.name)
+            warn(f"no checkpoint: starting at round 0; {path.name} holds the earlier lines")
         elif length > checkpoint_lengths.get(name, 0):
             os.truncate(out / name, checkpoint_lengths.get(name, 0))
 

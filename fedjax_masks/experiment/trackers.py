@@ -1,7 +1,6 @@
 """Trackers of a run: records go to ``metrics.jsonl``, and to the backends that the user names."""
 
 import json
-import logging
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_masks.core.errors import UserError, unknown_name
+from fedjax_masks.core.messages import warn
 from fedjax_masks.experiment import disk
 from fedjax_masks.experiment.backends import BACKENDS, Record, Tracker
 
@@ -18,7 +18,6 @@ METRICS = "metrics.jsonl"
 FILES = tuple(name for backend in BACKENDS.values() for name in backend.files)
 """Files in a run directory that belong to backends."""
 
-_LOGGER = logging.getLogger("fedjax_masks")
 _PATIENCE = 3  # failures in a row: each may have waited minutes for an absent server
 
 
@@ -137,7 +136,7 @@ def _fault_tolerant(name: str, tracker: Tracker) -> Tracker:
             in_a_row = 0
         except Exception as error:  # each package has its own
             if not failures:
-                _LOGGER.warning("log=%r: failed, and the run goes on: %s", name, _line(error))
+                warn(f"log={name!r}: failed, and the run goes on: {_line(error)}")
             failures, in_a_row = failures + 1, in_a_row + 1
 
     def log(record: Record) -> None:
@@ -150,7 +149,7 @@ def _fault_tolerant(name: str, tracker: Tracker) -> Tracker:
     def close(code: int) -> None:
         attempt(tracker.close, code)
         if failures > 1:
-            _LOGGER.warning("log=%r: failed %d times; %s has every record", name, failures, METRICS)
+            warn(f"log={name!r}: failed {failures} times; {METRICS} has every record")
 
     return Tracker(log, lambda config: attempt(tracker.describe, config), close)
 

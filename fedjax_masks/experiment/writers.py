@@ -1,18 +1,16 @@
 """Files that grow during a run: records, notes and checkpoints, written at the end of every chunk."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from fedjax_masks.core.messages import warn
 from fedjax_masks.experiment import checkpoint, disk, run_directory
 from fedjax_masks.experiment.config import Config
 from fedjax_masks.experiment.records import Record
 from fedjax_masks.experiment.run import Chunk, OnChunk
 from fedjax_masks.simulation import Store
-
-_LOGGER = logging.getLogger("fedjax_masks")
 
 
 def chunk_writers(
@@ -80,7 +78,7 @@ def _checkpoints(
             if is_last:  # without its final state a run has not ended, and a resumed run gets there again
                 raise
             if not is_failing[run]:  # logged once, not at every chunk until there is space again
-                _LOGGER.warning("%s; the run goes on without it, and tries again at every checkpoint", error)
+                warn(f"{error}; the run goes on without it, and tries again at every checkpoint")
             is_failing[run] = True
             failures[run] += 1
         cost = time.perf_counter() - save_start

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_masks.core.algorithm import Params
 from fedjax_masks.core.errors import UserError, regular_file, silence_logger
+from fedjax_masks.core.messages import single_line
 from fedjax_masks.core.nested import flat
 
 
@@ -34,8 +35,8 @@ def read(source: str) -> Params:
             raise ValueError("it holds lists")
         params = nested(arrays)
     except Exception as error:  # a hostile header makes the readers raise nearly anything
-        text = " ".join(str(error).split())
-        raise UserError(f"pretraining.source={source}: must be a file of named arrays: {text}") from None
+        text = f"pretraining.source={source}: must be a file of named arrays: {single_line(error)}"
+        raise UserError(text) from None
     return params["params"] if list(params) == ["params"] else params
 
 
