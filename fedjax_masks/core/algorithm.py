@@ -8,14 +8,17 @@ All functions but ``init``, ``merge`` and the schedule are written for *one* cli
 loop over rounds, devices, files and logging belong to :mod:`fedjax_masks.simulation` and above.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import chex
 import jax
-import numpy as np
 
+from fedjax_masks.core.participation import DEFAULT_SCHEDULE as DEFAULT_SCHEDULE
+from fedjax_masks.core.participation import Draw as Draw
+from fedjax_masks.core.participation import Schedule as Schedule
+from fedjax_masks.core.participation import every_round as every_round
+from fedjax_masks.core.participation import one_tier as one_tier
 from fedjax_masks.core.task import ClientIndex as ClientIndex
 from fedjax_masks.core.task import Task as Task
 from fedjax_masks.core.types import Params as Params
@@ -119,47 +122,6 @@ class ClientData(NamedTuple):
     size: jax.Array
     longest: jax.Array
     tier: jax.Array
-
-
-class Draw(Protocol):
-    """Draws a round's cohort, uniformly and without replacement: ``int32[cohort]``; runs on the host."""
-
-    def __call__(self, index: int, candidates: np.ndarray | None = None) -> np.ndarray:
-        """Draws the cohort of round ``index`` from the candidates, or from all clients.
-
-        Every call with the same arguments returns the same cohort.
-        """
-        ...
-
-
-def every_round(index: int, draw: Draw) -> np.ndarray:
-    """Selects a new cohort for every round, from all clients."""
-    return draw(index)
-
-
-def one_tier(client_ids: np.ndarray) -> np.ndarray:
-    """Puts all clients into tier 0."""
-    return client_ids * 0
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The host's side of an algorithm: participation, and clients that share a program.
-
-    Attributes:
-      select: ``(index, draw) -> int32[cohort]``: distinct clients that take part in round ``index``. The
-        result may depend on the arguments alone, because cohorts are drawn ahead of their rounds.
-      num_tiers: The number of tiers. Each may run a program of its own, by a ``lax.switch`` on ``data.tier``.
-      tier_of: ``(client_ids) -> int32``, of the same shape, in ``[0, num_tiers)``.
-    """
-
-    select: Callable[[int, Draw], np.ndarray] = every_round
-    num_tiers: int = 1
-    tier_of: Callable[[np.ndarray], np.ndarray] = one_tier
-
-
-DEFAULT_SCHEDULE = Schedule()
-"""A new cohort of all clients in every round, and one program for all of them."""
 
 
 class Init(Protocol):

@@ -2,22 +2,11 @@
 
 import functools
 import math
-import tomllib
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    ParamSpec,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
+from fedjax_masks.core.conversion import NONE, convert, is_union
 from fedjax_masks.core.errors import UserError
 
 
@@ -60,15 +49,16 @@ Rate = Annotated[float, Bounds(0, above=True)]
 Momentum = Annotated[float, Bounds(0, 1, below=True)]
 Decay = Annotated[float, Bounds(0)]
 
-_NONE = type(None)
-_SCALARS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text", _NONE: "none"}
+_SCALARS: Mapping[object, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a finite number",
+    str: "text",
+    NONE: "none",
+}
 
 
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType)
-
-
-def is_plain(annotation: Any) -> bool:
+def is_plain(annotation: object) -> bool:
     """Whether values of a type can be written in a configuration file or on a command line.
 
     >>> is_plain(Literal["a", "b"] | None), is_plain(Sequence[int]), is_plain(object)
@@ -77,12 +67,12 @@ def is_plain(annotation: Any) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated or origin is Sequence:
         return is_plain(arguments[0])
-    if _is_union(annotation):
+    if is_union(annotation):
         return all(map(is_plain, arguments))
     return origin is Literal or annotation in _SCALARS
 
 
-def describe(annotation: Any) -> str:
+def describe(annotation: object) -> str:
     """The values of a type, in words.
 
     >>> describe(Rate | None)
@@ -95,12 +85,12 @@ def describe(annotation: Any) -> str:
         return f"a list of {describe(arguments[0])}".replace("list of an integer", "list of integers")
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
-    if _is_union(annotation):
+    if is_union(annotation):
         return " or ".join(map(describe, arguments))
     return _SCALARS[annotation]
 
 
-def coerce(key: str, value: Any, annotation: Any) -> Any:
+def coerce(key: str, value: object, annotation: object) -> Any:
     """Converts a value to a type.
 
     Args:
@@ -115,13 +105,13 @@ def coerce(key: str, value: Any, annotation: Any) -> Any:
     (12, (64, 32))
     """
     try:
-        return _convert(value, annotation)
+        return convert(value, annotation)
     except (ValueError, TypeError, OverflowError, RecursionError):
         text = value if isinstance(value, str) else repr(value)
         raise UserError(f"{key}={text}: must be {describe(annotation)}") from None
 
 
-def check(key: str, value: Any, annotation: Any) -> None:
+def check(key: str, value: object, annotation: object) -> None:
     """Checks an argument from Python by the rule of :func:`coerce`, with the same message.
 
     A traced value passes: its bounds were checked before it was traced.
@@ -140,10 +130,10 @@ def check(key: str, value: Any, annotation: Any) -> None:
         raise UserError(f"{key}={value!r}: must be {describe(annotation)}")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value without NumPy's types; lists become tuples."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    to_list = getattr(value, "tolist", None)
+    value = value if to_list is None else to_list()
     return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -164,7 +154,7 @@ def checks_options(factory: Callable[P, R]) -> Callable[P, R]:
     """
 
     @functools.cache  # annotations are strings of the module until it is complete
-    def annotations() -> dict[str, Any]:
+    def annotations() -> dict[str, object]:
         return {
             name: kind
             for name, kind in get_type_hints(factory, include_extras=True).items()
@@ -179,78 +169,3 @@ def checks_options(factory: Callable[P, R]) -> Callable[P, R]:
         return factory(*args, **kwargs)
 
     return checking
-
-
-def _convert(value: Any, annotation: Any) -> Any:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        converted = _convert(value, arguments[0])
-        return _require(converted in arguments[1], converted)
-    if origin is Literal:
-        return _require(value in arguments, value)
-    if origin is Sequence:
-        items = _items(value) if isinstance(value, str) else value
-        return tuple(_convert(item, arguments[0]) for item in items)
-    if _is_union(annotation):
-        return _convert_to_first(value, sorted(arguments, key=lambda kind: kind is not _NONE))
-    return _CONVERTERS[annotation](value)
-
-
-def _items(text: str) -> list[Any]:
-    """The items of a list in text: words and numbers between commas, or a list of TOML or JSON.
-
-    >>> _items("64, 32"), _items("[conv1,dense1]"), _items('["conv1", "dense1"]'), _items("[]")
-    (['64', '32'], ['conv1', 'dense1'], ['conv1', 'dense1'], [])
-    """
-    text = text.strip()
-    inner = text[1:-1].strip() if text.startswith("[") and text.endswith("]") else text
-    if any(mark in inner for mark in "\"'[]"):
-        return tomllib.loads(f"items = [{inner}]")["items"]
-    if not inner:
-        return _require(inner != text, [])
-    return [item.strip() for item in inner.removesuffix(",").split(",")]
-
-
-def _convert_to_first(value: Any, annotations: Sequence[Any]) -> Any:
-    """Converts a value to the first of several types that it fits."""
-    *others, last = annotations
-    for annotation in others:
-        try:
-            return _convert(value, annotation)
-        except (ValueError, TypeError, OverflowError):
-            continue
-    return _convert(value, last)
-
-
-def _require(condition: bool, value: Any) -> Any:
-    """The value, where the condition holds; raises ValueError where it does not."""
-    if not condition:
-        raise ValueError
-    return value
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, str):
-        return int(value)
-    return _require(isinstance(value, int) and not isinstance(value, bool), value)
-
-
-def _number(value: Any) -> float:
-    number = float(value) if isinstance(value, str | float) else float(_integer(value))
-    return _require(math.isfinite(number), number)
-
-
-def _truth(value: Any) -> bool:
-    words = {"true": True, "false": False, True: True, False: False}
-    return words[_require(isinstance(value, bool | str) and value in words, value)]
-
-
-def _text(value: Any) -> str:
-    return _require(isinstance(value, str), value)
-
-
-def _none(value: Any) -> None:
-    return _require(value is None or value == "none", None)
-
-
-_CONVERTERS = {bool: _truth, int: _integer, float: _number, str: _text, _NONE: _none}

@@ -1,12 +1,12 @@
-"""Local training of one client: the trainer that algorithms share, and losses over minibatches.
+"""Local training of one client: the trainer that algorithms share.
 
 The loop over minibatches is :func:`fedjax_masks.core.minibatches.for_each_batch`; its names, and those of
-:mod:`fedjax_masks.core.optimizers`, are also importable from here.
+:mod:`fedjax_masks.core.losses` and :mod:`fedjax_masks.core.optimizers`, are also importable from here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import chex
 import jax
@@ -16,6 +16,11 @@ import optax
 from fedjax_masks.core import flops, trees
 from fedjax_masks.core.algorithm import ClientData, Info, Round, Work
 from fedjax_masks.core.choices import Precision
+from fedjax_masks.core.losses import Loss as Loss
+from fedjax_masks.core.losses import SummingLoss as SummingLoss
+from fedjax_masks.core.losses import cross_entropy as cross_entropy
+from fedjax_masks.core.losses import mean_cross_entropy as mean_cross_entropy
+from fedjax_masks.core.losses import mean_over_real as mean_over_real
 from fedjax_masks.core.minibatches import Augment as Augment
 from fedjax_masks.core.minibatches import Batch as Batch
 from fedjax_masks.core.minibatches import Order as Order
@@ -29,13 +34,6 @@ from fedjax_masks.core.optimizers import warn_of_schedule
 from fedjax_masks.core.options import Count, Rate, check
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.core.work import mark_work
-
-Loss = Callable[[Params, Batch, chex.PRNGKey], jax.Array]
-"""``(params, batch, key) -> float32[]``: the mean over real examples; every step gets a new ``key``."""
-
-SummingLoss = Callable[[Params, Batch, chex.PRNGKey], tuple[jax.Array, Any]]
-"""A loss with a second result, any pytree of arrays, which a training sums over all its steps. The second
-result must leave out padding, the examples that are not ``batch.real``."""
 
 Gradient = Callable[[Params, Params, Params], Params]
 """``(grads, params, start) -> grads``: changes every gradient before the optimizer sees the gradient."""
@@ -71,7 +69,7 @@ class Trainer:
     """Local training of one client, as one value: an optimizer and its surroundings.
 
     Attributes:
-      optimizer: PyTree optax optimizer, fresh in every round.
+      optimizer: An optax optimizer, fresh in every round.
       epochs: Passes over the client's data.
       batch_size: Examples per step; the last minibatch of an epoch may be smaller.
       schedule: ``(round index) -> factor`` of all updates: an ``optax.Schedule`` over rounds. A schedule
@@ -126,7 +124,7 @@ class Trainer:
         after_epoch: Callable[[Params], Params] | None = None,
         order: Order | None = None,
         account: Callable[[Work], Work] | None = None,
-    ) -> tuple[Params, Info, Any]:
+    ) -> tuple[Params, Info, PyTree]:
         """Trains the parameters, and sums the second result of the loss over all steps.
 
         Args:
@@ -246,23 +244,3 @@ def report_work(loss: jax.Array, work: Work) -> Info:
       The loss and the work as facts.
     """
     return Info(*mark_work(loss, work))
-
-
-def mean_over_real(values: jax.Array, real: jax.Array) -> jax.Array:
-    """The mean of ``values[batch]`` over the real examples; 0 where there are none."""
-    return jnp.sum(jnp.where(real, values, 0.0)) / jnp.maximum(jnp.sum(real), 1)
-
-
-def mean_cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
-    """The mean softmax cross-entropy of ``logits[batch, num_classes]`` over the real examples."""
-    return mean_over_real(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels), batch.real)
-
-
-def cross_entropy(apply: Callable[[Params, jax.Array], jax.Array]) -> Loss:
-    """The mean softmax cross-entropy of ``apply(params, inputs)`` over the real examples."""
-
-    def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> jax.Array:
-        del key
-        return mean_cross_entropy(apply(params, batch.inputs), batch)
-
-    return loss
