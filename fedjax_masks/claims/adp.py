@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_masks import models
 from fedjax_masks.claims import divisions, nets
 from fedjax_masks.claims.claim import Claim, bounded_claim, exact_claim, unreachable_claim
-from fedjax_masks.claims.result_files import FOLDER, Line, gaps, result_claim
+from fedjax_masks.claims.result_files import FOLDER, Line, gaps, latency_claims, result_claim
 from fedjax_masks.core.intervals import interval, surely_above
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model, gated
@@ -29,7 +29,9 @@ def claims() -> list[Claim]:
         *_gates(),
         *_macs(),
         *divisions.dirichlet(_NAME),
-        *_inference(),
+        *latency_claims(
+            _NAME, "speed-up of inference", "abstract", 2, "a gated cnn, cut to its channels in use"
+        ),
         *_communication(),
         *_quality(),
         *_logs(),
@@ -77,25 +79,6 @@ def _relative_macs(model: Model, ratio: float) -> float:
     active = {k.name: np.arange(k.outputs)[None] < round(ratio * k.outputs) for k in model.kernels if k.gate}
     dense = {name: np.ones_like(mask) for name, mask in active.items()}
     return float(inference_macs(model, active).conv[0] / inference_macs(model, dense).conv[0])
-
-
-def _inference() -> list[Claim]:
-    def judge(batch: str, lines: Sequence[Line]) -> tuple[str, bool]:
-        ratio = lines[0]["latency_speedup"][_NAME][batch]
-        return f"{ratio:.2f}x on a gated cnn, cut to its channels in use", ratio >= 2
-
-    file = "masked_inference.json"
-    return [
-        result_claim(
-            _NAME,
-            f"speed-up of inference, batch {batch} (abstract)",
-            "2x",
-            "measured",
-            file,
-            partial(judge, batch),
-        )
-        for batch in ("1", "32")
-    ]
 
 
 def _communication() -> list[Claim]:

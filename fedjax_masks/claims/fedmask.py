@@ -12,7 +12,7 @@ from fedjax_masks.algorithms.fedmask import Encoding, fedmask
 from fedjax_masks.claims import nets
 from fedjax_masks.claims.claim import Claim, bounded_claim, exact_claim, unreachable_claim
 from fedjax_masks.claims.exchange import Exchange, counter
-from fedjax_masks.claims.result_files import Line, algorithm, gaps, result_claim, setting
+from fedjax_masks.claims.result_files import Line, algorithm, gaps, latency_claims, result_claim, setting
 from fedjax_masks.communication import codecs, payload, size
 from fedjax_masks.core.algorithm import Round, State, Task
 from fedjax_masks.core.intervals import interval, surely_above
@@ -141,23 +141,9 @@ def _computation() -> list[Claim]:
 
 
 def _latencies() -> list[Claim]:
-    def judge(batch: str, lines: Sequence[Line]) -> tuple[str, bool]:
-        ratio = lines[0]["latency_speedup"][_NAME][batch]
-        return f"{ratio:.2f}x on LeNet", ratio >= 1.56
-
-    quantity = "speed-up of inference by a compacted model"
+    quantity, section = "speed-up of inference by a compacted model", "abstract; figure: 1.38x to 1.56x"
     return [
-        *(
-            result_claim(
-                _NAME,
-                f"{quantity}, batch {batch} (abstract; figure: 1.38x to 1.56x)",
-                "1.56x",
-                "measured",
-                "masked_inference.json",
-                partial(judge, batch),
-            )
-            for batch in ("1", "32")
-        ),
+        *latency_claims(_NAME, quantity, section, 1.56, "LeNet"),
         unreachable_claim(
             _NAME,
             "reduction of inference energy on phones (abstract; figure: 1.52x to 1.78x)",

@@ -6,6 +6,7 @@ figures as the source tree. ``provenance.json`` among them holds the command, co
 
 import json
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -57,6 +58,30 @@ def result_claim(
         *(system, claim, paper, ours, label, verdict),
         *(results.command, results.source, "" if is_met else reason),
     )
+
+
+def latency_claims(system: str, quantity: str, section: str, least: float, model: str) -> list[Claim]:
+    """Speed-ups of inference for minibatches of 1 and of 32 examples.
+
+    Args:
+      system: The algorithm.
+      quantity: The quantity.
+      section: The place in the paper.
+      least: The published speed-up.
+      model: A description of our model.
+    """
+
+    def judge(batch: str, lines: Sequence[Line]) -> tuple[str, bool]:
+        ratio = lines[0]["latency_speedup"][system][batch]
+        return f"{ratio:.2f}x on {model}", ratio >= least
+
+    return [
+        result_claim(
+            *(system, f"{quantity}, batch {batch} ({section})", f"{least:g}x", "measured"),
+            *("masked_inference.json", partial(judge, batch)),
+        )
+        for batch in ("1", "32")
+    ]
 
 
 def read_results(file: str) -> Results | None:

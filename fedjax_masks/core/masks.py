@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_masks.core import trees
-from fedjax_masks.core.algorithm import Params
+from fedjax_masks.core.types import Params, PyTree
 
 Gradient = Literal["sigmoid", "straight_through"]
 
@@ -31,11 +31,12 @@ def binarize(scores: jax.Array) -> jax.Array:
     return (scores > 0).astype(scores.dtype)
 
 
-@binarize.defjvp
-def _binarize_jvp(primals, tangents):
-    (scores,), (tangent,) = primals, tangents
+def _sigmoid_tangent(tangent: jax.Array, mask: jax.Array, scores: jax.Array) -> jax.Array:
     soft = jax.nn.sigmoid(scores)
-    return binarize(scores), soft * (1 - soft) * tangent
+    return soft * (1 - soft) * tangent
+
+
+binarize.defjvps(_sigmoid_tangent)
 
 
 @jax.custom_jvp
@@ -50,10 +51,7 @@ def binarize_straight_through(scores: jax.Array) -> jax.Array:
     return (scores > 0).astype(scores.dtype)
 
 
-@binarize_straight_through.defjvp
-def _binarize_straight_through_jvp(primals, tangents):
-    (scores,), (tangent,) = primals, tangents
-    return binarize_straight_through(scores), tangent
+binarize_straight_through.defjvps(lambda tangent, mask, scores: tangent)
 
 
 def top_share(scores: jax.Array, share: float) -> jax.Array:
@@ -114,7 +112,7 @@ def _largest(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, ja
     """
     bits = jnp.iinfo(keys.dtype).bits
 
-    def refine(index: jax.Array, carry: Any) -> Any:
+    def refine(index: jax.Array, carry: PyTree) -> PyTree:
         certain, ties, count = carry
         bit = jnp.ones((), keys.dtype) << (bits - 1 - index).astype(keys.dtype)
         larger = ties & ((keys & bit) > 0)

@@ -8,6 +8,7 @@ test examples stay clean.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,13 @@ def sigma(text: str) -> float:
     return value
 
 
+Skew = Callable[..., np.ndarray]
+"""``(rng, inputs, client, clients, *arguments) -> inputs``: a change to the inputs of one client."""
+
+Corrupt = Callable[[np.random.RandomState, Examples], Examples]
+"""``(rng, examples) -> examples``: a change to the training examples of one client."""
+
+
 @dataclass(frozen=True)
 class Modifier:
     """A change to the examples of clients: either ``skew`` or ``corrupt``.
@@ -77,16 +85,15 @@ class Modifier:
     Attributes:
       usage: The text form; capitals stand for arguments.
       help: One line of help.
-      skew: ``(rng, inputs, client, clients, *arguments) -> inputs``, applied to every client.
-      corrupt: ``(rng, examples) -> examples``, applied to the training examples of the clients that the
-        argument names.
+      skew: A change that is applied to every client.
+      corrupt: A change that is applied to the clients that the argument names.
       arguments: One reader per argument; a reader raises ValueError for text that it refuses.
     """
 
     usage: str
     help: str
-    skew: Callable[..., np.ndarray] | None = None
-    corrupt: Callable[[np.random.RandomState, Examples], Examples] | None = None
+    skew: Skew | None = None
+    corrupt: Corrupt | None = None
     arguments: tuple[Callable[[str], Any], ...] = ()
 
 
@@ -130,46 +137,37 @@ def apply(
     train_examples, test_examples = source.train, source.test
     for modifier, arguments in modifiers:
         if modifier.corrupt is not None:
-            train_examples = _corrupt(rng, train_examples, rows, modifier, arguments[0])
-        else:
+            (ids,) = arguments
+            _check_ids(modifier.usage, ids, len(rows))
+            corrupt = partial(modifier.corrupt, rng)
+            train_examples = _corrupt(train_examples, [rows[client] for client in ids], corrupt)
+        elif modifier.skew is not None:
             _check_disjoint(modifier.usage, test)
-            train_examples = _skew(rng, train_examples, rows, modifier, arguments)
-            test_examples = _skew(rng, test_examples, test, modifier, arguments)
+            skew = partial(modifier.skew, rng)
+            train_examples = _skew(train_examples, rows, skew, arguments)
+            test_examples = _skew(test_examples, test, skew, arguments)
     return train_examples, test_examples
 
 
-def _skew(
-    rng: np.random.RandomState,
-    examples: Examples,
-    rows: list[np.ndarray],
-    modifier: Modifier,
-    arguments: tuple[Any, ...],
-) -> Examples:
+def _skew(examples: Examples, rows: list[np.ndarray], skew: Skew, arguments: tuple[Any, ...]) -> Examples:
     inputs = np.array(examples.inputs)
-    assert modifier.skew is not None
     for client, part in enumerate(rows):
-        inputs[part] = modifier.skew(rng, inputs[part], client, len(rows), *arguments)
+        inputs[part] = skew(inputs[part], client, len(rows), *arguments)
     return examples._replace(inputs=inputs)
 
 
-def _corrupt(
-    rng: np.random.RandomState,
-    train: Examples,
-    rows: list[np.ndarray],
-    modifier: Modifier,
-    ids: tuple[int, ...],
-) -> Examples:
+def _corrupt(train: Examples, rows: list[np.ndarray], corrupt: Callable[[Examples], Examples]) -> Examples:
     inputs, labels = np.array(train.inputs), np.array(train.labels)
-    assert modifier.corrupt is not None
-    for client in ids:
-        if client >= len(rows):
-            raise UserError(
-                f"partition='{modifier.usage}': must name clients from 0 to {len(rows) - 1}, not {client}"
-            )
-        part = rows[client]
-        noisy = modifier.corrupt(rng, Examples(inputs[part], labels[part]))
+    for part in rows:
+        noisy = corrupt(Examples(inputs[part], labels[part]))
         inputs[part], labels[part] = noisy.inputs, noisy.labels
     return train._replace(inputs=inputs, labels=labels)
+
+
+def _check_ids(usage: str, ids: Sequence[int], clients: int) -> None:
+    for client in ids:
+        if client >= clients:
+            raise UserError(f"partition='{usage}': must name clients from 0 to {clients - 1}, not {client}")
 
 
 def _check_disjoint(usage: str, test: list[np.ndarray]) -> None:

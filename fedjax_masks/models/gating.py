@@ -4,7 +4,7 @@ Gao, Zhao, Dudziak, Mullins, Xu: "Dynamic Channel Pruning: Feature Boosting and 
 arXiv 1810.05331.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -102,12 +102,7 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
         return params
 
     def forward(
-        params: Params,
-        x: jax.Array,
-        *,
-        hook: Hook | None = None,
-        start: str | None = None,
-        stop: str | None = None,
+        params: Params, x: jax.Array, *, hook: Hook | None = None, **ends: str | None
     ) -> tuple[jax.Array, Mapping[str, Any]]:
         def apply_gate(layer: Layer, x: jax.Array) -> tuple[jax.Array, Any]:
             h, aux = (layer(x), None) if hook is None else hook(layer, x)
@@ -117,10 +112,10 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
             factors = jnp.where(gate.active, gate.value, 0)
             return h * factors[:, None, None], gate if hook is None else aux
 
-        y, aux = net.forward(params, x, hook=apply_gate, start=start, stop=stop)
+        y, aux = net.forward(params, x, hook=apply_gate, **ends)
         return y, {name: aux[name] for name in aux if hook is not None or name in keep}
 
-    def rebuild(widths: Any) -> Model:
+    def rebuild(widths: Sequence[int]) -> Model:
         outputs = {kernel.name: width for kernel, width in zip(net.kernels, widths, strict=True)}
         return _with_gates(
             net.rebuild(widths), {name: min(k, outputs[name]) for name, k in keep.items()}, saliency, bias

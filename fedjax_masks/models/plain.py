@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Callable, Sequence
 
+import jax
+
 from fedjax_masks.core.options import Count
 from fedjax_masks.models.functional import adaptive_average_pool, flatten, identity, relu_max_pool
 from fedjax_masks.models.layers import Activation, Chain, Conv, Dense, Norm
@@ -16,9 +18,6 @@ def mlp(task: Problem, *, hidden: Sequence[Count] = (200, 200), norm: Norm = Non
       task: The task, for the input's shape and the number of classes.
       hidden: Widths of the hidden layers.
       norm: ``"batch"``, ``"group"`` or None.
-
-    Returns:
-      The model.
     """
 
     def network(widths: Sequence[int]) -> Chain:
@@ -59,9 +58,6 @@ def cnn(task: Problem, *, norm: Norm = None) -> Model:
     Args:
       task: The task, for the input's shape and the number of classes.
       norm: ``"batch"``, ``"group"`` or None, after the convolutions.
-
-    Returns:
-      The model.
     """
     check_image("cnn", task.input_shape)
 
@@ -91,13 +87,8 @@ def vgg11(
       norm: ``"batch"``, ``"group"`` or None, after the convolutions, which keep their bias.
       channels: Widths of the eight convolutions.
       hidden: Widths of the two hidden dense layers.
-
-    Returns:
-      The model.
     """
-    check_image("vgg11", task.input_shape)
-    widths = (*channels, *hidden, task.num_classes)
-    return make_model("vgg11", task, functools.partial(_vgg, (1, 2, 4, 6), None, norm), widths)
+    return _vgg("vgg11", task, (*channels, *hidden), pools=(1, 2, 4, 6), norm=norm)
 
 
 def vgg16(
@@ -117,26 +108,37 @@ def vgg16(
       norm: ``"batch"``, ``"group"`` or None, after the convolutions, which keep their bias.
       channels: Widths of the thirteen convolutions.
       hidden: Widths of the two hidden dense layers.
-
-    Returns:
-      The model.
     """
-    check_image("vgg16", task.input_shape)
-    widths = (*channels, *hidden, task.num_classes)
-    return make_model("vgg16", task, functools.partial(_vgg, (2, 4, 7, 10, 13), 7, norm), widths)
+    return _vgg("vgg16", task, (*channels, *hidden), pools=(2, 4, 7, 10, 13), norm=norm, reduce=_flatten_7x7)
 
 
-def _vgg(pools: Sequence[int], side: int | None, norm: Norm, widths: Sequence[int]) -> Chain:
+def _vgg(
+    name: str,
+    task: Problem,
+    widths: Sequence[int],
+    *,
+    pools: Sequence[int],
+    norm: Norm,
+    reduce: Activation = flatten,
+) -> Model:
     """Makes 3 x 3 convolutions, pooling after the convolutions in ``pools``, and three dense layers."""
-    *channels, hidden1, hidden2, classes = widths
-    plain = functools.partial(Conv, size=3, norm=norm)
-    pooling = functools.partial(plain, activation=relu_max_pool)
-    convs = {
-        f"conv{i}": functools.partial(pooling if i in pools else plain, width)
-        for i, width in enumerate(channels, start=1)
-    }
-    reduce = flatten if side is None else lambda x: flatten(adaptive_average_pool(x, side))
-    return Chain(convs | _dense_layers((hidden1, hidden2, classes), reduce=reduce))
+    check_image(name, task.input_shape)
+
+    def network(widths: Sequence[int]) -> Chain:
+        *channels, hidden1, hidden2, classes = widths
+        plain = functools.partial(Conv, size=3, norm=norm)
+        pooling = functools.partial(plain, activation=relu_max_pool)
+        convs = {
+            f"conv{i}": functools.partial(pooling if i in pools else plain, width)
+            for i, width in enumerate(channels, start=1)
+        }
+        return Chain(convs | _dense_layers((hidden1, hidden2, classes), reduce=reduce))
+
+    return make_model(name, task, network, (*widths, task.num_classes))
+
+
+def _flatten_7x7(x: jax.Array) -> jax.Array:
+    return flatten(adaptive_average_pool(x, 7))
 
 
 def _lenet(name: str, task: Problem, widths: Sequence[int]) -> Model:

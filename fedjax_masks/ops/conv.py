@@ -17,6 +17,7 @@ from jax import lax
 
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.options import check
+from fedjax_masks.core.types import PyTree
 from fedjax_masks.ops import by_lax, canonical, im2col, winograd
 from fedjax_masks.ops.skeleton import gather, scatter
 
@@ -111,10 +112,10 @@ def conv2d(
             f"{strides} and a kernel {kernel.shape[:2]}; choose another lowering"
         )
     if lowering is not None:
-        return _conv(x, kernel, skeleton, strides, pads, Lowerings(lowering, lowering, lowering))
+        return _conv(x, kernel, skeleton, _Form(strides, pads, Lowerings(lowering, lowering, lowering)))
     outputs = kernel.shape[3] if skeleton is None else len(skeleton)
     lowerings = _choose(x.shape, (*kernel.shape[:3], outputs), strides, pads)
-    return _conv(x, kernel, skeleton, strides, pads, lowerings)
+    return _conv(x, kernel, skeleton, _Form(strides, pads, lowerings))
 
 
 class Lowerings(NamedTuple):
@@ -149,27 +150,24 @@ def _choose(
 _MODULES = {"canonical": canonical, "im2col": im2col, "winograd": winograd, "lax": by_lax}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    skeleton: jax.Array | None,
-    strides: Strides,
-    pads: by_lax.Pads,
-    lowerings: Lowerings,
-) -> jax.Array:
+class _Form(NamedTuple):
+    """The static arguments of a convolution."""
+
+    strides: Strides
+    pads: by_lax.Pads
+    lowerings: Lowerings
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _conv(x: jax.Array, kernel: jax.Array, skeleton: jax.Array | None, form: _Form) -> jax.Array:
     del skeleton
-    return conv2d_forward(x, kernel, strides, pads, lowerings.forward)[0]
+    return conv2d_forward(x, kernel, form.strides, form.pads, form.lowerings.forward)[0]
 
 
 def _conv_fwd(
-    x: jax.Array,
-    kernel: jax.Array,
-    skeleton: jax.Array | None,
-    strides: Strides,
-    pads: by_lax.Pads,
-    lowerings: Lowerings,
+    x: jax.Array, kernel: jax.Array, skeleton: jax.Array | None, form: _Form
 ) -> tuple[jax.Array, tuple[Any, ...]]:
+    strides, pads, lowerings = form
     y, residual = conv2d_forward(x, kernel, strides, pads, lowerings.forward)
     if lowerings.kernel_gradient != lowerings.forward:
         residual = x  # the residual of all lowerings but winograd
@@ -177,9 +175,8 @@ def _conv_fwd(
     return y, (residual, kernel, skeleton, jnp.zeros((*x.shape[1:3], 0)))
 
 
-def _conv_bwd(
-    strides: Strides, pads: by_lax.Pads, lowerings: Lowerings, residuals: tuple[Any, ...], dy: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
+def _conv_bwd(form: _Form, residuals: tuple[Any, ...], dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    strides, pads, lowerings = form
     residual, whole, skeleton, like = residuals
     kernel, in_size = whole, like.shape[:2]
     if skeleton is not None:
@@ -214,7 +211,7 @@ def conv2d_forward(
 def conv2d_input_gradient(
     dy: jax.Array,
     kernel: jax.Array,
-    form: Any,
+    form: PyTree,
     strides: Strides,
     pads: by_lax.Pads,
     in_size: Sequence[int],
@@ -230,7 +227,7 @@ def conv2d_kernel_gradient(
     dy: jax.Array,
     kernel: jax.Array,
     residual: jax.Array,
-    form: Any,
+    form: PyTree,
     strides: Strides,
     pads: by_lax.Pads,
     lowering: Lowering,
