@@ -7,12 +7,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedjax_masks.analysis.style import INK, Series
+from fedjax_masks.analysis.style import INK, Dash, Series
 from fedjax_masks.core.errors import one_line
 from fedjax_masks.core.messages import warn
 
 if TYPE_CHECKING:
-    from fedjax_masks.analysis.plotting import Axes, Figure
+    from fedjax_masks.analysis.plotting import Axes, Figure, Line2D
 
 WIDTH = 5.0
 _DPI = 150
@@ -74,7 +74,7 @@ def save_figure(draw: Callable[[], "Figure"], path: Path) -> None:
         warn(f"{path}: not drawn: {one_line(error)}; 'fedjax-masks report' draws it later")
 
 
-def line(color: str, dash: Any, marker: str = "") -> Any:
+def line(color: str, dash: Dash, marker: str = "") -> "Line2D":
     """A line for a legend."""
     from fedjax_masks.analysis.plotting import Line2D
 

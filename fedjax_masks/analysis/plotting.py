@@ -8,10 +8,10 @@ notebook keeps its backend. Functions import this module late, as the import tak
 import contextlib
 import os
 import sys
-from typing import Any
+from types import ModuleType
 
 
-def _import() -> Any:
+def _import() -> ModuleType:
     """Imports matplotlib, and sets the backend of the variable if it exists."""
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"]

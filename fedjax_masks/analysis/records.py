@@ -46,7 +46,7 @@ def column(run: RunRecord, key: str) -> np.ndarray:
     return np.array([number(_figure(record, key)) for record in run.records], np.float64)
 
 
-def _figure(record: Mapping[str, Any], key: str) -> Any:
+def _figure(record: Mapping[str, Any], key: str) -> object:
     merged = {**(record.get("extra") or {}), **record}
     return merged[key] if key in merged else merged.get(key.removesuffix(_SEEN))
 
@@ -58,7 +58,7 @@ def last(run: RunRecord, key: str) -> float | None:
     return float(finite[-1]) if finite.size else None
 
 
-def number(value: Any) -> float:
+def number(value: object) -> float:
     """A JSON value as a float; NaN where it is no number, or a number too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return float("nan")
@@ -130,7 +130,7 @@ def layer_densities(run: RunRecord) -> dict[str, np.ndarray]:
     return {layer: values for layer, values in layers.items() if np.isfinite(values).any()}
 
 
-def setting(run: RunRecord, section: str, key: str) -> Any:
+def setting(run: RunRecord, section: str, key: str) -> object:
     """A value in a section of the configuration, or None."""
     inner = run.config.get(section)
     return inner.get(key) if isinstance(inner, Mapping) else None

@@ -14,7 +14,7 @@ def setup_total(run: RunRecord) -> float:
     """
     clients = last(run, "num_clients")
     if clients is None:  # records of older versions lack the number
-        clients = setting(run, "data", "clients") or len(run.summary.get("client_accuracy") or ())
+        clients = number(setting(run, "data", "clients") or len(run.summary.get("client_accuracy") or ()))
     return number(run.summary.get("setup_bytes")) * clients
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fedjax_masks.analysis.records import (
     RunRecord,
@@ -14,13 +14,16 @@ from fedjax_masks.analysis.records import (
     is_diverged,
 )
 
+Dash = Literal["-", ":"] | tuple[float, Sequence[float]]
+"""A line style of matplotlib."""
+
 INK, MUTED, GRID = "#1c2530", "#66717d", "#e1e5ea"
 BASELINE = "#5a6570"
 FRONT = "#c3cad2"
 # Okabe and Ito's palette for color blindness, without black and its pale yellow.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vPX*"
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)), (0, (3, 1)))
+_DASHES: tuple[Dash, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)), (0, (3, 1)))
 # Keys that may differ between repetitions of a run.
 _INCIDENTAL = (
     *("versions", "platform", "plan", "out", "name"),
@@ -74,7 +77,7 @@ class Series(NamedTuple):
     algorithm: str
     color: str
     marker: str
-    dash: Any
+    dash: Dash
     runs: tuple[RunRecord, ...]
 
 

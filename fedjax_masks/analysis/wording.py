@@ -21,7 +21,7 @@ def enumeration(values: Iterable[Any]) -> str:
     return ", ".join(map(str, unique))
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """A JSON value as text; strings are without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 

@@ -19,7 +19,7 @@ class Workload(NamedTuple):
     run: Callable[..., dict[str, Any]]
 
 
-def _function(source: str, **arguments: Any) -> Callable[..., dict[str, Any]]:
+def _function(source: str, **arguments: object) -> Callable[..., dict[str, Any]]:
     """A function of this package, ``"MODULE:NAME"``, whose module is imported when it is called."""
     return lambda **options: load(f"fedjax_masks.benchmarks.{source}")(**arguments, **options)
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedjax_masks.core.progress import activity, lines
+
+Carry = TypeVar("Carry")
 
 
 class Rates(NamedTuple):
@@ -90,11 +92,11 @@ def stream_gbytes(size: int = 2**25, repeats: int = 9) -> float:
     return 2 * passes * 4 * size / min(seconds(call) for _ in range(repeats)) / 1e9
 
 
-def repeat(run: Callable[[Any], Any], carry: Any) -> Callable[[], Any]:
+def repeat(run: Callable[[Carry], Carry], carry: Carry) -> Callable[[], Carry]:
     """A call of ``run`` with its last result, which it may donate; the first call takes ``carry``."""
     result = [carry]
 
-    def call() -> Any:
+    def call() -> Carry:
         result[0] = run(result[0])
         return result[0]
 

@@ -23,7 +23,7 @@ from fedjax_masks.benchmarks.rounds import mlp_1000
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.core.progress import activity, say
 from fedjax_masks.data import synthetic_task, task_from_arrays
-from fedjax_masks.simulation import Simulation, Storage, make_simulation
+from fedjax_masks.simulation import RoundMetrics, Simulation, Storage, make_simulation
 
 _POPULATIONS = (10**3, 10**4, 10**5, 10**6)
 _COHORTS = (10, 30, 100, 300, 1000)
@@ -53,11 +53,11 @@ def _on_host(num_clients: int, cohort: int, chunk: int, plan: str, folder: str) 
     return make_simulation(algorithm, task, cohort=cohort, chunk=chunk, plan=plan, storage=storage)
 
 
-def _next_chunk(simulation: Simulation, chunk: int) -> Callable[[], Any]:
+def _next_chunk(simulation: Simulation, chunk: int) -> Callable[[], RoundMetrics]:
     """A call that runs the next chunk of rounds."""
     carry = [(simulation.init(), 0)]
 
-    def call() -> Any:
+    def call() -> RoundMetrics:
         state, start = carry[0]
         state, (metrics,) = simulation.run(state, start, chunk)
         carry[0] = state, start + chunk
@@ -118,7 +118,7 @@ def _memory(num_clients: int, cohort: int, chunk: int, plan: str) -> dict[str, f
         return {"predicted_mb": round(predicted, 1), "peak_mb": round(measure.peak_rss_mb(), 1)}
 
 
-def _in_process(function: Callable[..., Mapping[str, float]], *arguments: Any) -> Mapping[str, float]:
+def _in_process(function: Callable[..., Mapping[str, float]], *arguments: object) -> Mapping[str, float]:
     """Calls a function in a new process; its first argument is the number of clients."""
     context, title = multiprocessing.get_context("spawn"), f"memory of {arguments[0]} clients"
     say(title)

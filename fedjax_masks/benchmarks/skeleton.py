@@ -8,7 +8,7 @@ over the turns.
 
 import collections
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -21,6 +21,7 @@ from fedjax_masks import models
 from fedjax_masks.algorithms.fedskel import fedskel, keep_count
 from fedjax_masks.benchmarks import measure
 from fedjax_masks.core import training, trees
+from fedjax_masks.core.algorithm import Params, PyTree, Task
 from fedjax_masks.core.progress import activity
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Layer, Model
@@ -42,7 +43,7 @@ class _Conv(NamedTuple):
       first: Whether the inputs are the images, whose gradient is not needed.
     """
 
-    op: Any
+    op: partial[jax.Array]
     in_shape: tuple[int, ...]
     kernel_shape: tuple[int, ...]
     first: bool
@@ -105,13 +106,13 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
 def _convolutions(model: Model) -> dict[_Conv, int]:
     """The different convolutions of a model, with their numbers."""
     counts: collections.Counter[_Conv] = collections.Counter()
-    ops: dict[Any, Any] = {}
+    ops: dict[tuple[object, ...], partial[jax.Array]] = {}
 
     def count(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
-        op: Any = layer.op  # a functools.partial in every convolution
         if layer.kind == "conv":
+            assert isinstance(layer.op, partial)
             # Partial functions are never equal; one stands for all layers with the same options.
-            op = ops.setdefault((x.shape, layer.kernel.shape, str(op.keywords)), op)
+            op = ops.setdefault((x.shape, layer.kernel.shape, str(layer.op.keywords)), layer.op)
             counts[_Conv(op, x.shape, layer.kernel.shape, not counts)] += 1
         return layer(x), None
 
@@ -167,26 +168,27 @@ def _thin_products_ms(pixels: int, taps: int, inputs: int, gradients: int) -> fl
     shapes = (taps, pixels), (pixels, inputs), (pixels, taps), (taps, inputs)
     operands = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes)]
 
-    def products(patches_t: Any, x: Any, patches: Any, kernel: Any) -> list[jax.Array]:
+    def products(operands: Sequence[jax.Array]) -> list[jax.Array]:
+        patches_t, x, patches, kernel = operands
         return [patches_t @ x, patches @ kernel][:gradients]
 
-    results = trees.zeros_like(jax.eval_shape(products, *operands))
+    results = trees.zeros_like(jax.eval_shape(products, operands))
 
-    def step(_: jax.Array, carry: Any) -> Any:
+    def step(_: jax.Array, carry: PyTree) -> PyTree:
         operands, _ = jax.lax.optimization_barrier(carry)
-        return operands, products(*operands)
+        return operands, products(operands)
 
     times = measure.time_in_turns({0: _loop(step, (operands, results))}, 5, title="two thin products")[0]
     return measure.median_ms(times) / _STEPS
 
 
-def _loop(step: Callable[[jax.Array, Any], Any], carry: Any) -> Callable[[], Any]:
+def _loop(step: Callable[[jax.Array, PyTree], PyTree], carry: PyTree) -> Callable[[], PyTree]:
     """A call that runs ten steps in one program; each call reuses the memory of the last one."""
     run = jax.jit(lambda carry: jax.lax.fori_loop(0, _STEPS, step, carry), donate_argnums=0)
     return measure.repeat(run, carry)
 
 
-def _backward(conv: _Conv, ratio: float, lowering: Lowering | None = None) -> Callable[[], Any]:
+def _backward(conv: _Conv, ratio: float, lowering: Lowering | None = None) -> Callable[[], PyTree]:
     """A call of the backward pass alone, ten times in a loop, with the residuals of the forward pass."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], conv.in_shape), jax.random.normal(keys[1], conv.kernel_shape)
@@ -195,7 +197,7 @@ def _backward(conv: _Conv, ratio: float, lowering: Lowering | None = None) -> Ca
     y, pull = jax.jit(lambda x, kernel: jax.vjp(op, x, kernel))(x, kernel)
     gradients = slice(1 if conv.first else 0, 2)
 
-    def step(_: jax.Array, carry: Any) -> Any:
+    def step(_: jax.Array, carry: PyTree) -> PyTree:
         pull, dy, _ = jax.lax.optimization_barrier(carry)  # each pass waits for the one before it
         return pull, dy, pull(dy)[gradients]
 
@@ -209,7 +211,7 @@ def _spread(outputs: int, ratio: float) -> jax.Array:
     return jnp.linspace(0, outputs - 1, keep_count(outputs, ratio)).astype(jnp.int32)
 
 
-def _training_steps(model: Model, ratio: float, *, forward_alone: bool = False) -> Callable[[], Any]:
+def _training_steps(model: Model, ratio: float, *, forward_alone: bool = False) -> Callable[[], PyTree]:
     """A call of ten training steps in a loop, as a client trains.
 
     The time of a program with a single step would include the allocation of its memory.
@@ -222,23 +224,23 @@ def _training_steps(model: Model, ratio: float, *, forward_alone: bool = False) 
     def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
         return layer(x, skeletons.get(layer.name)), None
 
-    def loss(params: Any) -> jax.Array:
+    def loss(params: Params) -> jax.Array:
         return training.mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
 
-    def step(_: jax.Array, params: Any) -> Any:
+    def step(_: jax.Array, params: Params) -> Params:
         return jax.tree.map(lambda w, g: w - 0.01 * g, params, jax.grad(loss)(params))
 
-    def forward(_: jax.Array, params: Any) -> Any:
+    def forward(_: jax.Array, params: Params) -> Params:
         first = model.kernels[0].path  # each pass waits for the one before it
         return trees.put(params, first, trees.get(params, first) + 1e-30 * loss(params))
 
     return _loop(forward if forward_alone else step, params)
 
 
-def _round_time_ratio(model: Model, task: Any, plan: str) -> float:
+def _round_time_ratio(model: Model, task: Task, plan: str) -> float:
     """The time of an UpdateSkel round of 10 clients at ratio 0.1 over that at ratio 1."""
 
-    def prepare(ratio: float) -> Callable[[], Any]:
+    def prepare(ratio: float) -> Callable[[], PyTree]:
         algorithm = fedskel(model, optax.sgd(0.01), batch_size=_BATCH, ratios=(ratio,), updates=10**6)
         simulation = make_simulation(algorithm, task, cohort=10, chunk=1, plan=plan)
         state, _ = simulation.run(simulation.init(), 0, 1)

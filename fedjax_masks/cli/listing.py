@@ -182,7 +182,7 @@ def _names_text(names: list[str], number: int) -> str:
     return f" ({', '.join(names)})" if len(names) <= _MAX_NAMES else " (most)"
 
 
-def _default_text(default: Any) -> str:
+def _default_text(default: object) -> str:
     """A default in the form of the command line."""
     if default is inspect.Parameter.empty:
         return "none, must be given"

@@ -20,7 +20,7 @@ _PACKAGE, _ROOT = __name__.partition(".")[0], Path(__file__).parents[1]
 _IMPORTED = ("collections.abc", "typing", f"{_PACKAGE}.core.options")
 _BUILTINS = {kind.__name__: kind for kind in (bool, dict, float, int, list, str, tuple)}
 
-REQUIRED: Any = inspect.Parameter.empty
+REQUIRED: object = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Option:
       default: The default; :data:`REQUIRED` without one.
     """
 
-    annotation: Any
-    default: Any
+    annotation: object
+    default: object
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _option(file: "_File", argument: ast.arg, default: ast.expr | None) -> Optio
         return Option(ast.unparse(argument.annotation), value)
 
 
-class _File(dict[str, Any]):
+class _File(dict[str, object]):
     """The values of the names that annotations in a source file use.
 
     The names are types of Python, names from modules in ``_IMPORTED``, names that the file assigns, and names
@@ -116,7 +116,7 @@ class _File(dict[str, Any]):
                 names = {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
                 self._imports |= names
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> object:
         if name in self._assignments:
             return self.evaluate(self._assignments[name])
         module, original = self._imports[name]
@@ -126,7 +126,7 @@ class _File(dict[str, Any]):
             return _file(module)[original]
         raise KeyError(name)
 
-    def evaluate(self, expression: ast.expr) -> Any:
+    def evaluate(self, expression: ast.expr) -> object:
         """The value of an expression.
 
         Raises:
@@ -158,7 +158,7 @@ def _inspect(function: Callable[..., Any]) -> Signature:
     return Signature(options, doc, _first_line(getattr(module, "__doc__", None) or doc))
 
 
-def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> object:
     annotation = parameter.annotation
     if annotation is parameter.empty:
         return _type_of(parameter.default)
@@ -170,7 +170,7 @@ def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> A
         return annotation
 
 
-def _type_of(default: Any) -> Any:
+def _type_of(default: object) -> object:
     """The type of an option without annotation."""
     if isinstance(default, tuple | list) and len({*map(type, default)}) == 1:
         return Sequence[type(default[0])]

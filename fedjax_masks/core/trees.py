@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +68,7 @@ def num_bytes(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def get(tree: PyTree, path: tuple[str, ...]) -> Any:
+def get(tree: PyTree, path: tuple[str, ...]) -> PyTree:
     """The node of a nested dict under ``path``.
 
     >>> get({"dense": {"kernel": 3}}, ("dense", "kernel"))
@@ -80,7 +79,7 @@ def get(tree: PyTree, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def put(tree: PyTree, path: tuple[str, ...], node: Any) -> PyTree:
+def put(tree: PyTree, path: tuple[str, ...], node: PyTree) -> PyTree:
     """A nested dict with the node under ``path`` replaced; the rest is shared.
 
     >>> put({"a": {"b": 1, "c": 2}}, ("a", "b"), 5)

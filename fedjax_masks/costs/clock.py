@@ -7,7 +7,7 @@ bits at the rates of its link, and half a round trip per message.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks.communication.payload import Dialogue
-from fedjax_masks.costs.profiles import Fleet, Population
+from fedjax_masks.costs.profiles import Fleet, Population, Real
 
 READINGS = ("away", "client_joules", "client_seconds", "late", "lost")
 """The metrics of :func:`read_clock`, in alphabetical order."""
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
 
 def round_cost(
-    client: Fleet, bits_up: Any, bits_down: Any, *, flops: Any, traffic: Any = 0.0, messages: Any = 2.0
+    client: Fleet, bits_up: Real, bits_down: Real, *, flops: Real, traffic: Real = 0.0, messages: Real = 2.0
 ) -> Cost:
     """Computes time and energy of one client's round.
 
@@ -76,7 +76,7 @@ def round_cost(
 
 def read_clock(
     clock: Clock,
-    fleet: Any,
+    fleet: Fleet,
     client_id: jax.Array,
     key: chex.PRNGKey,
     bits: jax.Array,

@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
@@ -23,7 +23,7 @@ __all__ = [
     "read_trace",
 ]
 
-_CONDITIONS: Mapping[str, tuple[float, Any]] = {
+_CONDITIONS: Mapping[str, tuple[float, object]] = {
     "deadline": (math.inf, Rate),
     "dropout": (0.0, Share),
     "available": (1.0, Share),
@@ -74,7 +74,7 @@ def _with_spread(fleet: Fleet, spread: float, rng: np.random.Generator) -> Fleet
     """The fleet, with its rates multiplied by log-normal factors."""
     if not spread:
         return fleet
-    num_clients = len(fleet.flops)
+    (num_clients,) = np.shape(fleet.flops)
     factors = {
         name: np.exp(spread * rng.standard_normal(num_clients)).astype(np.float32)
         for name in ("flops", "memory", "up", "down")
@@ -114,7 +114,7 @@ def read_trace(path: str, num_clients: int) -> Fleet:
     return Fleet(*np.array(columns, np.float32))
 
 
-def _column_type(name: str) -> Any:
+def _column_type(name: str) -> object:
     return Annotated[float, Bounds(0, _LARGEST, above=name != "latency")]
 
 

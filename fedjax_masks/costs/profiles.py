@@ -7,7 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+Real: TypeAlias = "np.ndarray | jax.Array | float"
+"""A number, or an array of numbers."""
 
 
 class Device(NamedTuple):
@@ -63,16 +70,16 @@ LINKS: Mapping[str, Link] = MappingProxyType(
 class Fleet(NamedTuple):
     """The clients' devices and links: the fields of :class:`Device` and :class:`Link`.
 
-    Every field is ``float32[num_clients]``, in the same units.
+    Every field is ``float32[num_clients]``, in the same units; of one client, it is a single number.
     """
 
-    flops: Any
-    memory: Any
-    compute_watts: Any
-    radio_watts: Any
-    up: Any
-    down: Any
-    latency: Any
+    flops: Real
+    memory: Real
+    compute_watts: Real
+    radio_watts: Real
+    up: Real
+    down: Real
+    latency: Real
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,10 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +27,14 @@ _INFO = "dataset_info.json"
 _NAME = re.compile(r"[a-z]\w*(/\w[\w.\-]*)?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 _BATCH = 1024
+
+
+class _Split(Protocol):
+    """A split of a prepared data set, with random access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, rows: Sequence[int], /) -> Sequence[Mapping[str, np.ndarray | np.generic]]: ...
 
 
 def read(name: str, *, data_dir: str | Path | None, cache_dir: str | Path | None) -> Source:
@@ -94,7 +103,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, dict.fromkeys(matches)))}?" if matches else ""
 
 
-def _tfds(name: str) -> Any:
+def _tfds(name: str) -> ModuleType:
     """The module ``tensorflow_datasets``, which is not typed."""
     try:
         import array_record  # noqa: F401  # tensorflow-datasets fails late without it, in many words
@@ -164,7 +173,7 @@ def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _keys(tfds: Any, name: str, features: Any) -> tuple[str, str, int]:
+def _keys(tfds: ModuleType, name: str, features: Any) -> tuple[str, str, int]:
     """The keys of the only image and the only label, and the number of classes."""
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
@@ -177,12 +186,12 @@ def _keys(tfds: Any, name: str, features: Any) -> tuple[str, str, int]:
     return images[0], label, features[label].num_classes
 
 
-def _read_split(name: str, source: Any, image: str, label: str) -> Examples:
+def _read_split(name: str, source: _Split, image: str, label: str) -> Examples:
     with lines(f"data set '{name}': decoding", total=len(source), unit="images") as show:
         return _decoded(name, source, image, label, show)
 
 
-def _decoded(name: str, source: Any, image: str, label: str, show: Show) -> Examples:
+def _decoded(name: str, source: _Split, image: str, label: str, show: Show) -> Examples:
     num = len(source)
     inputs, labels = None, np.empty(num, np.int32)
     for start in range(0, num, _BATCH):

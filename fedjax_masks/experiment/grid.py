@@ -160,6 +160,6 @@ def _setting(label: str, values: Mapping[str, Any]) -> str:
     return ",".join([label, *(f"{words[key]}={_safe_text(value)}" for key, value in values.items())])
 
 
-def _safe_text(value: Any) -> str:
+def _safe_text(value: object) -> str:
     """A value in the name of a directory."""
     return _UNSAFE.sub("-", str(value))

@@ -1,7 +1,8 @@
 """Records of a run: one for each evaluated round, and a summary at the end."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import numpy as np
@@ -192,9 +193,9 @@ def _means_over_rounds(last: Record, totals: Totals) -> dict[str, float | None]:
     return {key: None if last[key] is None else value / totals.round for key, value in sums.items()}
 
 
-def _number(value: Any) -> float | None:
+def _number(value: SupportsFloat | None) -> float | None:
     """A float for JSON, which knows neither NaN nor infinity."""
-    return float(value) if value is not None and np.isfinite(value) else None
+    return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -198,7 +198,7 @@ def _read_config(out: Path) -> dict[str, Any]:
     return content
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedjax_masks.core.errors import UserError, unknown_name
 from fedjax_masks.core.messages import warn
@@ -17,6 +17,8 @@ from fedjax_masks.experiment.backends import BACKENDS, Record, Tracker
 METRICS = "metrics.jsonl"
 FILES = tuple(name for backend in BACKENDS.values() for name in backend.files)
 """Files in a run directory that belong to backends."""
+
+Argument = TypeVar("Argument")
 
 _PATIENCE = 3  # failures in a row: each may have waited minutes for an absent server
 
@@ -109,7 +111,7 @@ def _combine(backends: Sequence[Tracker], out: Path) -> Tracker:
     return Tracker(log, lambda config: _each(backends, "describe", config), lambda code: None)
 
 
-def _each(backends: Sequence[Tracker], method: str, argument: Any) -> None:
+def _each(backends: Sequence[Tracker], method: str, argument: object) -> None:
     for tracker in backends:
         getattr(tracker, method)(argument)
 
@@ -129,7 +131,7 @@ def _fault_tolerant(name: str, tracker: Tracker) -> Tracker:
     """A tracker that logs and counts its failures instead of raising them."""
     failures = in_a_row = 0
 
-    def attempt(call: Callable[[Any], None], argument: Any) -> None:
+    def attempt(call: Callable[[Argument], None], argument: Argument) -> None:
         nonlocal failures, in_a_row
         try:
             call(argument)

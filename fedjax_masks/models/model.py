@@ -128,7 +128,7 @@ def make_model(
         hook: Hook | None = None,
         start: str | None = None,
         stop: str | None = None,
-    ) -> Any:
+    ) -> tuple[jax.Array, Mapping[str, Any]]:
         return chain.apply({"params": params}, x, hook, start, stop)
 
     return Model(

@@ -1,6 +1,6 @@
 """Models by name; building a model imports its module, and with it jax."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedjax_masks.core.errors import UserError, unknown_name
 from fedjax_masks.core.lazy import Functions
@@ -42,7 +42,7 @@ def model_signature(name: str) -> Signature:
     return signature_of(MODELS.sources[name])
 
 
-def build_model(name: str, task: "Problem", **options: Any) -> "Model":
+def build_model(name: str, task: "Problem", **options: object) -> "Model":
     """Builds a model by name.
 
     Args:

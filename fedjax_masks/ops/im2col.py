@@ -9,7 +9,7 @@ strided-batched products.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,9 +144,8 @@ def _backward_windows(dy: jax.Array, axis: int, phase: _Phase, stack: int = -1) 
     """The gradient of the output that each tap connects to each position; taps precede the ``stack`` axis."""
     low = max(0, phase.taps - 1 - phase.first)
     high = max(0, phase.first + phase.count - dy.shape[axis])
-    config: Any = [(0, 0)] * dy.ndim
-    config[axis] = (low, high)
-    dy = jnp.pad(dy, config)
+    pads = [(low, high) if number == axis else (0, 0) for number in range(dy.ndim)]
+    dy = jnp.pad(dy, pads)
     starts = [phase.first - tap + low for tap in range(phase.taps)]
     windows = [lax.slice_in_dim(dy, start, start + phase.count, axis=axis) for start in starts]
     return jnp.concatenate(windows, axis=stack)
