@@ -87,7 +87,7 @@ def outcome(kind: str, seed: int, number: int) -> str:
         except Overtime:
             return f"took more than {SECONDS} s: {_error()}"
         except REFUSALS.get(kind, UserError) as error:
-            return "refused" if len(str(error).strip().splitlines()) == 1 else f"several lines: {error!r}"
+            return "refused" if str(error).isprintable() else f"not one printable line: {error!r}"
         except BaseException:
             return _error()
     return "accepted"
