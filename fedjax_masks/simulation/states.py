@@ -1,4 +1,7 @@
-"""One client's state as a row of bytes, for where rows lie on the host; a bool takes one bit."""
+"""Clients' states: the per-client parts of a simulation's state, and their packing into bytes.
+
+The storage on the host packs a client's state; a bool takes one bit.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,17 +10,45 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_masks.core.algorithm import State
 
-class Packing(NamedTuple):
-    """How a client's state becomes bytes and comes back, as traced functions.
+
+class ClientStates(NamedTuple):
+    """The parts of a :class:`State` with one entry per client.
+
+    Between rounds, their form depends on the storage. On devices, they are the states themselves. On the
+    host, ``clients`` is ``int32[num_clients]``, each client's slot in the store, or -1; ``profiles`` is
+    empty.
 
     Attributes:
-      row_bytes: Bytes of a row; at least 1.
-      pack: ``(client) -> uint8[row_bytes]``.
-      unpack: The inverse.
+      clients: The clients' states.
+      profiles: The server's profiles of the clients.
     """
 
-    row_bytes: int
+    clients: Any
+    profiles: Any
+
+
+def client_states(state: State) -> ClientStates:
+    """The per-client parts of a state."""
+    return ClientStates(state.clients, state.profiles)
+
+
+def with_client_states(state: State, states: ClientStates) -> State:
+    """The state with other per-client parts."""
+    return state._replace(**states._asdict())
+
+
+class Packing(NamedTuple):
+    """Traced functions that pack a client's state into bytes, and unpack it.
+
+    Attributes:
+      num_bytes: Bytes of a packed state; at least 1.
+      pack: ``(client) -> uint8[num_bytes]``.
+      unpack: The inverse of ``pack``.
+    """
+
+    num_bytes: int
     pack: Callable[[Any], jax.Array]
     unpack: Callable[[jax.Array], Any]
 
@@ -29,7 +60,7 @@ def packing_of(client: Any) -> Packing:
       client: A pytree of arrays or of their shapes.
 
     >>> packing = packing_of({"mask": jnp.ones(12, bool), "visits": jnp.int32(3)})
-    >>> packing.row_bytes
+    >>> packing.num_bytes
     6
     >>> packing.unpack(packing.pack({"mask": jnp.ones(12, bool), "visits": jnp.int32(3)}))["visits"]
     Array(3, dtype=int32)
@@ -41,11 +72,12 @@ def packing_of(client: Any) -> Packing:
         parts = [_to_bytes(leaf) for leaf in structure.flatten_up_to(client)]
         return jnp.concatenate(parts) if sum(sizes) else jnp.zeros(1, jnp.uint8)
 
-    def unpack(row: jax.Array) -> Any:
-        starts = [sum(sizes[:place]) for place in range(len(sizes))]
-        parts = [row[start : start + size] for start, size in zip(starts, sizes)]
+    def unpack(packed: jax.Array) -> Any:
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        parts = [packed[start : start + size] for start, size in zip(starts, sizes)]
         return structure.unflatten(map(_from_bytes, parts, leaves))
 
+    # At least one byte, because a slot of the store must have a length.
     return Packing(max(sum(sizes), 1), pack, unpack)
 
 
@@ -57,6 +89,7 @@ def _num_bytes(leaf: Any) -> int:
 def _to_bytes(leaf: jax.Array) -> jax.Array:
     if leaf.dtype == bool:
         return jnp.packbits(leaf.ravel())
+    # A bitcast, not a conversion: every float comes back to the bit.
     return jax.lax.bitcast_convert_type(leaf.ravel(), jnp.uint8).ravel()
 
 
