@@ -150,7 +150,7 @@ def test_a_sample_of_clients_is_evaluated_as_all_are():
     (everyone,), (sample,) = every.evaluate(every.init()), some.evaluate(some.init())
     assert len(set(sample.ids.tolist())) == 4
     np.testing.assert_array_equal(sample.personal, everyone.personal[sample.ids])
-    with pytest.raises(ValueError, match="eval_clients=10: must be 1 to 9"):
+    with pytest.raises(ValueError, match="eval_clients=10: must be from 1 to 9"):
         make_simulation(algorithm, task, cohort=2, eval_clients=10)
 
 

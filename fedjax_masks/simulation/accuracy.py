@@ -3,12 +3,10 @@
 The last batch is padded with examples of the same set: the test set, or the client's part of it.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.core.algorithm import FederatedAlgorithm, State
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Predict, PyTree, State
 from fedjax_masks.simulation.arrays import Examples
 from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.mapping import REPLICA_SPEC, SHARD_SPEC, Block, map_clients, map_devices
@@ -19,7 +17,9 @@ EVAL_BATCH = 100
 """Examples per forward pass."""
 
 
-def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Examples, plan: Plan) -> jax.Array:
+def global_correct(
+    algorithm: FederatedAlgorithm, state: State, examples: Examples[jax.Array], plan: Plan
+) -> jax.Array:
     """The test examples that the global model classifies correctly, ``bool[num_test]``.
 
     The plan's devices divide the batches.
@@ -28,7 +28,7 @@ def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Exampl
     num = len(examples.labels)
     batches = -(-num // (EVAL_BATCH * plan.devices)) * plan.devices
 
-    def on_device(shared: Any, starts: jax.Array) -> jax.Array:
+    def on_device(shared: tuple[PyTree, jax.Array, jax.Array], starts: jax.Array) -> jax.Array:
         server, inputs, labels = shared
 
         def one_batch(start: jax.Array) -> jax.Array:
@@ -47,8 +47,8 @@ def global_correct(algorithm: FederatedAlgorithm, state: State, examples: Exampl
 def personal_correct(
     algorithm: FederatedAlgorithm,
     state: State,
-    examples: Examples,
-    lanes: Lanes,
+    examples: Examples[jax.Array],
+    lanes: Lanes[jax.Array],
     plan: Plan,
     packing: Packing | None = None,
 ) -> dict[str, jax.Array]:
@@ -67,7 +67,9 @@ def personal_correct(
     """
     predictors, batch = {n: f for n, f in algorithm.predict.items() if n != "global"}, EVAL_BATCH
 
-    def one_client(shared: Any, lane: Lanes, block: Block, client: Any) -> Any:
+    def one_client(
+        shared: tuple[PyTree, Examples[jax.Array]], lane: Lanes[jax.Array], block: Block, client: PyTree
+    ) -> tuple[tuple[jax.Array, tuple[()]], dict[str, jax.Array]]:
         server, examples = shared
         client = client if packing is None else packing.unpack(client).clients
 
@@ -78,7 +80,7 @@ def personal_correct(
             inputs, labels = examples.inputs[rows], examples.labels[rows]
             real = positions < lane.sizes
 
-            def correct(predict: Any) -> jax.Array:
+            def correct(predict: Predict) -> jax.Array:
                 hits = jnp.argmax(predict(server, client, inputs), -1) == labels
                 return jnp.sum(hits & real, dtype=jnp.int32)
 

@@ -2,19 +2,19 @@
 
 import hashlib
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks.core.algorithm import ClientData, ClientIndex, Task
-from fedjax_masks.simulation.lanes import Lanes
+from fedjax_masks.simulation.lanes import A, Lanes
 from fedjax_masks.simulation.mapping import Block
 
 
-class Examples(NamedTuple):
-    """The data set of a program, or its shapes; lanes point to the clients' parts of ``rows``.
+class Examples(NamedTuple, Generic[A]):
+    """The data set of a program; lanes point to the clients' parts of ``rows``.
 
     Attributes:
       inputs: ``[num_examples, *input_shape]``.
@@ -23,12 +23,12 @@ class Examples(NamedTuple):
         slice have the length of the longest slice.
     """
 
-    inputs: Any
-    labels: Any
-    rows: Any
+    inputs: A
+    labels: A
+    rows: A
 
 
-def _examples(inputs: np.ndarray, labels: np.ndarray, index: ClientIndex, slack: int) -> Examples:
+def _examples(inputs: np.ndarray, labels: np.ndarray, index: ClientIndex, slack: int) -> Examples[jax.Array]:
     # dynamic_slice moves a slice that ends outside the array: without slack, it would hold other examples.
     return Examples(
         jnp.asarray(inputs),
@@ -42,12 +42,12 @@ def capacity(task: Task) -> int:
     return max(1, int(np.max(task.train.sizes)))
 
 
-def train_examples(task: Task) -> Examples:
+def train_examples(task: Task) -> Examples[jax.Array]:
     """The training data, with slack for slices of :func:`capacity` examples."""
     return _examples(task.inputs, task.labels, task.train, capacity(task))
 
 
-def test_examples(task: Task) -> Examples:
+def test_examples(task: Task) -> Examples[jax.Array]:
     """The test data, with slack for a client without test examples."""
     return _examples(task.test_inputs, task.test_labels, task.test, 1)
 
@@ -80,7 +80,9 @@ def _digests(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def client_data(examples: Examples, lane: Lanes, block: Block, length: int) -> ClientData:
+def client_data(
+    examples: Examples[jax.Array], lane: Lanes[jax.Array], block: Block, length: int
+) -> ClientData:
     """One client's view of the training data.
 
     Args:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,12 @@ import numpy as np
 
 from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.simulation import arrays
+from fedjax_masks.costs.profiles import Fleet
+from fedjax_masks.simulation.arrays import Examples, capacity
 from fedjax_masks.simulation.client import Setting
 from fedjax_masks.simulation.cohorts import check_selection, client_ids, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.keys import simulation_keys
-from fedjax_masks.simulation.lanes import Lanes, num_lanes
+from fedjax_masks.simulation.lanes import Lanes, lane_shapes, num_lanes
 from fedjax_masks.simulation.mapping import put
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.metering import read_metrics
@@ -25,6 +25,7 @@ from fedjax_masks.simulation.records import Padding, RoundMetrics, Stats
 from fedjax_masks.simulation.round import RoundReport, run_chunk
 from fedjax_masks.simulation.runs import Layout, Runs
 from fedjax_masks.simulation.states import client_states, with_client_states
+from fedjax_masks.simulation.tracing import Options
 
 
 class ChunkRunner:
@@ -39,7 +40,7 @@ class ChunkRunner:
 
     parts: Parts
     runs: Runs
-    settings: tuple[Any, Any]
+    settings: tuple[Options, jax.Array]
     memory_bytes: int
 
     def __init__(self, parts: Parts, layout: Layout, plan: Plan) -> None:
@@ -71,7 +72,7 @@ class ChunkRunner:
         """Runs some rounds, in as many calls of the program as the storage of states needs."""
         parts = self.parts
         if not 1 <= num_rounds <= parts.chunk:
-            raise UserError(f"num_rounds={num_rounds}: must be 1 to {parts.chunk}, the chunk")
+            raise UserError(f"num_rounds={num_rounds}: must be from 1 to {parts.chunk}, the chunk")
         rounds, step = range(first_round, first_round + num_rounds), parts.states.max_rounds
         reports = []
         for start in range(0, num_rounds, step):
@@ -83,7 +84,9 @@ class ChunkRunner:
             self._padding = self._padding.plus(run_metrics)
         return state, metrics
 
-    def _run_program(self, state: State, rounds: range) -> tuple[State, list[tuple[Lanes, RoundReport]]]:
+    def _run_program(
+        self, state: State, rounds: range
+    ) -> tuple[State, list[tuple[Lanes[np.ndarray], RoundReport]]]:
         parts, runs, number = self.parts, self.runs, len(rounds)
         data, states, old_states = parts.data, parts.states, client_states(state)
         selection, cohorts = self._lay_out_cached(rounds)
@@ -120,7 +123,7 @@ class ChunkRunner:
         ]
         return np.stack(cohorts, axis=1)
 
-    def _lay_out(self, rounds: range) -> tuple[np.ndarray, list[Lanes]]:
+    def _lay_out(self, rounds: range) -> tuple[np.ndarray, list[Lanes[np.ndarray]]]:
         """The cohorts of all runs, and the lanes of each run."""
         selection = self._select(rounds)
         return selection, [
@@ -128,11 +131,11 @@ class ChunkRunner:
             for cohorts in np.moveaxis(selection, 1, 0)
         ]
 
-    def _make_init(self) -> Callable[[Any], State]:
+    def _make_init(self) -> Callable[[tuple[Options, jax.Array]], State]:
         """Makes the program of initial states: ``(settings) -> state`` of all runs."""
         parts, runs = self.parts, self.runs
 
-        def one_run(_: Any, settings: Any) -> State:
+        def one_run(_: tuple[()], settings: tuple[Options, jax.Array]) -> State:
             options, seed = settings
             state = initial_state(parts.make, options, seed, parts.task)
             return with_client_states(state, parts.states.init(client_states(state)))
@@ -143,18 +146,21 @@ class ChunkRunner:
             out_shardings=state_shardings(parts.states, runs.sharding),
         )
 
-    def _compile(self, layout: Layout, plan: Plan) -> Any:
+    def _compile(self, layout: Layout, plan: Plan) -> jax.stages.Compiled:
         """Compiles the program of a chunk: ``(state, per_run, shared) -> (state, report)``."""
         self._num_compilations += 1
         parts, states, runs = self.parts, self.parts.states, layout(plan)
 
-        def one_run(shared: Any, run: Any) -> tuple[State, RoundReport]:
+        def one_run(
+            shared: tuple[Examples[jax.Array], jax.Array, jax.Array, Fleet | tuple[()]],
+            run: tuple[State, Options, jax.Array, Lanes[jax.Array]],
+        ) -> tuple[State, RoundReport]:
             data, first, num_rounds, fleet = shared
             state, options, seed, cohorts = run
             setting = Setting(
                 parts.make(options),
                 runs.plan,
-                arrays.capacity(parts.task),
+                capacity(parts.task),
                 poison=parts.poison,
                 clock=parts.meter.clock,
                 packing=states.packing,
@@ -171,7 +177,7 @@ class ChunkRunner:
             out_shardings=(shardings, runs.sharding),
         )
         length = num_lanes(parts.cohort, runs.plan, parts.algorithm.schedule.num_tiers)
-        cohorts = Lanes(*[jax.ShapeDtypeStruct((states.max_rounds, length), jnp.int32)] * len(Lanes._fields))
+        cohorts = lane_shapes(states.max_rounds, length)
         state = with_client_states(parts.shapes.state, states.shapes)
         state, *per_run = runs.shapes((state, parts.options[0], parts.seeds[0], cohorts))
         scalar = jax.ShapeDtypeStruct((), jnp.int32)

@@ -1,16 +1,17 @@
 """One client's round, as a traced program: message, training, upload, and the server's reception."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_masks.communication import payload, size
 from fedjax_masks.core import trees
-from fedjax_masks.core.algorithm import FederatedAlgorithm, Info, Round, Stack
+from fedjax_masks.core.algorithm import FederatedAlgorithm, Info, PyTree, Round, Stack
 from fedjax_masks.core.info import metrics_of
 from fedjax_masks.costs.clock import Clock, read_clock
-from fedjax_masks.simulation.arrays import client_data
+from fedjax_masks.costs.profiles import Fleet
+from fedjax_masks.simulation.arrays import Examples, client_data
 from fedjax_masks.simulation.keys import client_key
 from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.mapping import Block
@@ -70,8 +71,26 @@ class _Measurement(NamedTuple):
     silent: jax.Array
 
 
-def client_step(setting: Setting, shared: Any, lane: Lanes, block: Block, states: ClientStates) -> Any:
-    """Runs one client's round; a function for :func:`~fedjax_masks.simulation.mapping.map_clients`."""
+def client_step(
+    setting: Setting,
+    shared: tuple[Round, PyTree, Examples[jax.Array], Fleet | tuple[()]],
+    lane: Lanes[jax.Array],
+    block: Block,
+    states: ClientStates,
+) -> tuple[tuple[jax.Array, PyTree], tuple[ClientStates, ClientReport, PyTree]]:
+    """Runs one client's round; a function for :func:`~fedjax_masks.simulation.mapping.map_clients`.
+
+    Args:
+      setting: The static choices.
+      shared: The round, the server's state, the training data, and the fleet of the clock.
+      lane: The client's lane, scalars.
+      block: The client's block.
+      states: The client's state and profile, packed if the setting has a packing.
+
+    Returns:
+      Whether the contribution is added, and its summed part; then the client's new state and profile, the
+      client's report, and the stacked part of the contribution.
+    """
     algorithm = setting.algorithm
     transmit = payload.poison if setting.poison else lambda tree: tree
     round, server, examples, fleet = shared
@@ -102,7 +121,13 @@ def client_step(setting: Setting, shared: Any, lane: Lanes, block: Block, states
 
 
 def _measure(
-    setting: Setting, fleet: Any, lane: Lanes, round: Round, message: Any, upload: Any, info: Info
+    setting: Setting,
+    fleet: Fleet | tuple[()],
+    lane: Lanes[jax.Array],
+    round: Round,
+    message: PyTree,
+    upload: PyTree,
+    info: Info,
 ) -> _Measurement:
     """Counts the bits of a client's round, and reads the clock."""
     bits = jnp.stack([size.traced_bits(upload), size.traced_bits(message)])
@@ -122,8 +147,8 @@ def _measure(
 
 
 def _receive(
-    setting: Setting, round: Round, server: Any, profile: Any, upload: Any, weight: jax.Array
-) -> tuple[Any, Any, jax.Array]:
+    setting: Setting, round: Round, server: PyTree, profile: PyTree, upload: PyTree, weight: jax.Array
+) -> tuple[PyTree, PyTree, jax.Array]:
     """Runs the server's reception of one upload.
 
     Returns:
@@ -142,7 +167,9 @@ def _receive(
     return profile, contribution, trees.all_finite(contribution)
 
 
-def _split_contribution(contribution: Any, valid: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any, Any]:
+def _split_contribution(
+    contribution: PyTree, valid: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, PyTree, PyTree]:
     """Splits a contribution into the part that is summed and the part that is stacked.
 
     Returns:
@@ -156,6 +183,6 @@ def _split_contribution(contribution: Any, valid: jax.Array, weight: jax.Array) 
     return valid, total, stack
 
 
-def is_stack(node: Any) -> bool:
+def is_stack(node: object) -> bool:
     """Whether a node of a contribution arrives stacked."""
     return isinstance(node, Stack)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
 
 import jax
 import numpy as np
@@ -66,7 +65,7 @@ def select_cohorts(
     return np.stack([select(index) for index in rounds])
 
 
-def _distinct(ids: Any, num_clients: int) -> np.ndarray:
+def _distinct(ids: object, num_clients: int) -> np.ndarray:
     """The ids of distinct clients as ``int32[n]``; empty for anything else.
 
     >>> _distinct([2, 0], 3).tolist(), _distinct([0.5, 1], 3).tolist(), _distinct(None, 3).tolist()
@@ -109,13 +108,15 @@ def check_selection(
         )
 
 
-def lay_out_rounds(cohorts: np.ndarray, task: Task, algorithm: FederatedAlgorithm, plan: Plan) -> Lanes:
+def lay_out_rounds(
+    cohorts: np.ndarray, task: Task, algorithm: FederatedAlgorithm, plan: Plan
+) -> Lanes[np.ndarray]:
     """Lays out the cohorts of some rounds under the plan: ``int32[rounds, lanes]`` each."""
     rounds = [lay_out(ids, task.train, plan, algorithm.schedule)[0] for ids in cohorts]
     return jax.tree.map(lambda *fields: np.stack(fields), *rounds)
 
 
-def client_ids(cohorts: Sequence[Lanes], task: Task) -> np.ndarray:
+def client_ids(cohorts: Sequence[Lanes[np.ndarray]], task: Task) -> np.ndarray:
     """The ids of all clients in some cohorts, sorted, without padding."""
     ids = np.unique(np.concatenate([lanes.ids.ravel() for lanes in cohorts]))
     return ids[ids < task.num_clients]

@@ -33,11 +33,11 @@ def choose_data_storage(task: Task, place: DataPlace, *, max_clients: int, put: 
     return device_data_storage(task, shapes, put=put)
 
 
-def device_data_storage(task: Task, shapes: Examples, *, put: Put) -> DataStorage:
+def device_data_storage(task: Task, shapes: Examples[jax.ShapeDtypeStruct], *, put: Put) -> DataStorage:
     """Storage on the device: all data, from the first round on."""
-    cache: list[Examples] = []
+    cache: list[Examples[jax.Array]] = []
 
-    def load(state: tuple[()], ids: np.ndarray) -> Examples:
+    def load(state: tuple[()], ids: np.ndarray) -> Examples[jax.Array]:
         if not cache:
             cache.append(put(train_examples(task)))
         return cache[0]
@@ -45,14 +45,14 @@ def device_data_storage(task: Task, shapes: Examples, *, put: Put) -> DataStorag
     return DataStorage(shapes, load, prefetch=lambda state, ids: None, locate=lambda lanes, ids: lanes)
 
 
-def host_data_storage(task: Task, shapes: Examples, *, put: Put) -> DataStorage:
+def host_data_storage(task: Task, shapes: Examples[jax.ShapeDtypeStruct], *, put: Put) -> DataStorage:
     """Storage on the host: the data of a chunk's clients go to the device before the chunk.
 
     Every client has space for the examples of the largest client.
     """
     longest, cache = capacity(task), {}
 
-    def gather(ids: np.ndarray) -> Examples:
+    def gather(ids: np.ndarray) -> Examples[jax.Array]:
         # The same shapes for every chunk, so that one program serves all chunks.
         inputs, labels = (np.zeros(like.shape, like.dtype) for like in (shapes.inputs, shapes.labels))
         for position, client in enumerate(ids):
@@ -62,7 +62,7 @@ def host_data_storage(task: Task, shapes: Examples, *, put: Put) -> DataStorage:
             labels[position * longest :][:size] = task.labels[rows]
         return put(Examples(inputs, labels, np.arange(len(labels), dtype=np.int32)))
 
-    def load(state: tuple[()], ids: np.ndarray) -> Examples:
+    def load(state: tuple[()], ids: np.ndarray) -> Examples[jax.Array]:
         prefetch(state, ids)
         return cache.pop(ids.tobytes())
 
@@ -72,14 +72,14 @@ def host_data_storage(task: Task, shapes: Examples, *, put: Put) -> DataStorage:
             cache.clear()  # a prefetched chunk that did not follow
             cache[key] = gather(ids)
 
-    def locate(lanes: Lanes, ids: np.ndarray) -> Lanes:
+    def locate(lanes: Lanes[np.ndarray], ids: np.ndarray) -> Lanes[np.ndarray]:
         position = np.minimum(np.searchsorted(ids, lanes.ids), len(ids) - 1)
         return lanes._replace(offsets=(position * longest).astype(np.int32))
 
     return DataStorage(shapes, load, prefetch, locate)
 
 
-def _shapes(task: Task, num_examples: int, num_rows: int) -> Examples:
+def _shapes(task: Task, num_examples: int, num_rows: int) -> Examples[jax.ShapeDtypeStruct]:
     # Without x64, jax puts float64 arrays on a device as float32.
     dtype = jax.dtypes.canonicalize_dtype(task.inputs.dtype)
     labels, rows = (jax.ShapeDtypeStruct((number,), np.int32) for number in (num_examples, num_rows))

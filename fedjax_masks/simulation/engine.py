@@ -5,7 +5,7 @@ Only this package uses ``jit``, ``vmap``, ``scan`` over clients, and ``shard_map
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,15 +16,14 @@ from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.profiles import Population
 from fedjax_masks.simulation.chunks import ChunkRunner
 from fedjax_masks.simulation.evaluate import evaluated_clients, make_evaluate
-from fedjax_masks.simulation.parts import Make, Options, make_parts
+from fedjax_masks.simulation.parts import make_parts
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.records import Evaluation, RoundMetrics, Stats
 from fedjax_masks.simulation.runs import lay_out_runs
 from fedjax_masks.simulation.states import ClientStates, client_states
 from fedjax_masks.simulation.storage import AUTO, Storage
 from fedjax_masks.simulation.store import Store
-
-MakeAlgorithm = Callable[[Options], FederatedAlgorithm]
+from fedjax_masks.simulation.tracing import MakeAlgorithm
 
 
 class Simulation(NamedTuple):
@@ -155,10 +154,12 @@ def make_simulation(
     )
 
 
-def _factory(algorithm: FederatedAlgorithm | MakeAlgorithm, values: Mapping[str, Any]) -> Make:
+def _factory(
+    algorithm: FederatedAlgorithm | MakeAlgorithm, values: Mapping[str, Sequence[float]]
+) -> MakeAlgorithm:
     """``(options) -> algorithm``."""
     if callable(algorithm):
-        factory: Make = algorithm
+        factory: MakeAlgorithm = algorithm
         if values:
             return factory
         # Called outside a trace: without traced options, a factory may depend on values of arrays.
@@ -175,4 +176,4 @@ def check_cohort(cohort: int, task: Task) -> None:
       UserError: It is out of range.
     """
     if not 1 <= cohort <= task.num_clients:
-        raise UserError(f"cohort={cohort}: must be 1 to {task.num_clients}, the number of clients")
+        raise UserError(f"cohort={cohort}: must be from 1 to {task.num_clients}, the number of clients")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from itertools import repeat
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +17,7 @@ from fedjax_masks.simulation.records import Evaluation
 from fedjax_masks.simulation.runs import Runs
 from fedjax_masks.simulation.states import client_states, with_client_states
 from fedjax_masks.simulation.storage import StateStorage
-
-Make = Callable[[Mapping[str, Any]], FederatedAlgorithm]
+from fedjax_masks.simulation.tracing import MakeAlgorithm, Options
 
 
 def evaluated_clients(number: int | None, num_clients: int) -> np.ndarray:
@@ -40,18 +38,18 @@ def evaluated_clients(number: int | None, num_clients: int) -> np.ndarray:
     if number is None:
         return np.arange(num_clients)
     if not 1 <= number <= num_clients:
-        raise UserError(f"eval_clients={number}: must be 1 to {num_clients}, the number of clients")
+        raise UserError(f"eval_clients={number}: must be from 1 to {num_clients}, the number of clients")
     return np.sort(np.random.default_rng(0).choice(num_clients, number, replace=False))
 
 
 def make_evaluate(
-    make: Make,
+    make: MakeAlgorithm,
     algorithm: FederatedAlgorithm,
     task: Task,
     runs: Runs,
     ids: np.ndarray,
     states: StateStorage,
-    options: Any,
+    options: Options,
 ) -> Callable[[State], list[Evaluation]]:
     """Makes the evaluation of all runs; its first call puts the test data on the devices.
 
@@ -67,7 +65,7 @@ def make_evaluate(
     count_global, count_personal = _global_program(make, runs), _personal_program(make, runs, states)
 
     @cache  # at the first evaluation: digests of a large test set take time
-    def data() -> tuple[Examples, ClientIndex]:
+    def data() -> tuple[Examples[jax.Array], ClientIndex]:
         task_in_order = with_shuffled_test(task)
         return put(test_examples(task_in_order), runs.shared_sharding), task_in_order.test
 
@@ -97,12 +95,14 @@ def make_evaluate(
     return evaluate
 
 
-def _global_program(make: Make, runs: Runs) -> Callable[[State, Any, Examples], jax.Array]:
+def _global_program(
+    make: MakeAlgorithm, runs: Runs
+) -> Callable[[State, Options, Examples[jax.Array]], jax.Array]:
     """The program of the global model: ``(state, options, examples) -> bool[runs, num_test]``."""
 
     @partial(jax.jit, out_shardings=runs.sharding)
-    def count_global(state: State, options: Any, examples: Examples) -> jax.Array:
-        def one_run(examples: Examples, run: Any) -> jax.Array:
+    def count_global(state: State, options: Options, examples: Examples[jax.Array]) -> jax.Array:
+        def one_run(examples: Examples[jax.Array], run: tuple[State, Options]) -> jax.Array:
             state, options = run
             return global_correct(make(options), state, examples, runs.plan)
 
@@ -112,13 +112,17 @@ def _global_program(make: Make, runs: Runs) -> Callable[[State, Any, Examples], 
 
 
 def _personal_program(
-    make: Make, runs: Runs, states: StateStorage
-) -> Callable[[State, Any, Examples, Lanes], dict[str, jax.Array]]:
+    make: MakeAlgorithm, runs: Runs, states: StateStorage
+) -> Callable[[State, Options, Examples[jax.Array], Lanes[jax.Array]], dict[str, jax.Array]]:
     """The program of clients' own models: ``(state, options, examples, lanes) -> counts`` by model."""
 
     @partial(jax.jit, out_shardings=runs.sharding)
-    def count_personal(state: State, options: Any, examples: Examples, lanes: Lanes) -> dict[str, jax.Array]:
-        def one_run(shared: Any, run: Any) -> dict[str, jax.Array]:
+    def count_personal(
+        state: State, options: Options, examples: Examples[jax.Array], lanes: Lanes[jax.Array]
+    ) -> dict[str, jax.Array]:
+        def one_run(
+            shared: tuple[Examples[jax.Array], Lanes[jax.Array]], run: tuple[State, Options]
+        ) -> dict[str, jax.Array]:
             (state, options), (examples, lanes) = run, shared
             return personal_correct(make(options), state, examples, lanes, runs.plan, states.packing)
 

@@ -4,16 +4,20 @@ The host decides the layout. The order of clients is canonical (by tier, size, a
 order of the cohort nor the plan decides the order of float additions within a block.
 """
 
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from fedjax_masks.core.algorithm import DEFAULT_SCHEDULE, ClientIndex, Schedule
 from fedjax_masks.simulation.plan import Plan
 
+A = TypeVar("A", bound=jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+"""The arrays of a record: traced, on the host, or shapes alone."""
 
-class Lanes(NamedTuple):
-    """The lanes of a program, each for one client or for padding; on the host or traced.
+
+class Lanes(NamedTuple, Generic[A]):
+    """The lanes of a program, each for one client or for padding.
 
     A program has whole blocks of lanes on every device.
 
@@ -26,11 +30,16 @@ class Lanes(NamedTuple):
         id, unless the program gets the states of some clients only; padding is beyond the end.
     """
 
-    ids: Any
-    offsets: Any
-    sizes: Any
-    tiers: Any
-    positions: Any
+    ids: A
+    offsets: A
+    sizes: A
+    tiers: A
+    positions: A
+
+
+def lane_shapes(*shape: int) -> Lanes[jax.ShapeDtypeStruct]:
+    """The shapes of lanes, for tracing: ``int32[*shape]`` each."""
+    return Lanes(*[jax.ShapeDtypeStruct(shape, np.int32)] * len(Lanes._fields))
 
 
 def num_lanes(num_clients: int, plan: Plan, tiers: int = 1) -> int:
@@ -42,7 +51,7 @@ def num_lanes(num_clients: int, plan: Plan, tiers: int = 1) -> int:
 
 def lay_out(
     ids: np.ndarray, index: ClientIndex, plan: Plan, schedule: Schedule = DEFAULT_SCHEDULE
-) -> tuple[Lanes, np.ndarray]:
+) -> tuple[Lanes[np.ndarray], np.ndarray]:
     """Sorts clients by tier and size into blocks, and assigns the blocks to devices.
 
     Args:

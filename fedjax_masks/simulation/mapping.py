@@ -1,7 +1,7 @@
 """Mapping a function of one client over many clients: blocks, scans and devices."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,20 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from fedjax_masks.core import trees
+from fedjax_masks.core.types import PyTree
 from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.plan import Plan
 
 AXIS = "clients"
 REPLICA_SPEC, SHARD_SPEC = PartitionSpec(), PartitionSpec(AXIS)
+
+Specs = PartitionSpec | tuple[PartitionSpec, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
+Shared = TypeVar("Shared")
+Client = TypeVar("Client")
+Total = TypeVar("Total")
+Output = TypeVar("Output")
 
 
 class Block(NamedTuple):
@@ -40,25 +49,25 @@ def replica_sharding(plan: Plan) -> Sharding:
     return NamedSharding(device_mesh(plan), REPLICA_SPEC)
 
 
-def put(tree: Any, sharding: Sharding) -> Any:
+def put(tree: PyTree, sharding: Sharding) -> PyTree:
     """Puts host arrays, the same in every process, on devices."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def put_one(array: Any) -> jax.Array:
-        array = np.asarray(array)
+    def put_one(leaf: np.typing.ArrayLike) -> jax.Array:
+        array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put_one, tree)
 
 
 def map_clients(
-    function: Callable[[Any, Lanes, Block, Any], tuple[Any, Any]],
-    shared: Any,
-    lanes: Lanes,
-    states: Any,
+    function: Callable[[Shared, Lanes[jax.Array], Block, Client], tuple[tuple[jax.Array, Total], Output]],
+    shared: Shared,
+    lanes: Lanes[jax.Array],
+    states: Client,
     plan: Plan,
-) -> tuple[Any, Any]:
+) -> tuple[Total, Output]:
     """Runs ``function`` for every client.
 
     Args:
@@ -75,7 +84,9 @@ def map_clients(
     """
 
     @jax.jit  # one trace serves both the shapes and the loop
-    def one_block(shared: Any, block: tuple[Lanes, Any]) -> tuple[Any, Any]:
+    def one_block(
+        shared: Shared, block: tuple[Lanes[jax.Array], Client]
+    ) -> tuple[tuple[jax.Array, Total], Output]:
         lanes, states = block
         if plan.block == 1:
             lane, state = jax.tree.map(lambda a: a[0], (lanes, states))
@@ -88,13 +99,13 @@ def map_clients(
         totals = jax.tree.map(lambda a: _sum_valid(a, valid), totals)
         return (jnp.asarray(True), totals), outputs
 
-    def on_device(shared: Any, lanes: Lanes, states: Any) -> tuple[Any, Any]:
+    def on_device(shared: Shared, lanes: Lanes[jax.Array], states: Client) -> tuple[Total, Output]:
         number = len(lanes.ids) // plan.block
         blocks = jax.tree.map(lambda a: a.reshape(number, plan.block, *a.shape[1:]), (lanes, states))
         first = jax.tree.map(lambda a: a[0], blocks)
         (_, shape), _ = jax.eval_shape(one_block, shared, first)
 
-        def body(total: Any, block: Any) -> tuple[Any, Any]:
+        def body(total: Total, block: tuple[Lanes[jax.Array], Client]) -> tuple[Total, Output]:
             (valid, part), output = one_block(shared, block)
             # The selection follows the sum, so that XLA keeps a product and its sum in one instruction.
             return trees.where(valid, trees.add(total, part), total), output
@@ -118,9 +129,7 @@ def _sum_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(valid, values, 0).sum(0, dtype=values.dtype)
 
 
-def map_devices(
-    function: Callable[..., Any], plan: Plan, in_specs: Any, out_specs: Any
-) -> Callable[..., Any]:
+def map_devices(function: Callable[P, R], plan: Plan, in_specs: Specs, out_specs: Specs) -> Callable[P, R]:
     """Runs ``function`` on each device of a plan, with the device's shard of each ``SHARD_SPEC`` argument."""
     if plan.devices == 1:
         return function

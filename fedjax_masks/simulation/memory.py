@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -64,7 +63,7 @@ def _group_bytes(
             yield free + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
 
 
-def peak_bytes(program: Any) -> int:
+def peak_bytes(program: jax.stages.Compiled) -> int:
     """The peak memory of a compiled program in bytes: arguments, results and temporaries."""
     sizes = program.memory_analysis()
     if sizes is None:
@@ -77,8 +76,8 @@ def peak_bytes(program: Any) -> int:
 
 
 def fit_plan(
-    compile_plan: Callable[[Plan], Any], plan: Plan, *, available: int | None = None
-) -> tuple[Any, Plan, int]:
+    compile_plan: Callable[[Plan], jax.stages.Compiled], plan: Plan, *, available: int | None = None
+) -> tuple[jax.stages.Compiled, Plan, int]:
     """Compiles a program under the plan, or under a smaller plan that fits into memory.
 
     Smaller plans have smaller blocks first, and then fewer devices.

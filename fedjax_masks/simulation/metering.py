@@ -1,7 +1,7 @@
 """Metrics from the reports of a simulation's programs: bytes, weights, and the clock's readings."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_masks.communication import size
 from fedjax_masks.costs import clock
-from fedjax_masks.costs.profiles import Population
+from fedjax_masks.costs.profiles import Fleet, Population
 from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.records import RoundMetrics
 from fedjax_masks.simulation.round import RoundReport
@@ -31,7 +31,7 @@ class Meter(NamedTuple):
     names: list[str]
     static_bits: list[int]
     clock: clock.Clock | None
-    fleet: Any
+    fleet: Fleet | tuple[()]
 
 
 def make_meter(shapes: Shapes, cohort: int, population: Population | None) -> Meter:
@@ -44,7 +44,7 @@ def make_meter(shapes: Shapes, cohort: int, population: Population | None) -> Me
     return Meter(cohort, names, static_bits, clock.Clock(population, static_bits), fleet)
 
 
-def read_metrics(meter: Meter, cohorts: Lanes, report: RoundReport) -> RoundMetrics:
+def read_metrics(meter: Meter, cohorts: Lanes[np.ndarray], report: RoundReport) -> RoundMetrics:
     """Reads the reports of some rounds.
 
     Args:

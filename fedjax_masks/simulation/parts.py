@@ -1,14 +1,14 @@
 """The parts of a simulation that do not depend on its plan: algorithm, shapes, storage and meter."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from fedjax_masks.core.algorithm import FederatedAlgorithm, State, Task
+from fedjax_masks.core.algorithm import FederatedAlgorithm, PyTree, State, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.profiles import Population
 from fedjax_masks.simulation import mapping
@@ -18,10 +18,7 @@ from fedjax_masks.simulation.metering import Meter, make_meter
 from fedjax_masks.simulation.state_storage import StateUse, choose_state_storage, device_storage
 from fedjax_masks.simulation.states import client_states
 from fedjax_masks.simulation.storage import DataStorage, StateStorage, Storage
-from fedjax_masks.simulation.tracing import Shapes, trace_client
-
-Options = Mapping[str, Any]
-Make = Callable[[Options], FederatedAlgorithm]
+from fedjax_masks.simulation.tracing import MakeAlgorithm, Options, Shapes, trace_client
 
 
 class Placement:
@@ -33,7 +30,7 @@ class Placement:
 
     sharding: Sharding
 
-    def put(self, tree: Any) -> Any:
+    def put(self, tree: PyTree) -> PyTree:
         """Puts host arrays on the program's devices."""
         return mapping.put(tree, self.sharding)
 
@@ -62,7 +59,7 @@ class Parts(NamedTuple):
     chunk: int
     seeds: list[np.uint32]
     options: Sequence[Options]
-    make: Make
+    make: MakeAlgorithm
     algorithm: FederatedAlgorithm
     shapes: Shapes
     data: DataStorage
@@ -73,7 +70,7 @@ class Parts(NamedTuple):
 
 
 def make_parts(
-    make_algorithm: Make,
+    make_algorithm: MakeAlgorithm,
     task: Task,
     *,
     cohort: int,
@@ -125,12 +122,12 @@ def make_parts(
     )
 
 
-def initial_state(make: Make, options: Options, seed: Any, task: Task) -> State:
+def initial_state(make: MakeAlgorithm, options: Options, seed: jax.typing.ArrayLike, task: Task) -> State:
     """The state of one run before round 0; traced."""
     return make(options).init(simulation_keys(seed)[0], task)
 
 
 def state_shardings(states: StateStorage, shared: Sharding) -> State:
     """The shardings of the parts of a state."""
-    per_client: Any = states.sharding(shared)
+    per_client = states.sharding(shared)
     return State(shared, per_client, per_client)

@@ -52,9 +52,9 @@ def parse_plan(text: str, *, cohort: int) -> Plan:
     available = jax.device_count()
     devices = _integer(mesh, text) if mesh else 0
     if devices > available:
-        raise UserError(f"plan={text!r}: must have a mesh of {available} devices or less, as there are")
+        raise UserError(f"plan={text!r}: must have mesh:{available} at most, the number of devices")
     if devices not in (0, 1, available) and jax.process_count() > 1:
-        raise UserError(f"plan={text!r}: must have mesh:1, or mesh:{available}, all devices of all processes")
+        raise UserError(f"plan={text!r}: must have mesh:1 or mesh:{available}, all devices of all processes")
     if kind == "auto":
         return _auto(cohort, devices or available)
     blocks = {"scan": 1, "vmap": -(-cohort // max(devices, 1))}

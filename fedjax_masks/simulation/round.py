@@ -1,15 +1,16 @@
 """One round of federated learning, and a chunk of rounds, as traced programs."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from fedjax_masks.core import trees
-from fedjax_masks.core.algorithm import Round, State
+from fedjax_masks.core.algorithm import PyTree, Round, State
 from fedjax_masks.core.info import metrics_of
+from fedjax_masks.costs.profiles import Fleet
 from fedjax_masks.simulation.arrays import Examples
 from fedjax_masks.simulation.client import ClientReport, Setting, client_step, is_stack
 from fedjax_masks.simulation.keys import SERVER_ID, client_key, round_key
@@ -31,7 +32,12 @@ class RoundReport(NamedTuple):
 
 
 def round_step(
-    setting: Setting, state: State, examples: Examples, lanes: Lanes, round: Round, fleet: Any = ()
+    setting: Setting,
+    state: State,
+    examples: Examples[jax.Array],
+    lanes: Lanes[jax.Array],
+    round: Round,
+    fleet: Fleet | tuple[()] = (),
 ) -> tuple[State, RoundReport]:
     """Runs one round.
 
@@ -50,11 +56,10 @@ def round_step(
     # "clip" and "drop" below: padding has a position beyond the end. It reads any state, and writes none.
     old_states = jax.tree.map(lambda a: a.at[lanes.positions].get(mode="clip"), states)
 
-    def function(*args: Any) -> Any:
-        return client_step(setting, *args)
-
     shared = (round, state.server, examples, fleet)
-    total, (new_states, report, stack) = map_clients(function, shared, lanes, old_states, setting.plan)
+    total, (new_states, report, stack) = map_clients(
+        partial(client_step, setting), shared, lanes, old_states, setting.plan
+    )
     total = jax.tree.map(lambda a, b: b if is_stack(a) else a, total, stack, is_leaf=is_stack)
     arrivals = (report.values[:, 0] == 0) & (lanes.sizes > 0)
     server_round = round._replace(key=client_key(round.key, SERVER_ID))
@@ -66,7 +71,7 @@ def round_step(
     return with_client_states(state._replace(server=server), states), RoundReport(report, metrics)
 
 
-def _select_server(any_arrival: jax.Array, new: Any, old: Any) -> Any:
+def _select_server(any_arrival: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """The new server's state, or the old state where no upload arrived."""
     # Frozen parts are the same tracer in both: without a selection, XLA makes no copy of them.
     return jax.tree.map(lambda a, b: b if a is b else jnp.where(any_arrival, a, b), new, old)
@@ -75,12 +80,12 @@ def _select_server(any_arrival: jax.Array, new: Any, old: Any) -> Any:
 def run_chunk(
     setting: Setting,
     state: State,
-    examples: Examples,
+    examples: Examples[jax.Array],
     key: chex.PRNGKey,
     first: jax.Array,
     num_rounds: jax.Array,
-    cohorts: Lanes,
-    fleet: Any = (),
+    cohorts: Lanes[jax.Array],
+    fleet: Fleet | tuple[()] = (),
 ) -> tuple[State, RoundReport]:
     """Runs ``num_rounds`` rounds, starting with round ``first``.
 
@@ -110,7 +115,7 @@ def run_chunk(
     _, report = jax.eval_shape(one_round, state, first)
     shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape), a.dtype), report)
 
-    def body(step: jax.Array, carry: Any) -> Any:
+    def body(step: jax.Array, carry: tuple[State, RoundReport]) -> tuple[State, RoundReport]:
         state, history = carry
         state, report = one_round(state, step)
         update = partial(jax.lax.dynamic_update_index_in_dim, index=step, axis=0)

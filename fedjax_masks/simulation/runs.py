@@ -7,12 +7,13 @@ program without the axis of runs; there the devices divide its clients.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from fedjax_masks.core.types import PyTree
 from fedjax_masks.simulation.mapping import replica_sharding
 from fedjax_masks.simulation.plan import Plan, parse_plan
 
@@ -37,12 +38,12 @@ class Runs(NamedTuple):
     plan: Plan
     sharding: Sharding
     shared_sharding: Sharding
-    map: Callable[[Callable[[Any, Any], Any], Any, Any], Any]
-    shapes: Callable[[Any], Any]
-    stack: Callable[[Sequence[Any]], Any]
-    split: Callable[[Any], list[Any]]
-    take: Callable[[Any, int], Any]
-    join: Callable[[Sequence[Any]], Any]
+    map: Callable[[Callable[[PyTree, PyTree], PyTree], PyTree, PyTree], PyTree]
+    shapes: Callable[[PyTree], PyTree]
+    stack: Callable[[Sequence[PyTree]], PyTree]
+    split: Callable[[PyTree], list[PyTree]]
+    take: Callable[[PyTree, int], PyTree]
+    join: Callable[[Sequence[PyTree]], PyTree]
 
 
 Layout = Callable[[Plan], Runs]
@@ -97,8 +98,8 @@ def _many_runs(inner: Plan, num_runs: int, plan: Plan) -> Runs:
         NamedSharding(mesh, PartitionSpec()),
     )
 
-    def map_runs(function: Callable[[Any, Any], Any], shared: Any, runs: Any) -> Any:
-        def on_device(shared: Any, runs: Any) -> Any:
+    def map_runs(function: Callable[[PyTree, PyTree], PyTree], shared: PyTree, runs: PyTree) -> PyTree:
+        def on_device(shared: PyTree, runs: PyTree) -> PyTree:
             # Without a width, lax.map is a scan: a vmap over one run would still batch its convolutions.
             width = plan.block if plan.block > 1 else None
             return jax.lax.map(partial(function, shared), runs, batch_size=width)
@@ -116,7 +117,7 @@ def _many_runs(inner: Plan, num_runs: int, plan: Plan) -> Runs:
     def pad(values: np.ndarray) -> np.ndarray:
         return np.pad(values, [(0, total - len(values)), *[(0, 0)] * (values.ndim - 1)], mode="edge")
 
-    def stack(trees: Sequence[Any]) -> Any:
+    def stack(trees: Sequence[PyTree]) -> PyTree:
         return jax.tree.map(lambda *each: pad(np.stack(each)), *trees)
 
     return Runs(

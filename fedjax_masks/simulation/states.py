@@ -5,12 +5,12 @@ The storage on the host packs a client's state; a bool takes one bit.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.core.algorithm import State
+from fedjax_masks.core.algorithm import PyTree, State
 
 
 class ClientStates(NamedTuple):
@@ -25,8 +25,8 @@ class ClientStates(NamedTuple):
       profiles: The server's profiles of the clients.
     """
 
-    clients: Any
-    profiles: Any
+    clients: PyTree
+    profiles: PyTree
 
 
 def client_states(state: State) -> ClientStates:
@@ -49,11 +49,11 @@ class Packing(NamedTuple):
     """
 
     num_bytes: int
-    pack: Callable[[Any], jax.Array]
-    unpack: Callable[[jax.Array], Any]
+    pack: Callable[[PyTree], jax.Array]
+    unpack: Callable[[jax.Array], PyTree]
 
 
-def packing_of(client: Any) -> Packing:
+def packing_of(client: PyTree) -> Packing:
     """The packing of one client's state.
 
     Args:
@@ -68,11 +68,11 @@ def packing_of(client: Any) -> Packing:
     leaves, structure = jax.tree.flatten(client)
     sizes = [_num_bytes(leaf) for leaf in leaves]
 
-    def pack(client: Any) -> jax.Array:
+    def pack(client: PyTree) -> jax.Array:
         parts = [_to_bytes(leaf) for leaf in structure.flatten_up_to(client)]
         return jnp.concatenate(parts) if sum(sizes) else jnp.zeros(1, jnp.uint8)
 
-    def unpack(packed: jax.Array) -> Any:
+    def unpack(packed: jax.Array) -> PyTree:
         starts = [sum(sizes[:index]) for index in range(len(sizes))]
         parts = [packed[start : start + size] for start, size in zip(starts, sizes)]
         return structure.unflatten(map(_from_bytes, parts, leaves))
@@ -81,7 +81,7 @@ def packing_of(client: Any) -> Packing:
     return Packing(max(sum(sizes), 1), pack, unpack)
 
 
-def _num_bytes(leaf: Any) -> int:
+def _num_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
     size = math.prod(leaf.shape)
     return -(-size // 8) if leaf.dtype == bool else size * leaf.dtype.itemsize
 
@@ -93,7 +93,7 @@ def _to_bytes(leaf: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(leaf.ravel(), jnp.uint8).ravel()
 
 
-def _from_bytes(part: jax.Array, like: Any) -> jax.Array:
+def _from_bytes(part: jax.Array, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     if like.dtype == bool:
         return jnp.unpackbits(part, count=math.prod(like.shape)).astype(bool).reshape(like.shape)
     width = like.dtype.itemsize

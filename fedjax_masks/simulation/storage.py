@@ -6,12 +6,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Sharding
 
 from fedjax_masks.core.choices import DataPlace, StatePlace
+from fedjax_masks.core.types import PyTree
 from fedjax_masks.simulation.arrays import Examples
 from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.states import ClientStates, Packing
@@ -41,7 +43,7 @@ class Storage:
 AUTO = Storage()
 """The default places."""
 
-Put = Callable[[Any], Any]
+Put = Callable[[PyTree], PyTree]
 """``(host arrays) -> arrays on the program's devices``."""
 
 
@@ -76,7 +78,7 @@ class StateStorage(NamedTuple):
     max_rounds: int
     store: Store | None = None
 
-    def locate(self, lanes: Lanes, ids: np.ndarray) -> Lanes:
+    def locate(self, lanes: Lanes[np.ndarray], ids: np.ndarray) -> Lanes[np.ndarray]:
         """Points lanes to the states that ``load`` returns for ``ids``."""
         if self.packing is None:
             return lanes
@@ -96,7 +98,7 @@ class DataStorage(NamedTuple):
       locate: ``(lanes, ids) -> lanes`` with offsets that point into the data of ``load``.
     """
 
-    shapes: Examples
-    load: Callable[[tuple[()], np.ndarray], Examples]
+    shapes: Examples[jax.ShapeDtypeStruct]
+    load: Callable[[tuple[()], np.ndarray], Examples[jax.Array]]
     prefetch: Callable[[tuple[()], np.ndarray], None]
-    locate: Callable[[Lanes, np.ndarray], Lanes]
+    locate: Callable[[Lanes[np.ndarray], np.ndarray], Lanes[np.ndarray]]

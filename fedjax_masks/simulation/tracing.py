@@ -1,6 +1,6 @@
 """Traces of one client's round, without running anything: shapes, work, and checks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -10,7 +10,7 @@ from jax.extend import core
 
 from fedjax_masks.communication import size
 from fedjax_masks.core import flops, returns, trees, work
-from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, PyTree, Round, State, Task, Work
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.info import metrics_of
 from fedjax_masks.ops.norm import batch_statistics
@@ -18,8 +18,11 @@ from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.mapping import Block
 
-Make = Callable[[Any], FederatedAlgorithm]
-"""``(values of options) -> algorithm``."""
+Options = Mapping[str, Any]
+"""Values of numeric options, which may be traced scalars, or their shapes."""
+
+MakeAlgorithm = Callable[[Options], FederatedAlgorithm]
+"""``(options) -> algorithm``."""
 
 
 class Shapes(NamedTuple):
@@ -34,23 +37,23 @@ class Shapes(NamedTuple):
     """
 
     state: State
-    message: Any
-    upload: Any
+    message: PyTree
+    upload: PyTree
     metrics: list[str]
     server_trains: bool
 
 
 def trace_client(
-    make_algorithm: Make, values: Any, task: Task, key: chex.PRNGKey, examples: arrays.Examples
-) -> tuple[Make, Shapes]:
+    make_algorithm: MakeAlgorithm, options: Options, task: Task, key: chex.PRNGKey, examples: arrays.Examples
+) -> tuple[MakeAlgorithm, Shapes]:
     """Traces one client's round, for all values of some options at once.
 
     Args:
-      make_algorithm: ``(values) -> FederatedAlgorithm``.
-      values: The options' values or shapes, any pytree; ``()`` without options.
+      make_algorithm: ``(options) -> FederatedAlgorithm``.
+      options: Values or shapes of options; empty without options.
       task: Data and clients.
       key: A key of the simulation's type.
-      examples: The training data.
+      examples: The training data, or their shapes.
 
     Returns:
       ``make_algorithm``, and the shapes. The new ``make_algorithm`` does not trace training again. The facts
@@ -61,34 +64,34 @@ def trace_client(
       UserError: A function returns too little or too much, or training normalizes by one example.
     """
 
-    def make_checked(values: Any) -> FederatedAlgorithm:
-        return returns.with_checks(make_algorithm(values), task.num_clients)
+    def make_checked(options: Options) -> FederatedAlgorithm:
+        return returns.with_checks(make_algorithm(options), task.num_clients)
 
     round = Round(key, jax.ShapeDtypeStruct((), jnp.int32))  # pyright: ignore[reportArgumentType]
-    state = jax.eval_shape(lambda values, key: make_checked(values).init(key, task), values, key)
+    state = jax.eval_shape(lambda options, key: make_checked(options).init(key, task), options, key)
     client, profile = (
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), states)
         for states in (state.clients, state.profiles)
     )
     message = jax.eval_shape(
-        lambda values, *args: make_checked(values).send(*args), values, round, state.server, profile
+        lambda options, *args: make_checked(options).send(*args), options, round, state.server, profile
     )
     data = _data_shapes(task, examples)
     # Training is traced once: the program serves shapes, checks, the count of work, and all later calls.
     train = work.count(
-        lambda values, *args: make_checked(values).train(*args), values, round, message, client, data
+        lambda options, *args: make_checked(options).train(*args), options, round, message, client, data
     )
     _check_batches(train.program)
     _, upload, info = train.result
     weight = jax.ShapeDtypeStruct((), jnp.float32)
     receive = work.count(
-        lambda values, *args: make_checked(values).receive(*args),
-        *(values, round, state.server, profile, upload, weight),
+        lambda options, *args: make_checked(options).receive(*args),
+        *(options, round, state.server, profile, upload, weight),
     )
-    by_client = _normalizes_by_batch(make_checked, values, state, data.inputs)
+    by_client = _normalizes_by_batch(make_checked, options, state, data.inputs)
 
-    def make(values: Any) -> FederatedAlgorithm:
-        algorithm = _with_work(make_checked(values), values, train, receive)
+    def make(options: Options) -> FederatedAlgorithm:
+        algorithm = _with_work(make_checked(options), options, train, receive)
         return _with_global_predict(algorithm) if by_client else algorithm
 
     metrics = metrics_of(info._replace(work=work.no_work()) if train.has_work else info)
@@ -108,21 +111,21 @@ def _data_shapes(task: Task, examples: arrays.Examples) -> ClientData:
 
 
 def _with_work(
-    algorithm: FederatedAlgorithm, values: Any, train: work.WorkCount, receive: work.WorkCount
+    algorithm: FederatedAlgorithm, options: Options, train: work.WorkCount, receive: work.WorkCount
 ) -> FederatedAlgorithm:
     """The algorithm, with the work of all its loops in its facts; the server's work includes ``receive``."""
 
-    def train_with_work(*args: Any) -> Any:
-        (client, upload, info), client_work = train.call(values, *args)
+    def train_with_work(*args: PyTree) -> tuple[PyTree, PyTree, Info]:
+        (client, upload, info), client_work = train.call(options, *args)
         return client, upload, info._replace(work=client_work)
 
-    def receive_with_work(*args: Any) -> Any:
-        (profile, contribution), server_work = receive.call(values, *args)
+    def receive_with_work(*args: PyTree) -> tuple[PyTree, tuple[PyTree, Work]]:
+        (profile, contribution), server_work = receive.call(options, *args)
         return profile, (contribution, server_work)
 
     plain_merge = algorithm.merge  # the name algorithm is bound to other algorithms below
 
-    def merge_with_work(round: Round, server: Any, total: Any) -> Any:
+    def merge_with_work(round: Round, server: PyTree, total: PyTree) -> tuple[PyTree, Info | None]:
         contribution, receive_work = total if receive.has_work else (total, work.no_work())
         merge = work.count(plain_merge, round, server, contribution)
         (server, info), merge_work = merge.call(round, server, contribution)
@@ -133,20 +136,22 @@ def _with_work(
     if train.has_work:
         algorithm = algorithm._replace(train=train_with_work)
     else:
-        algorithm = algorithm._replace(train=lambda *args: train.call(values, *args)[0])
+        algorithm = algorithm._replace(train=lambda *args: train.call(options, *args)[0])
     algorithm = algorithm._replace(merge=merge_with_work)
     return algorithm._replace(receive=receive_with_work) if receive.has_work else algorithm
 
 
-def _normalizes_by_batch(make_algorithm: Make, values: Any, state: State, inputs: Any) -> bool:
+def _normalizes_by_batch(
+    make_algorithm: MakeAlgorithm, options: Options, state: State, inputs: jax.Array
+) -> bool:
     """Whether clients use the global model, and its logits for an example depend on the batch."""
 
-    def predict(values: Any, server: Any, inputs: jax.Array) -> Any:
-        models = make_algorithm(values).predict
+    def predict(options: Options, server: PyTree, inputs: jax.Array) -> PyTree:
+        models = make_algorithm(options).predict
         return () if "personal" in models else models["global"](server, None, inputs)
 
-    inputs = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype)
-    program = jax.make_jaxpr(predict)(values, state.server, inputs).jaxpr
+    batch = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype)
+    program = jax.make_jaxpr(predict)(options, state.server, batch).jaxpr
     return any(flops.is_call(equation, batch_statistics) for equation in flops.equations(program))
 
 
@@ -154,7 +159,7 @@ def _with_global_predict(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
     """The algorithm, with the global model as every client's own model."""
     predict = algorithm.predict["global"]
 
-    def predict_personal(server: Any, client: Any, x: jax.Array) -> jax.Array:
+    def predict_personal(server: PyTree, client: PyTree, x: jax.Array) -> jax.Array:
         del client
         return predict(server, None, x)
 
