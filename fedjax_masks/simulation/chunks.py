@@ -56,7 +56,7 @@ class ChunkRunner:
         self._fleet = parts.placement.put(parts.meter.fleet)
         settings = self.runs.stack(list(zip(parts.options, parts.seeds)))
         self.settings = put(settings, self.runs.sharding)
-        self._initial_states = self._make_init()
+        self._init_program = self._make_init_program()
         # Two entries: those of the current chunk, and those of the next chunk, which are laid out ahead.
         self._lay_out_cached = lru_cache(maxsize=2)(self._lay_out)
 
@@ -66,7 +66,7 @@ class ChunkRunner:
 
     def init(self) -> State:
         """Makes the state of all runs before round 0."""
-        return self._initial_states(self.settings)
+        return self._init_program(self.settings)
 
     def run(self, state: State, first_round: int, num_rounds: int) -> tuple[State, list[RoundMetrics]]:
         """Runs some rounds, in as many calls of the program as the storage of states needs."""
@@ -87,6 +87,7 @@ class ChunkRunner:
     def _run_program(
         self, state: State, rounds: range
     ) -> tuple[State, list[tuple[Lanes[np.ndarray], RoundReport]]]:
+        """Runs the program once; returns the state, and the lanes and the report of each run."""
         parts, runs, number = self.parts, self.runs, len(rounds)
         data, states, old_states = parts.data, parts.states, client_states(state)
         selection, cohorts = self._lay_out_cached(rounds)
@@ -131,7 +132,7 @@ class ChunkRunner:
             for cohorts in np.moveaxis(selection, 1, 0)
         ]
 
-    def _make_init(self) -> Callable[[tuple[Options, jax.Array]], State]:
+    def _make_init_program(self) -> Callable[[tuple[Options, jax.Array]], State]:
         """Makes the program of initial states: ``(settings) -> state`` of all runs."""
         parts, runs = self.parts, self.runs
 
