@@ -13,7 +13,8 @@ from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Task
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model
 from fedjax_masks.simulation import arrays
-from fedjax_masks.simulation.mapping import Block, Rows
+from fedjax_masks.simulation.lanes import Lanes
+from fedjax_masks.simulation.mapping import Block
 from fedjax_masks.transforms import compression, privacy, robust
 
 _fedmask = partial(fm.fedmask, trainer=optax.adam(0.1), score_scale=0.3, batch_size=4)
@@ -149,5 +150,7 @@ def task_for(kind: str) -> Task:
 def data_of(task: Task, client: int, tier: int = 0) -> ClientData:
     """One client's training data, as its training function sees them."""
     examples, capacity = arrays.train_examples(task), arrays.capacity(task)
-    row = Rows(*map(jnp.int32, (client, task.train.offsets[client], task.train.sizes[client], tier, client)))
-    return arrays.client_data(examples, row, Block(row.sizes, row.tiers), capacity)
+    lane = Lanes(
+        *map(jnp.int32, (client, task.train.offsets[client], task.train.sizes[client], tier, client))
+    )
+    return arrays.client_data(examples, lane, Block(lane.sizes, lane.tiers), capacity)

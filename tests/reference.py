@@ -7,7 +7,7 @@ import numpy as np
 from fedjax_masks.core.training import shuffled_rows
 from fedjax_masks.data.tasks import rows_of
 from fedjax_masks.simulation.cohorts import draw_cohort
-from fedjax_masks.simulation.round import client_key, round_key
+from fedjax_masks.simulation.keys import client_key, round_key
 
 
 def layers(params):

@@ -17,10 +17,12 @@ from fedjax_masks.communication import payload, serialization, size
 from fedjax_masks.core import trees
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import Storage, arrays, make_simulation
-from fedjax_masks.simulation.mapping import lay_out, of_clients, with_clients
+from fedjax_masks.simulation.client import Setting
+from fedjax_masks.simulation.lanes import lay_out
 from fedjax_masks.simulation.memory import peak_bytes
 from fedjax_masks.simulation.plan import Plan
-from fedjax_masks.simulation.round import Setting, round_step
+from fedjax_masks.simulation.round import round_step
+from fedjax_masks.simulation.states import client_states, with_client_states
 
 ROUNDS = 3
 SEED = 0  # of nine clients, two are in no cohort of the first three rounds
@@ -154,7 +156,7 @@ def test_absent_clients_are_untouched(name):
     absent = np.setdiff1d(np.arange(cases.NUM_CLIENTS), metrics.ids)
     assert absent.size
     rows = lambda clients: jax.tree.map(lambda a: a[absent], clients)
-    chex.assert_trees_all_equal(rows(of_clients(state)), rows(of_clients(before)))
+    chex.assert_trees_all_equal(rows(client_states(state)), rows(client_states(before)))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
 
 
@@ -163,11 +165,11 @@ def test_it_does_not_matter_where_states_lie(name):
     """Packed in a file between chunks, of which one has a round; the last state of every client."""
     algorithm, task = cases.algorithm(name), own_task(name)
     simulation = make(algorithm, task, storage=Storage("host"))
-    assert (simulation.store is None) == (not jax.tree.leaves(of_clients(simulate(name)[0])))
+    assert (simulation.store is None) == (not jax.tree.leaves(client_states(simulate(name)[0])))
     state, _ = simulation.run(simulation.init(), 0, 1)
     state, _ = simulation.run(state, 1, ROUNDS - 1)
     own = simulation.clients(state, np.arange(cases.NUM_CLIENTS))
-    assert_close(with_clients(state, own), simulate(name)[0], 1e-5, 1e-3)
+    assert_close(with_client_states(state, own), simulate(name)[0], 1e-5, 1e-3)
 
 
 @pytest.mark.slow
@@ -179,7 +181,7 @@ def test_one_of_a_million_clients_costs_its_own_state(name):
     task = replace(task, train=million, test=million)
 
     def first(key):
-        own = of_clients(algorithm.init(key, task))
+        own = client_states(algorithm.init(key, task))
         return jax.tree.map(lambda a: a.at[jnp.arange(5)].get(mode="clip"), own)
 
     assert peak_bytes(jax.jit(first).lower(jax.random.key(0)).compile()) < 10e6

@@ -17,7 +17,7 @@ from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.experiment import build, config
-from fedjax_masks.simulation.mapping import lay_out
+from fedjax_masks.simulation.lanes import lay_out
 from fedjax_masks.simulation.plan import Plan
 
 SGD = optax.sgd(0.01, momentum=0.5)

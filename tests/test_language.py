@@ -14,7 +14,6 @@ PENDING = (
     "analysis",
     "benchmarks",
     "claims",
-    "simulation",
 )  # sentences to be rewritten
 RIDDLES = re.compile(r"(What|Where|How|Who|Which|Whose|When|Why|Of|By|From)\b")
 OLD_ERRORS = re.compile(r"accepted (is|are|with|without|for|up|on|in)\b")

@@ -172,6 +172,6 @@ def test_a_selection_is_a_cohort_of_distinct_clients(ids):
 def test_a_draw_is_for_a_round_among_enough_clients(draws):
     algorithm = cases.algorithm("fedavg")._replace(schedule=fm.Schedule(lambda index, draw: draw(*draws)))
     with pytest.raises(
-        UserError, match=r"^select=.*lambda.*: must draw (for a round|among 5 distinct clients)"
+        UserError, match=r"^select=.*lambda.*: must draw (for a round|from 5 distinct clients)"
     ):
         select_cohorts(range(3, 5), 0, 5, 9, algorithm)

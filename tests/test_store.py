@@ -17,8 +17,9 @@ import fedjax_masks as fm
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
-from fedjax_masks.simulation import Storage, Store, make_simulation, storage, supply
-from fedjax_masks.simulation.packing import packing_of
+from fedjax_masks.simulation import Storage, Store, make_simulation, state_storage
+from fedjax_masks.simulation.data_storage import choose_data_storage
+from fedjax_masks.simulation.states import packing_of
 
 ROW = 5
 CLIENTS = 6
@@ -31,7 +32,7 @@ def test_a_packed_row_comes_back(dtype, shape):
     client = {"a": jnp.asarray(values > 0), "b": [jnp.asarray(values).astype(dtype), ()]}
     packing = packing_of(client)
     row = jax.jit(packing.pack)(client)
-    assert (row.dtype, row.shape) == (jnp.uint8, (packing.row_bytes,))
+    assert (row.dtype, row.shape) == (jnp.uint8, (packing.num_bytes,))
     back = jax.jit(packing.unpack)(row)
     assert jax.tree.structure(back) == jax.tree.structure(client)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(client)):
@@ -40,7 +41,7 @@ def test_a_packed_row_comes_back(dtype, shape):
 
 
 def test_a_bit_takes_a_bit():
-    assert packing_of({"mask": jnp.ones((10, 13), bool), "scale": jnp.ones(2)}).row_bytes == 17 + 8
+    assert packing_of({"mask": jnp.ones((10, 13), bool), "scale": jnp.ones(2)}).num_bytes == 17 + 8
 
 
 class Reference:
@@ -119,7 +120,7 @@ def test_a_damaged_row_is_noticed(tmp_path, damage):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content if damage == "flip" else content[:-1])
-    with pytest.raises(OSError, match=r"rows: the row in slot 2 is damaged"):
+    with pytest.raises(OSError, match=r"rows: the state in slot 2 is damaged"):
         reference.store.read(reference.index[[0, 1, 2]])
 
 
@@ -149,7 +150,7 @@ def test_a_sample_of_clients_is_evaluated_as_all_are():
     (everyone,), (sample,) = every.evaluate(every.init()), some.evaluate(some.init())
     assert len(set(sample.ids.tolist())) == 4
     np.testing.assert_array_equal(sample.personal, everyone.personal[sample.ids])
-    with pytest.raises(ValueError, match="eval_clients=10: accepted are 1 to 9"):
+    with pytest.raises(ValueError, match="eval_clients=10: must be from 1 to 9"):
         make_simulation(algorithm, task, cohort=2, eval_clients=10)
 
 
@@ -164,10 +165,10 @@ def test_a_sample_of_clients_is_evaluated_as_all_are():
     ],
 )
 def test_the_place_is_the_first_that_has_room(monkeypatch, size, clients, devices, where):
-    monkeypatch.setattr("fedjax_masks.simulation.storage.available_bytes", lambda: 100)
-    assert storage._fitting(size, clients, devices) == where
-    monkeypatch.setattr("fedjax_masks.simulation.storage.available_bytes", lambda: None)
-    assert storage._fitting(size, clients, devices) == "device"
+    monkeypatch.setattr("fedjax_masks.simulation.state_storage.available_bytes", lambda: 100)
+    assert state_storage._first_fit(size, clients, devices) == where
+    monkeypatch.setattr("fedjax_masks.simulation.state_storage.available_bytes", lambda: None)
+    assert state_storage._first_fit(size, clients, devices) == "device"
 
 
 @pytest.mark.parametrize(("cohort", "split"), [(5, True), (4, False)])
@@ -201,14 +202,14 @@ def test_a_program_runs_as_many_rounds_as_the_rows_of_their_cohorts_have_room(mo
 
     _, expected = four_rounds("device")
     simulation, at_once = four_rounds("host")
-    row_bytes = simulation.store.row_bytes
+    row_bytes = simulation.store.state_bytes
     asked = []
     monkeypatch.setattr(
-        "fedjax_masks.simulation.storage.available_bytes", lambda: asked.append(0) or 6 * row_bytes
+        "fedjax_masks.simulation.state_storage.available_bytes", lambda: asked.append(0) or 6 * row_bytes
     )
     simulation, one_by_one = four_rounds("auto")  # three of nine rows have room, two are a cohort's
     assert asked
-    assert simulation.clients_on == "host"
+    assert simulation.state_place == "host"
     for found in (at_once, one_by_one):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
@@ -216,8 +217,8 @@ def test_a_program_runs_as_many_rounds_as_the_rows_of_their_cohorts_have_room(mo
 @pytest.mark.parametrize("where", ["device", "mesh", "host"])
 def test_the_place_that_fits_is_taken(monkeypatch, where):
     algorithm, task = fedmask()
-    monkeypatch.setattr("fedjax_masks.simulation.storage._fitting", lambda *sizes: where)
-    assert make_simulation(algorithm, task, cohort=2).clients_on == where
+    monkeypatch.setattr("fedjax_masks.simulation.state_storage._first_fit", lambda *sizes: where)
+    assert make_simulation(algorithm, task, cohort=2).state_place == where
     # Clients of FedAvg have no states.
     assert make_simulation(cases.algorithm("fedavg"), task, cohort=2).store is None
 
@@ -238,7 +239,7 @@ def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not
         )(*algorithm.train(round, message, client[0], data)),
     )
     assert make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host")).store is not None
-    monkeypatch.setattr("fedjax_masks.simulation.storage.available_bytes", lambda: 300_000)
+    monkeypatch.setattr("fedjax_masks.simulation.state_storage.available_bytes", lambda: 300_000)
     with pytest.raises(MemoryError, match="an algorithm whose clients start alike"):
         make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host"))
 
@@ -305,7 +306,7 @@ def test_rows_that_are_gone_are_named(tmp_path, uninterrupted):
     shutil.copytree(uninterrupted.directory, out)
     (out / "summary.json").unlink()
     os.truncate(out / "clients.rows", 10)
-    with pytest.raises(UserError, match=r"clients\.rows: the row in slot \d+ is damaged"):
+    with pytest.raises(UserError, match=r"clients\.rows: the state in slot \d+ is damaged"):
         run_experiment(make_config(CONFIG), out, resume=True, quiet=True)
 
 
@@ -327,10 +328,11 @@ def test_data_that_come_chunk_by_chunk_are_the_same_data(plan):
 def test_data_that_outgrow_memory_stay_on_the_host(monkeypatch):
     task = cases.task()
     put = lambda tree: tree
-    assert supply.choose(task, "auto", limit=1, put=put).shapes.inputs.shape[0] == len(task.labels)
-    monkeypatch.setattr("fedjax_masks.simulation.supply.available_bytes", lambda: 1000)
-    assert supply.choose(task, "auto", limit=1, put=put).shapes.inputs.shape[0] == task.train.sizes.max()
-    all_at_once = supply.choose(task, "auto", limit=9, put=put)  # takes more room on the device, not less
+    choose = lambda limit: choose_data_storage(task, "auto", max_clients=limit, put=put)
+    assert choose(1).shapes.inputs.shape[0] == len(task.labels)
+    monkeypatch.setattr("fedjax_masks.simulation.data_storage.available_bytes", lambda: 1000)
+    assert choose(1).shapes.inputs.shape[0] == task.train.sizes.max()
+    all_at_once = choose(9)  # takes more room on the device, not less
     assert all_at_once.shapes.inputs.shape[0] == len(task.labels)
 
 

@@ -101,7 +101,7 @@ def bench_clients(*, rounds: int, plan: str = "auto") -> dict[str, Any]:
         "plan": str(simulation.plan),
         "rounds": turns * chunk,
         "cohort": _COHORT,
-        "row_bytes": simulation.store.row_bytes,
+        "row_bytes": simulation.store.state_bytes,
         "clients": figures,
     }
 

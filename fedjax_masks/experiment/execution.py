@@ -97,7 +97,7 @@ def _config_content(setup: Setup, simulation: Simulation) -> dict[str, Any]:
         **as_dict(setup.config),
         "chosen_plan": str(simulation.plan),
         "chosen_plan_reason": simulation.plan.reason,
-        "chosen_storage": simulation.clients_on,
+        "chosen_storage": simulation.state_place,
         "fingerprints": dict(setup.fingerprints),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "platform": {

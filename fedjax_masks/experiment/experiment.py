@@ -79,7 +79,7 @@ def run_experiment(config: Config, out_dir: str | Path, *, resume: bool = False,
         name = config.algorithm.name
         say(f"{name}: {plan_line(simulation.plan, config, task)}")
         if simulation.store is not None:
-            size = f"{simulation.store.row_bytes} bytes for each client that has taken part"
+            size = f"{simulation.store.state_bytes} bytes for each client that has taken part"
             say(f"{name}: store: {out / run_directory.ROWS} on the host, {size}")
         _end_if_stopped(stop_signal)
         (run,) = execute([setup], simulation, quiet=quiet, stop_signal=stop_signal)

@@ -1,4 +1,4 @@
-"""The simulation engine: plans, rounds, evaluation. Names are imported at their first use."""
+"""The simulation engine: plans, rounds, evaluation. Names are imported at first use."""
 
 from typing import TYPE_CHECKING
 

@@ -1,11 +1,10 @@
-"""Whether a compiled program fits into memory, found before it runs."""
+"""Free memory, the memory of compiled programs, and the choice of a plan that fits."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -13,9 +12,10 @@ from fedjax_masks.simulation.plan import Plan
 
 
 def available_bytes() -> int | None:
-    """Free memory of the first device, in bytes; None if unknown.
+    """The free memory of the first device, in bytes; None if unknown.
 
-    For a CPU, that of the host, or what the control groups of a container or a batch job leave of it.
+    For a CPU, this is the free memory of the host, or less where the control groups of a container or of a
+    batch job limit the process.
     """
     device = jax.devices()[0]
     if device.platform != "cpu":
@@ -34,14 +34,16 @@ def _host_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _group_bytes(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """What each limited control group of this process leaves, in bytes; either version of them.
+def _group_bytes(
+    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """The free bytes in each control group of the process that has a limit, in either version of groups.
 
     Args:
-      own: Names the groups, a line ``number:controllers:path`` each; version 2 has no controllers.
-      root: Where they are mounted.
+      membership: A file with a line ``number:controllers:path`` per group; version 2 has no controllers.
+      root: The mount point of the groups.
     """
-    for line in own.read_text().splitlines() if own.exists() else ():
+    for line in membership.read_text().splitlines() if membership.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -52,43 +54,49 @@ def _group_bytes(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/
             if not level.is_relative_to(top):
                 break
             try:
-                left = int((level / f"memory.{limit}").read_text())
-                left -= int((level / f"memory.{usage}").read_text())
+                free = int((level / f"memory.{limit}").read_text())
+                free -= int((level / f"memory.{usage}").read_text())
                 stat = dict(line.split() for line in (level / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # there is no such group in this mount, or no limit
+            except (OSError, ValueError):  # the mount has no such group, or the group has no limit
                 continue
-            # Files that nobody has open fill what is free, and make room when it is needed.
-            yield left + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+            # The kernel's cache of inactive files counts as usage, but is released on demand.
+            yield free + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
 
 
-def peak_bytes(program: Any) -> int:
-    """Peak memory of a compiled program in bytes: arguments, results and temporaries."""
-    need = program.memory_analysis()
-    if need is None:
+def peak_bytes(program: jax.stages.Compiled) -> int:
+    """The peak memory of a compiled program in bytes: arguments, results and temporaries."""
+    sizes = program.memory_analysis()
+    if sizes is None:
         return 0
-    inputs_and_outputs = need.argument_size_in_bytes + need.output_size_in_bytes - need.alias_size_in_bytes
-    return inputs_and_outputs + need.temp_size_in_bytes
+    # Donated arguments share memory with results.
+    arguments_and_results = (
+        sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    )
+    return arguments_and_results + sizes.temp_size_in_bytes
 
 
 def fit_plan(
-    compile_for: Callable[[Plan], Any], plan: Plan, *, available: int | None = None
-) -> tuple[Any, Plan, int]:
-    """Compiles under the plan, or with smaller blocks and then fewer devices where it would not fit.
+    compile_plan: Callable[[Plan], jax.stages.Compiled], plan: Plan, *, available: int | None = None
+) -> tuple[jax.stages.Compiled, Plan, int]:
+    """Compiles a program under the plan, or under a smaller plan that fits into memory.
+
+    Smaller plans have smaller blocks first, and then fewer devices.
 
     Args:
-      compile_for: Compiles the simulation for a plan.
-      plan: The plan to start from.
-      available: Bytes there are; None asks the machine.
+      compile_plan: Compiles the program for a plan.
+      plan: The largest plan.
+      available: Free bytes; None for those of the machine.
 
     Returns:
       The program, its plan, and its estimated peak memory in bytes.
 
     Raises:
-      MemoryError: Even one client at a time needs more than there is.
+      MemoryError: Even a program for one client at a time does not fit.
     """
     available = available_bytes() if available is None else available
     while True:
-        program = compile_for(plan)
+        program = compile_plan(plan)
+        # The devices of a CPU share its memory, and the analysis is that of one device.
         copies = plan.devices // jax.process_count() or 1 if jax.default_backend() == "cpu" else 1
         need = peak_bytes(program) * copies
         if available is None or need <= available:
@@ -96,8 +104,7 @@ def fit_plan(
         if plan.block == plan.devices == 1:
             raise MemoryError(
                 f"the simulation needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free, and clients "
-                "already run one at a time; accepted is a smaller model, or fewer clients with state of "
-                "their own"
+                "already run one at a time; choose a smaller model, or fewer clients"
             )
         reason = f"{plan} needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
         fewer = -(-plan.devices // 2) if jax.process_count() == 1 else 1

@@ -1,6 +1,7 @@
-"""From what the programs report to what a simulation tells: bytes, metrics and the clock's readings."""
+"""Metrics from the reports of a simulation's programs: bytes, weights, and the clock's readings."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,70 +9,63 @@ import numpy as np
 
 from fedjax_masks.communication import size
 from fedjax_masks.costs import clock
-from fedjax_masks.costs.devices import Population
-from fedjax_masks.simulation.mapping import Rows
+from fedjax_masks.costs.profiles import Fleet, Population
+from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.records import RoundMetrics
 from fedjax_masks.simulation.round import RoundReport
 from fedjax_masks.simulation.tracing import Shapes
 
 
 class Meter(NamedTuple):
-    """What it takes to read the reports of a simulation.
+    """The static data for reading the reports of a simulation.
 
     Attributes:
       cohort: Clients per round.
-      metrics: The names of a client's metrics, sorted.
-      static_bits: Of an upload and of a message, without what depends on data.
-      clock: The simulation's, or None.
-      fleet: What the clock runs by, as arrays; empty without one.
+      names: The names of a client's metrics, sorted.
+      static_bits: The static bits of an upload and of a message.
+      clock: The simulation's clock, or None.
+      fleet: The fleet of the clock, as arrays; empty without a clock.
     """
 
     cohort: int
-    metrics: list[str]
+    names: list[str]
     static_bits: list[int]
     clock: clock.Clock | None
-    fleet: Any
+    fleet: Fleet | tuple[()]
 
 
 def make_meter(shapes: Shapes, cohort: int, population: Population | None) -> Meter:
-    """The meter of a simulation whose clients handle these shapes."""
-    static_bits = [size.static_bits(sent) for sent in (shapes.upload, shapes.message)]
+    """Makes the meter of a simulation whose clients have these shapes."""
+    static_bits = [size.static_bits(payload) for payload in (shapes.upload, shapes.message)]
     if population is None:
         return Meter(cohort, shapes.metrics, static_bits, None, ())
-    timer, fleet = clock.Clock(population, static_bits), jax.tree.map(jnp.asarray, population.fleet)
-    return Meter(cohort, shapes.metrics, static_bits, timer, fleet)
+    names = sorted((*shapes.metrics, *clock.READINGS))
+    fleet = jax.tree.map(jnp.asarray, population.fleet)
+    return Meter(cohort, names, static_bits, clock.Clock(population, static_bits), fleet)
 
 
-def read(meter: Meter, cohorts: Rows, report: RoundReport) -> RoundMetrics:
-    """What each client did, in the order of ids, without padding, whose id is larger than any client's.
+def read_metrics(meter: Meter, cohorts: Lanes[np.ndarray], report: RoundReport) -> RoundMetrics:
+    """Reads the reports of some rounds.
 
     Args:
-      meter: Of the simulation.
-      cohorts: ``int32[rounds, rows]`` each: who took part.
-      report: Of the same rounds, on the host.
+      meter: The meter of the simulation.
+      cohorts: ``int32[rounds, lanes]`` each: the cohorts of the rounds.
+      report: The reports of the rounds, on the host.
     """
-    cohort, timer = meter.cohort, meter.clock
-    order = np.argsort(cohorts.ids, axis=1)[:, :cohort]
-    clients = report.clients
+    # In the order of ids; the ids of padding are larger than those of clients.
+    order = np.argsort(cohorts.ids, axis=1)[:, : meter.cohort]
 
     def pick(values: np.ndarray) -> np.ndarray:
         return np.take_along_axis(values, order, 1)
 
-    dropped, trained, *values = (pick(column) for column in np.moveaxis(np.asarray(clients.values), -1, 0))
-    # Bits of large payloads are beyond the range of the device's 32 bits.
-    bits = [pick(traced).astype(np.int64) for traced in np.moveaxis(np.asarray(clients.bits), -1, 0)]
-    bytes_up, bytes_down = ((static + traced + 7) // 8 for static, traced in zip(meter.static_bits, bits))
-    names = meter.metrics if timer is None else sorted((*meter.metrics, *clock.READINGS))
-    train = dict(zip(names, values, strict=True))
-    server = {name: np.asarray(values) for name, values in report.server.items()}
-    gone = np.zeros_like(dropped) if timer is None else train["lost"] + train["away"]
-    if "server_flops" in train:  # its half of what clients train with its help
-        helped = np.where(gone > 0, 0, train["server_flops"]).sum(1, dtype=np.float64)
-        server["flops"] = helped + server.get("flops", 0.0)
-    if timer is not None:
-        bytes_up = np.where(gone > 0, 0, bytes_up)
+    columns = np.moveaxis(np.asarray(report.clients.values), -1, 0)
+    dropped, trained, *values = map(pick, columns)
+    train = dict(zip(meter.names, values, strict=True))
+    silent = np.zeros_like(dropped) if meter.clock is None else train["lost"] + train["away"]
+    bytes_up, bytes_down = _bytes(meter, report, pick)
+    if meter.clock is not None:
+        bytes_up = np.where(silent > 0, 0, bytes_up)
         bytes_down = np.where(train["away"] > 0, 0, bytes_down)
-        server |= clock.sum_up(timer, train, server.get("flops", 0.0))
     return RoundMetrics(
         ids=pick(cohorts.ids),
         weight=np.where(dropped > 0, 0, pick(cohorts.sizes)).astype(np.float32),
@@ -80,5 +74,27 @@ def read(meter: Meter, cohorts: Rows, report: RoundReport) -> RoundMetrics:
         bytes_up=bytes_up,
         bytes_down=bytes_down,
         train=train,
-        server=server,
+        server=_server_metrics(meter, report, train, silent),
     )
+
+
+def _bytes(
+    meter: Meter, report: RoundReport, pick: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """The bytes of uploads and of messages, ``int64[rounds, cohort]`` each."""
+    # On the host: the static bits of large payloads exceed the device's 32-bit integers.
+    traced = [pick(bits).astype(np.int64) for bits in np.moveaxis(np.asarray(report.clients.bits), -1, 0)]
+    return tuple((static + bits + 7) // 8 for static, bits in zip(meter.static_bits, traced))
+
+
+def _server_metrics(
+    meter: Meter, report: RoundReport, train: dict[str, np.ndarray], silent: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The server's metrics, with its work for clients during their training, and the lengths of rounds."""
+    server = {name: np.asarray(values) for name, values in report.server.items()}
+    if "server_flops" in train:
+        flops = np.where(silent > 0, 0, train["server_flops"]).sum(1, dtype=np.float64)
+        server["flops"] = flops + server.get("flops", 0.0)
+    if meter.clock is not None:
+        server |= clock.sum_up(meter.clock, train, server.get("flops", 0.0))
+    return server

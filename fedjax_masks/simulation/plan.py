@@ -1,47 +1,49 @@
-"""How the clients of a round are laid out over time and devices."""
+"""Execution plans: the division of a round's clients over time and devices."""
 
 from dataclasses import dataclass
 
 import jax
 
+from fedjax_masks.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class Plan:
-    """An execution plan. It decides speed and memory, never results.
+    """An execution plan, which decides speed and memory, and never results.
 
     Attributes:
-      block: Clients that run in step as one batch: 1 is a scan over clients, the whole
-        cohort is a vmap, anything between is a scan of vmaps.
-      devices: Devices that the clients of a round are spread over; of several processes all devices,
-        or one each, where every process runs every client.
-      reason: Why this plan was chosen, for people.
+      block: Number of clients that run in step: 1 is a scan over clients, the whole cohort is a vmap, and
+        other numbers are a scan of vmaps.
+      devices: Number of devices for the clients of a round. With several processes, it is the number of all
+        devices, or 1, where every process runs every client.
+      reason: The reason for the plan, for people.
     """
 
     block: int
     devices: int = 1
-    reason: str = "as asked"
+    reason: str = "as requested"
 
     def __str__(self) -> str:
         kind = "scan" if self.block == 1 else f"blocks:{self.block}"
         return f"{kind},mesh:{self.devices}" if self.devices > 1 else kind
 
 
-ACCEPTED = "'auto', 'scan', 'vmap', 'blocks:K', each with an optional ',mesh:D'"
+_CONSTRAINT = "must be 'auto', 'scan', 'vmap' or 'blocks:K', each with an optional ',mesh:D'"
 
 
 def parse_plan(text: str, *, cohort: int) -> Plan:
-    """Reads a plan as a user writes it.
+    """Makes a plan from text.
 
     Args:
-      text: ``"auto"``, ``"scan"``, ``"vmap"`` or ``"blocks:K"``, each optionally followed by
-        ``",mesh:D"`` for D devices (default: all where that pays).
+      text: ``"auto"``, ``"scan"``, ``"vmap"`` or ``"blocks:K"``, each optionally followed by ``",mesh:D"``
+        for D devices (default: all devices for ``"auto"``, else one).
       cohort: Clients per round.
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: The text is none of these, or asks for more devices than there are.
+      UserError: The text has another form, or names more devices than there are.
 
     >>> print(parse_plan("blocks:4", cohort=10))
     blocks:4
@@ -50,9 +52,9 @@ def parse_plan(text: str, *, cohort: int) -> Plan:
     available = jax.device_count()
     devices = _integer(mesh, text) if mesh else 0
     if devices > available:
-        raise ValueError(f"plan={text!r}: there are {available} devices")
+        raise UserError(f"plan={text!r}: must have mesh:{available} at most, the number of devices")
     if devices not in (0, 1, available) and jax.process_count() > 1:
-        raise ValueError(f"plan={text!r}: accepted are mesh:1 and mesh:{available}, all of every process")
+        raise UserError(f"plan={text!r}: must have mesh:1 or mesh:{available}, all devices of all processes")
     if kind == "auto":
         return _auto(cohort, devices or available)
     blocks = {"scan": 1, "vmap": -(-cohort // max(devices, 1))}
@@ -60,13 +62,13 @@ def parse_plan(text: str, *, cohort: int) -> Plan:
         return Plan(blocks[kind], devices or 1)
     name, _, size = kind.partition(":")
     if name != "blocks":
-        raise ValueError(f"plan={text!r}: accepted are {ACCEPTED}")
+        raise UserError(f"plan={text!r}: {_CONSTRAINT}")
     return Plan(min(_integer(size, text), cohort), devices or 1)
 
 
 def _integer(digits: str, text: str) -> int:
     if not digits.isdigit() or int(digits) < 1:
-        raise ValueError(f"plan={text!r}: accepted are {ACCEPTED}, with K and D at least 1")
+        raise UserError(f"plan={text!r}: {_CONSTRAINT}, where K and D are at least 1")
     return int(digits)
 
 

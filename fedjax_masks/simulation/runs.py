@@ -1,19 +1,20 @@
-"""Several runs of one program in step: other seeds, other values of numeric options, the same shapes.
+"""The layout of several runs in one program, with different seeds and values of numeric options.
 
-Runs need nothing of each other, so they, and not the clients of a run, are spread over the devices. One run
-is the same program without a further axis, and spreads its clients.
+Runs are independent, so that the devices divide the runs, and not the clients of a run. One run is the same
+program without the axis of runs; there the devices divide its clients.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from fedjax_masks.simulation.mapping import placement
+from fedjax_masks.core.types import PyTree
+from fedjax_masks.simulation.mapping import replica_sharding
 from fedjax_masks.simulation.plan import Plan, parse_plan
 
 _AXIS = "runs"
@@ -23,43 +24,43 @@ class Runs(NamedTuple):
     """The layout of runs, as a record of functions.
 
     Attributes:
-      plan: The plan of clients within a run; its reason also tells the layout of runs.
-      place: The sharding of what each run has by itself.
-      everywhere: The sharding of what all runs share.
-      map: ``(function, shared, runs) -> results``: ``function(shared, run)`` of every run.
-      shapes: ``(shapes of one run) -> shapes`` of all.
-      stack: ``(one tree a run) -> tree`` of all, on the host.
-      split: ``(tree of all, on the host) -> one tree a run``.
-      take: ``(tree of all, run) -> tree`` of one.
-      join: The inverse of ``take``: ``(one tree a run) -> tree`` of all.
+      plan: The plan of clients within a run; its reason also describes the layout of runs.
+      sharding: The sharding of arrays with one entry per run.
+      shared_sharding: The sharding of arrays that all runs share.
+      map: ``(function, shared, runs) -> results`` of ``function(shared, run)`` for every run.
+      shapes: ``(shapes of one run) -> shapes`` of all runs.
+      stack: ``(one tree per run) -> tree`` of all runs, on the host.
+      split: ``(tree of all runs, on the host) -> one tree per run``.
+      take: ``(tree of all runs, run) -> tree`` of one run.
+      join: The inverse of ``take``: ``(one tree per run) -> tree`` of all runs.
     """
 
     plan: Plan
-    place: Sharding
-    everywhere: Sharding
-    map: Callable[[Callable[[Any, Any], Any], Any, Any], Any]
-    shapes: Callable[[Any], Any]
-    stack: Callable[[Sequence[Any]], Any]
-    split: Callable[[Any], list[Any]]
-    take: Callable[[Any, int], Any]
-    join: Callable[[Sequence[Any]], Any]
+    sharding: Sharding
+    shared_sharding: Sharding
+    map: Callable[[Callable[[PyTree, PyTree], PyTree], PyTree, PyTree], PyTree]
+    shapes: Callable[[PyTree], PyTree]
+    stack: Callable[[Sequence[PyTree]], PyTree]
+    split: Callable[[PyTree], list[PyTree]]
+    take: Callable[[PyTree, int], PyTree]
+    join: Callable[[Sequence[PyTree]], PyTree]
 
 
 Layout = Callable[[Plan], Runs]
-"""The layout of runs under a plan, which decides the blocks and the devices of clients or of runs."""
+"""``(plan) -> layout``: the plan divides the clients of one run, or several runs."""
 
 
 def lay_out_runs(text: str, *, cohort: int, num_runs: int) -> tuple[Plan, Layout]:
-    """The plan to start from, and the layout of runs under it or under a smaller one.
+    """Makes the first plan of a program, and the layout of runs under this plan or under a smaller plan.
 
     Args:
-      text: The plan of a single run, see :func:`~fedjax_masks.simulation.plan.parse_plan`. Of several runs,
-        its devices are those for runs.
+      text: The plan of one run, see :func:`~fedjax_masks.simulation.plan.parse_plan`. For several runs, its
+        devices are divided among the runs.
       cohort: Clients per round.
       num_runs: The number of runs.
 
     Raises:
-      ValueError: The plan is not understood.
+      UserError: The text is no plan.
     """
     if num_runs == 1:
         return parse_plan(text, cohort=cohort), _one_run
@@ -74,11 +75,11 @@ def lay_out_runs(text: str, *, cohort: int, num_runs: int) -> tuple[Plan, Layout
 
 
 def _one_run(plan: Plan) -> Runs:
-    place = placement(plan)
+    sharding = replica_sharding(plan)
     return Runs(
         plan=plan,
-        place=place,
-        everywhere=place,
+        sharding=sharding,
+        shared_sharding=sharding,
         map=lambda function, shared, run: function(shared, run),
         shapes=lambda tree: tree,
         stack=lambda trees: trees[0],
@@ -92,10 +93,14 @@ def _many_runs(inner: Plan, num_runs: int, plan: Plan) -> Runs:
     full = plan.block * plan.devices
     total = -(-num_runs // full) * full  # the last run is repeated to fill blocks on every device
     mesh = Mesh(jax.devices()[: plan.devices], (_AXIS,))
-    place, everywhere = NamedSharding(mesh, PartitionSpec(_AXIS)), NamedSharding(mesh, PartitionSpec())
+    sharding, shared_sharding = (
+        NamedSharding(mesh, PartitionSpec(_AXIS)),
+        NamedSharding(mesh, PartitionSpec()),
+    )
 
-    def map_runs(function: Callable[[Any, Any], Any], shared: Any, runs: Any) -> Any:
-        def on_device(shared: Any, runs: Any) -> Any:
+    def map_runs(function: Callable[[PyTree, PyTree], PyTree], shared: PyTree, runs: PyTree) -> PyTree:
+        def on_device(shared: PyTree, runs: PyTree) -> PyTree:
+            # Without a width, lax.map is a scan: a vmap over one run would still batch its convolutions.
             width = plan.block if plan.block > 1 else None
             return jax.lax.map(partial(function, shared), runs, batch_size=width)
 
@@ -109,22 +114,22 @@ def _many_runs(inner: Plan, num_runs: int, plan: Plan) -> Runs:
             check_vma=False,  # as in the map over clients
         )(shared, runs)
 
-    def pad(rows: np.ndarray) -> np.ndarray:
-        return np.pad(rows, [(0, total - len(rows)), *[(0, 0)] * (rows.ndim - 1)], mode="edge")
+    def pad(values: np.ndarray) -> np.ndarray:
+        return np.pad(values, [(0, total - len(values)), *[(0, 0)] * (values.ndim - 1)], mode="edge")
 
-    def stack(trees: Sequence[Any]) -> Any:
+    def stack(trees: Sequence[PyTree]) -> PyTree:
         return jax.tree.map(lambda *each: pad(np.stack(each)), *trees)
 
     return Runs(
         plan=replace(inner, reason=_describe(num_runs, plan)),
-        place=place,
-        everywhere=everywhere,
+        sharding=sharding,
+        shared_sharding=shared_sharding,
         map=map_runs,
         shapes=lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct((total, *a.shape), a.dtype), tree),
         stack=stack,
         split=lambda tree: [jax.tree.map(lambda a, i=i: a[i], tree) for i in range(num_runs)],
-        take=jax.jit(lambda tree, run: jax.tree.map(lambda a: a[run], tree), out_shardings=everywhere),
-        join=lambda trees: jax.device_put(stack([*map(jax.device_get, trees)]), place),
+        take=jax.jit(lambda tree, run: jax.tree.map(lambda a: a[run], tree), out_shardings=shared_sharding),
+        join=lambda trees: jax.device_put(stack([*map(jax.device_get, trees)]), sharding),
     )
 
 

@@ -1,9 +1,9 @@
-"""Clients' rows on the host, in a file: only those of clients that have taken part.
+"""A file of clients' packed states on the host, with the states of clients that have taken part.
 
-A row lies in a slot of the file; who has which slot is an index that belongs to the simulation's state.
-Writing never touches a slot that a checkpoint knows: the row goes to a free one, and the old one is
-free again when the checkpoints that know it are gone. So a run that is killed at any moment finds the
-rows of its last checkpoint as they were.
+Each state is in a slot of the file. The index of the clients' slots is part of the simulation's state.
+Writing never changes a slot in the index of a checkpoint: the new state goes to a free slot, and the old slot
+becomes free when all checkpoints that refer to it are deleted. A run that is killed at any moment therefore
+finds the states of its last checkpoint unchanged.
 """
 
 import os
@@ -14,117 +14,118 @@ from pathlib import Path
 
 import numpy as np
 
-_CHECKSUM = 4  # bytes, before every row
+_CHECKSUM = 4  # bytes, before every state
 
 
 class Store:
-    """A file of rows of one length, and what is free in it.
+    """A file of states of one length, with a list of its free slots.
 
     Args:
-      row_bytes: The length of a row.
-      path: The file; made at the first use. None: one that vanishes with the process.
-      checkpoints: How many checkpoints are kept of the state that the index belongs to.
+      state_bytes: The length of a packed state.
+      path: The file, which the first use creates; None for a file that vanishes with the process.
+      checkpoints: The number of kept checkpoints of the simulation's state.
     """
 
-    def __init__(self, row_bytes: int, path: Path | None = None, *, checkpoints: int = 1) -> None:
-        self.row_bytes = row_bytes
-        self._path, self._open_file = path, -1
+    def __init__(self, state_bytes: int, path: Path | None = None, *, checkpoints: int = 1) -> None:
+        self.state_bytes = state_bytes
+        self._path, self._descriptor = path, -1
         self._length = 0  # in slots
         self._free: list[int] = []
-        self._unmarked: set[int] = set()  # slots that no checkpoint knows
-        self._retired: list[int] = []  # slots that checkpoints know, and the index no more
-        self._generations: deque[list[int]] = deque()
+        self._new_slots: set[int] = set()  # slots in the index, and in no checkpoint
+        self._old_slots: list[int] = []  # slots in checkpoints, and no longer in the index
+        self._generations: deque[list[int]] = deque()  # old slots, per checkpoint
         self._checkpoints = checkpoints
 
     def read(self, slots: np.ndarray) -> np.ndarray:
-        """The rows in some slots: ``uint8[len(slots), row_bytes]``.
+        """Reads the states in some slots: ``uint8[len(slots), state_bytes]``.
 
         Raises:
-          OSError: A row is not what was written.
+          OSError: A state is damaged.
         """
-        rows = np.empty((len(slots), self.row_bytes), np.uint8)
-        for row, slot in zip(rows, slots.tolist()):
-            found = os.pread(self._file(), self._slot_bytes, slot * self._slot_bytes)
-            checksum, content = found[:_CHECKSUM], found[_CHECKSUM:]
-            if len(content) != self.row_bytes or checksum != _checksum(content):
-                raise OSError(f"{self._path or 'the store'}: the row in slot {slot} is damaged")
-            row[:] = np.frombuffer(content, np.uint8)
-        return rows
+        states = np.empty((len(slots), self.state_bytes), np.uint8)
+        for state, slot in zip(states, slots.tolist()):
+            data = os.pread(self._file(), self._slot_bytes, slot * self._slot_bytes)
+            checksum, content = data[:_CHECKSUM], data[_CHECKSUM:]
+            if len(content) != self.state_bytes or checksum != _checksum(content):
+                raise OSError(f"{self._path or 'the store'}: the state in slot {slot} is damaged")
+            state[:] = np.frombuffer(content, np.uint8)
+        return states
 
-    def write(self, rows: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """Writes rows, and gives up the ones that they replace.
+    def write(self, states: np.ndarray, old_slots: np.ndarray) -> np.ndarray:
+        """Writes states to free slots, and releases their old slots.
 
         Args:
-          rows: ``uint8[n, row_bytes]``.
-          before: ``int[n]``: each row's slot until now; -1 where there is none.
+          states: ``uint8[n, state_bytes]``.
+          old_slots: ``int[n]``: the slot of each state in the index, or -1.
 
         Returns:
-          ``int32[n]``: their slots from now on.
+          ``int32[n]``: the new slots.
         """
-        for slot in before[before >= 0].tolist():
-            (self._free if slot in self._unmarked else self._retired).append(slot)
-            self._unmarked.discard(slot)
-        slots = [self._take() for _ in rows]
-        self._unmarked.update(slots)
-        for slot, row in zip(slots, rows):
-            content = row.tobytes()
+        for slot in old_slots[old_slots >= 0].tolist():
+            (self._free if slot in self._new_slots else self._old_slots).append(slot)
+            self._new_slots.discard(slot)
+        slots = [self._free_slot() for _ in states]
+        self._new_slots.update(slots)
+        for slot, state in zip(slots, states):
+            content = state.tobytes()
             _write_all(self._file(), _checksum(content) + content, slot * self._slot_bytes)
         return np.asarray(slots, np.int32)
 
-    def announce(self, slots: np.ndarray) -> None:
-        """Says which slots will be read next, so that the system fetches them meanwhile."""
+    def prefetch(self, slots: np.ndarray) -> None:
+        """Announces the next slots to read, so that the operating system fetches them in the background."""
         if hasattr(os, "posix_fadvise"):
             for slot in slots.tolist():
                 start = slot * self._slot_bytes
                 os.posix_fadvise(self._file(), start, self._slot_bytes, os.POSIX_FADV_WILLNEED)
 
     def sync(self) -> None:
-        """Returns once all rows are on the disk; called before a checkpoint is complete."""
+        """Waits until all states are on the disk; called before a checkpoint is complete."""
         os.fsync(self._file())
 
     def mark(self) -> None:
-        """Says that a checkpoint is complete, and that the oldest one is gone."""
-        self._generations.append(self._retired)
-        self._retired, self._unmarked = [], set()
+        """Records that a checkpoint is complete, and that the oldest checkpoint is deleted."""
+        self._generations.append(self._old_slots)
+        self._old_slots, self._new_slots = [], set()
         while len(self._generations) >= max(self._checkpoints, 1):
             self._free += self._generations.popleft()
 
     def adopt(self, index: np.ndarray) -> None:
-        """Goes on from a checkpoint's index, ``int32[num_clients]``; -1 where there is no row."""
-        used = set(index[index >= 0].tolist())
-        self._length = max(os.fstat(self._file()).st_size // self._slot_bytes, 1 + max(used, default=-1))
-        # Older checkpoints may know any of the others.
-        self._retired = sorted(set(range(self._length)) - used)
-        self._free, self._unmarked = [], set()
+        """Restores the store for a checkpoint's index, ``int32[num_clients]``, with -1 for no state."""
+        slots = set(index[index >= 0].tolist())
+        self._length = max(os.fstat(self._file()).st_size // self._slot_bytes, 1 + max(slots, default=-1))
+        # Older checkpoints may refer to any other slot.
+        self._old_slots = sorted(set(range(self._length)) - slots)
+        self._free, self._new_slots = [], set()
         self._generations.clear()
 
     @property
     def file_bytes(self) -> int:
-        """The size of the file."""
+        """The size of the file in bytes."""
         return self._length * self._slot_bytes
 
     @property
     def _slot_bytes(self) -> int:
-        return _CHECKSUM + self.row_bytes
+        return _CHECKSUM + self.state_bytes
 
-    def _take(self) -> int:
+    def _free_slot(self) -> int:
         if self._free:
             return self._free.pop()
         self._length += 1
         return self._length - 1
 
     def _file(self) -> int:
-        if self._open_file < 0:
+        if self._descriptor < 0:
             if self._path is None:
-                with tempfile.TemporaryFile() as unnamed:
-                    self._open_file = os.dup(unnamed.fileno())
+                # The duplicate keeps the deleted file until the process ends.
+                with tempfile.TemporaryFile() as file:
+                    self._descriptor = os.dup(file.fileno())
             else:
-                self._open_file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        return self._open_file
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        return self._descriptor
 
     def __del__(self) -> None:
-        if self._open_file >= 0:
-            os.close(self._open_file)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 def _checksum(content: bytes) -> bytes:
@@ -132,7 +133,7 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _write_all(file: int, content: bytes, position: int) -> None:
-    left = memoryview(content)
-    while left:
-        written = os.pwrite(file, left, position)
-        left, position = left[written:], position + written
+    rest = memoryview(content)
+    while rest:
+        length = os.pwrite(file, rest, position)
+        rest, position = rest[length:], position + length
