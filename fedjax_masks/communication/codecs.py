@@ -14,9 +14,10 @@ from typing import Any
 from fedjax_masks.communication.catalog import CODECS
 from fedjax_masks.communication.codec import Codec, chain, identity, map_floats
 from fedjax_masks.communication.noise import clip, clip_and_noise, global_norm, kinds
-from fedjax_masks.communication.payload import Encoded, Part, map_sent, replace_nodes
+from fedjax_masks.communication.payload import Encoded, replace_nodes
 from fedjax_masks.communication.quantization import dequantize, quantize
 from fedjax_masks.communication.sparsification import densify, sparsify, top_k
+from fedjax_masks.communication.visitor import Part, map_sent
 from fedjax_masks.core.errors import UserError
 
 __all__ = [

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_masks.communication.codec import Codec, array_keys, map_floats
-from fedjax_masks.communication.payload import Dialogue, Part, fold_sent, nodes
+from fedjax_masks.communication.payload import Dialogue, nodes
+from fedjax_masks.communication.visitor import Part, fold_sent
 from fedjax_masks.core.algorithm import PyTree
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.options import Count, Decay, Rate, check

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_masks.communication import entropy
-from fedjax_masks.communication.payload import Dialogue, Installed, Part, fold_sent, nodes
+from fedjax_masks.communication.payload import Dialogue, Installed, nodes
+from fedjax_masks.communication.visitor import Part, fold_sent
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import PyTree
 

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.communication import payload, size
+from fedjax_masks.communication import size, visitor
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Round, Stack, State
 from fedjax_masks.core.info import metrics_of
@@ -88,7 +88,7 @@ class Setting(NamedTuple):
 def _client_step(setting: Setting, shared: Any, row: Rows, block: Block, own: OfClients) -> Any:
     """Message, training, upload and reception of one client; see :func:`map_clients`."""
     algorithm = setting.algorithm
-    as_received = payload.poison if setting.poison else lambda tree: tree
+    as_received = visitor.poison if setting.poison else lambda tree: tree
     round, server, examples, fleet = shared
 
     state, profile = own if setting.packing is None else setting.packing.unpack(own.clients)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks.communication import codecs
-from fedjax_masks.communication.payload import Dialogue, Part, map_sent, replace_nodes
+from fedjax_masks.communication.payload import Dialogue, replace_nodes
+from fedjax_masks.communication.visitor import Part, map_sent
 from fedjax_masks.core import returns, trees
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Info, Round, Stack
 from fedjax_masks.core.errors import UserError
