@@ -33,17 +33,15 @@ from fedjax_masks.core.algorithm import (
     Work,
 )
 from fedjax_masks.core.masks import prune
+from fedjax_masks.core.minibatches import Augment, Batch, shuffled_rows
 from fedjax_masks.core.options import Count, checks_options
 from fedjax_masks.core.training import (
-    Augment,
-    Batch,
     LocalTraining,
     Trainer,
     TrainingOptions,
     as_trainer,
     mean_cross_entropy,
     report_work,
-    shuffled_rows,
 )
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, cut_model

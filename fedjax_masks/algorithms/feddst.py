@@ -31,15 +31,9 @@ from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import MaskedSum, masked, masked_mean
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.masks import density, prune, top_count, weight_mask
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Bounds, Count, Natural, Share, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    Trainer,
-    TrainingOptions,
-    as_trainer,
-    cross_entropy,
-)
+from fedjax_masks.core.training import LocalTraining, Trainer, TrainingOptions, as_trainer, cross_entropy
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Model, weighted_kernels
 

@@ -39,15 +39,9 @@ from fedjax_masks.core.masks import (
     mask_params,
     top_share,
 )
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Decay, Natural, PositiveShare, Rate, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    Loss,
-    TrainingOptions,
-    as_trainer,
-    cross_entropy,
-)
+from fedjax_masks.core.training import LocalTraining, Loss, TrainingOptions, as_trainer, cross_entropy
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
 

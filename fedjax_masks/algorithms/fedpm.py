@@ -28,14 +28,9 @@ from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import Votes, vote
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.masks import density, mask_params
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Bounds, Count, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    TrainingOptions,
-    as_trainer,
-    mean_cross_entropy,
-)
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer, mean_cross_entropy
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
 from fedjax_masks.transforms.compression import with_codecs

@@ -39,15 +39,9 @@ from fedjax_masks.core.algorithm import (
 )
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import all_filters, filter_mask, top_count
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Count, PositiveShare, check, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    Trainer,
-    TrainingOptions,
-    as_trainer,
-    mean_cross_entropy,
-)
+from fedjax_masks.core.training import LocalTraining, Trainer, TrainingOptions, as_trainer, mean_cross_entropy
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Layer, Model, prunable_kernels
 

@@ -17,13 +17,8 @@ import jax.numpy as jnp
 
 from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
 from fedjax_masks.core.algorithm import FederatedAlgorithm
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    TrainingOptions,
-    as_trainer,
-    mean_cross_entropy,
-)
+from fedjax_masks.core.minibatches import Batch
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer, mean_cross_entropy
 from fedjax_masks.core.types import Params
 from fedjax_masks.models import Halves, Model, cut_model
 from fedjax_masks.models.layers import flatten

@@ -25,16 +25,9 @@ from fedjax_masks.core.aggregation import MaskedSum, masked, masked_mean
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import density, prune, top_count, weight_mask
+from fedjax_masks.core.minibatches import Batch, batch_like, for_each_batch
 from fedjax_masks.core.options import Natural, PositiveShare, Share, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    TrainingOptions,
-    as_trainer,
-    batch_like,
-    for_each_batch,
-    report_work,
-)
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer, report_work
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
 

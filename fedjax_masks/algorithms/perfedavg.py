@@ -21,15 +21,9 @@ from fedjax_masks.algorithms.fedavg import Server, averaging
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.minibatches import Batch, shuffled_rows
 from fedjax_masks.core.options import Count, Decay, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    TrainingOptions,
-    as_trainer,
-    cross_entropy,
-    shuffled_rows,
-)
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer, cross_entropy
 from fedjax_masks.core.types import Params
 from fedjax_masks.models import Model
 

@@ -21,14 +21,13 @@ from fedjax_masks.communication.payload import AlreadyKnown, Dialogue
 from fedjax_masks.core import flops, trees
 from fedjax_masks.core.aggregation import WeightedSum, weighted, weighted_mean
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task, Work
+from fedjax_masks.core.minibatches import Batch, batch_like
 from fedjax_masks.core.training import (
-    Batch,
     LocalTraining,
     Loss,
     Trainer,
     TrainingOptions,
     as_trainer,
-    batch_like,
     mean_cross_entropy,
 )
 from fedjax_masks.core.types import Params, PyTree
