@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional
-from fedjax_masks.core import returns, trees
+from fedjax_masks.core import returns, trees, work
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Predict, Round, State, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.types import PyTree
-from fedjax_masks.core.work import no_work
 
 
 class Both(NamedTuple):
@@ -92,7 +91,10 @@ def then(
     """
     if first.schedule != second.schedule:
         raise UserError("second.schedule: must equal first.schedule; replace one by the other")
-    first, second = returns.with_checks(first), returns.with_checks(second)
+    first, second = (
+        checked._replace(train=_with_marks(checked.train), merge=_with_marks(checked.merge))
+        for checked in map(returns.with_checks, (first, second))
+    )
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         early_key, late_key = jax.random.split(key)
@@ -185,17 +187,27 @@ def _run_one(
     return jax.lax.cond(later, run_second, run_first)
 
 
+def _with_marks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which marks the work that it states where none of its loops marks any.
+
+    In a sequence, the engine counts the marks of the branch that is taken, and nothing else.
+    """
+
+    def run(*arguments: PyTree) -> tuple[Any, ...]:
+        *results, info = function(*arguments)
+        stated = info and info.work
+        if stated and not work.count(function, *arguments).has_work:
+            work.mark_work(jnp.zeros(()), stated)
+        return *results, info
+
+    return run
+
+
 def _shared_facts(later: jax.Array, first: Info | None, second: Info | None) -> Info:
-    """The facts of the algorithm that runs, restricted to those that both report; unreported work is 0."""
-    infos = first or Info(), second or Info()
-    has_loss = all(info.loss is not None for info in infos)
-    has_work = any(info.work is not None for info in infos)
-    names = infos[0].extra.keys() & infos[1].extra.keys()
-
-    def restrict(info: Info) -> Info:
-        spent = (info.work or no_work()) if has_work else None
-        return Info(info.loss if has_loss else None, spent, {name: info.extra[name] for name in names})
-
-    early, late = map(restrict, infos)
-    # One dtype for both; records are float32 anyhow.
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), trees.where(later, late, early))
+    """The facts of the algorithm that runs, restricted to those that both report."""
+    early, late = first or Info(), second or Info()
+    loss = None
+    if early.loss is not None and late.loss is not None:
+        loss = jnp.where(later, late.loss, early.loss)
+    names = early.extra.keys() & late.extra.keys()
+    return Info(loss, extra={name: jnp.where(later, late.extra[name], early.extra[name]) for name in names})
