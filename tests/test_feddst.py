@@ -12,7 +12,8 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.feddst import Upload, drop_share, readjust, strongest, weight_counts
+from fedjax_masks.algorithms.feddst import Upload
+from fedjax_masks.algorithms.regrowth import drop_share, readjust, strongest, weight_counts
 from fedjax_masks.communication import payload, size, visitor
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError

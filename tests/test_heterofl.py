@@ -11,12 +11,13 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.heterofl import ownership, present, put_back, scaled, sliced, take
+from fedjax_masks.algorithms.heterofl import present
 from fedjax_masks.communication import size, visitor
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.models.compaction import keep_outputs
+from fedjax_masks.models.slicing import ownership, put_back, scaled, sliced, take
 
 SGD = optax.sgd(0.1, momentum=0.5)
 PLAIN = {"scaler": False, "own_classes": False}

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.consensus import RULES
+from fedjax_masks.algorithms.consensus import RULES, filter_norms, keep_largest
 from fedjax_masks.algorithms.masked_fedavg import survivors
-from fedjax_masks.algorithms.mpfl import RuleName, filter_norms, keep_largest
+from fedjax_masks.algorithms.mpfl import RuleName
 from fedjax_masks.communication import visitor
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round

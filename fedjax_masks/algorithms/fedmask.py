@@ -89,6 +89,8 @@ def fedmask(
     model: Model,
     trainer: LocalTraining,
     *,
+    weights: Literal["model", "constant"] = "model",
+    weight_scale: float = 1.0,
     score_scale: Rate = 1.0,
     prune_ratio: PositiveShare = 0.2,
     prune_layers: Natural = 2,
@@ -96,8 +98,6 @@ def fedmask(
     forward: Literal["hard", "soft"] = "hard",
     gradient: Gradient = "sigmoid",
     sparsity: Decay = 0.0,
-    weights: Literal["model", "constant"] = "model",
-    weight_scale: float = 1.0,
     start: Literal["global", "own"] = "global",
     keep_scores: bool = False,
     encoding: Encoding = "dense",
@@ -113,6 +113,9 @@ def fedmask(
         that is too small for ``score_scale``, no bit ever flips. Plain SGD with a rate of 100 times the
         scale (that of Zhou et al. 2019, arXiv 1905.01067) flips the bits that matter. Adam moves all scores
         by the same step, and flips about half of all bits in the first round.
+      weights: Frozen weights as the model draws them, or ``constant``: their signs times
+        ``weight_scale * sqrt(2 / fan_in)`` (Ramanujan et al. 2020, arXiv 1911.13299).
+      weight_scale: Factor of all frozen kernels.
       score_scale: The scores that a round starts from are ``+-score_scale``, by the bit held.
       prune_ratio: Share of elements that the one-shot prune keeps, in (0, 1].
       prune_layers: The one-shot prune acts on this many last layers.
@@ -121,9 +124,6 @@ def fedmask(
       forward: ``hard`` masks by ``[sigmoid(r) > 0.5]`` in training, ``soft`` by ``sigmoid(r)``.
       gradient: The derivative of the hard mask: that of the sigmoid (eq. 7), or of the identity.
       sparsity: Factor of the structured-sparsity regularizer (eq. 10); 2e-4 as published for central MNIST.
-      weights: Frozen weights as the model draws them, or ``constant``: their signs times
-        ``weight_scale * sqrt(2 / fan_in)`` (Ramanujan et al. 2020, arXiv 1911.13299).
-      weight_scale: Factor of all frozen kernels.
       start: A device starts from the ``global`` aggregate on its structure, or from its ``own``
         mask with the elements replaced that two or more devices voted on.
       keep_scores: Whether a device starts from its last real scores where the received bit agrees with

@@ -38,7 +38,6 @@ from fedjax_masks.transforms.compression import with_codecs
 Mask = dict[str, jax.Array]
 Probability = dict[str, jax.Array]
 Scores = dict[str, jax.Array]
-Margin = Annotated[float, Bounds(0, 0.5, above=True, below=True)]
 
 _BITS = 8  # of a count, on its way to a device
 
@@ -78,7 +77,7 @@ def fedpm(
     trainer: LocalTraining,
     *,
     reset: Count = 1,
-    margin: Margin = 0.01,
+    margin: Annotated[float, Bounds(0, 0.5, above=True, below=True)] = 0.01,
     **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedPM.
@@ -92,7 +91,8 @@ def fedpm(
       **training: Fields of the trainer.
 
     Returns:
-      The algorithm. It has a global model, of one mask, and no personal ones.
+      The algorithm. It has a global model, of one mask, and no personal ones. Uploads are entropy-coded
+      masks.
 
     Raises:
       UserError: The model has no weighted layers, or an option is out of range.
@@ -101,8 +101,8 @@ def fedpm(
       >>> import optax, fedjax_masks as fm
       >>> task = fm.load_task("digits", clients=10)
       >>> algorithm = fm.fedpm(fm.models.mlp(task, hidden=(32,)), optax.adam(0.1), epochs=3)
-      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
-      >>> 0.3 < run.records[-1]["density"] < 0.7
+      >>> record = fm.simulate(algorithm, task, rounds=2, cohort=4).records[-1]
+      >>> 0.3 < record["density"] < 0.7
       True
     """
     trainer = as_trainer(trainer, training)

@@ -27,11 +27,7 @@ HEAD = "head"
 
 
 def lgl(
-    model: Model,
-    trainer: LocalTraining,
-    *,
-    split: str | None = None,
-    **training: Unpack[TrainingOptions],
+    model: Model, trainer: LocalTraining, *, split: str | None = None, **training: Unpack[TrainingOptions]
 ) -> FederatedAlgorithm:
     """Split training on locally generated losses.
 

@@ -83,11 +83,7 @@ class Protocol(NamedTuple):
 
 
 def splitfed(
-    model: Model,
-    trainer: LocalTraining,
-    *,
-    split: str | None = None,
-    **training: Unpack[TrainingOptions],
+    model: Model, trainer: LocalTraining, *, split: str | None = None, **training: Unpack[TrainingOptions]
 ) -> FederatedAlgorithm:
     """SplitFed, version 1.
 

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithms.fedskel import fedskel, keep_count
+from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.skeletons import keep_count
 from fedjax_masks.benchmarks import measure
 from fedjax_masks.core import training, trees
 from fedjax_masks.core.progress import activity
