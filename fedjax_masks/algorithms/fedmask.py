@@ -18,7 +18,7 @@ and the marks travel, too.
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 import chex
 import jax
@@ -79,7 +79,7 @@ class Upload(NamedTuple):
       first: The structure of the layers that are pruned, in the device's first upload.
     """
 
-    value: Any
+    value: Mask | Masked
     structure: AlreadyKnown
     first: Conditional
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
+from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, server_loss, split_training
 from fedjax_masks.core.algorithm import FederatedAlgorithm
 from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer, mean_cross_entropy
@@ -33,7 +33,7 @@ def lgl(
 
     Args:
       model: The model, to be cut in two.
-      trainer: Training of devices and of the server's copies, or its optimizer.
+      trainer: Training of devices, with their heads, and of the server's copies; or its optimizer.
       split: The device's last stage, see :func:`fedjax_masks.models.cut_model`.
       **training: Fields of the trainer.
 
@@ -52,22 +52,20 @@ def lgl(
       65400
     """
     halves = cut_model(model, split)
+    on_server = server_loss(halves)
 
     def device_loss(device: Params, batch: Batch) -> jax.Array:
         return mean_cross_entropy(head_logits(halves, device, batch.inputs), batch)
 
-    def server_loss(server: Params, activations: jax.Array, batch: Batch) -> jax.Array:
-        return mean_cross_entropy(halves.finish(server, activations), batch)
-
     def loss(sides: Sides, batch: Batch, key: chex.PRNGKey) -> jax.Array:
         del key
         activations = jax.lax.stop_gradient(halves.activate(sides.device, batch.inputs))
-        return device_loss(sides.device, batch) + server_loss(sides.server, activations, batch)
+        return device_loss(sides.device, batch) + on_server(sides.server, activations, batch)
 
     protocol = Protocol(
         loss,
         on_device=jax.grad(device_loss),
-        on_server=jax.grad(server_loss),
+        on_server=jax.grad(on_server),
         up=lambda activation, logits: (activation, LABEL),
         down=lambda activation, logits: (),
         messages=1,

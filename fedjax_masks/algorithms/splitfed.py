@@ -10,7 +10,7 @@ Here the copy trains inside ``train``. Of the conversation of device and server 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import chex
 import jax
@@ -46,7 +46,7 @@ class Sides(NamedTuple):
     """
 
     device: Params
-    server: Any
+    server: Params | AlreadyKnown
 
 
 class Upload(NamedTuple):
@@ -108,13 +108,11 @@ def splitfed(
       3448
     """
     halves = cut_model(model, split)
-
-    def server_loss(server: Params, activations: jax.Array, batch: Batch) -> jax.Array:
-        return mean_cross_entropy(halves.finish(server, activations), batch)
+    on_server = server_loss(halves)
 
     def loss(sides: Sides, batch: Batch, key: chex.PRNGKey) -> jax.Array:
         del key
-        return server_loss(sides.server, halves.activate(sides.device, batch.inputs), batch)
+        return on_server(sides.server, halves.activate(sides.device, batch.inputs), batch)
 
     def on_device(device: Params, batch: Batch) -> tuple[jax.Array, tuple[Params]]:
         activations, pull = jax.vjp(lambda device: halves.activate(device, batch.inputs), device)
@@ -123,12 +121,21 @@ def splitfed(
     protocol = Protocol(
         loss,
         on_device,
-        on_server=jax.grad(server_loss, (0, 1)),
+        on_server=jax.grad(on_server, (0, 1)),
         up=lambda activation, logits: (activation, LABEL),
         down=lambda activation, logits: activation,
         messages=2,
     )
     return split_training(model, as_trainer(trainer, training), halves=halves, protocol=protocol)
+
+
+def server_loss(halves: Halves) -> Callable[[Params, jax.Array, Batch], jax.Array]:
+    """The loss of the server's half: ``(server's params, activations, batch) -> float32[]``."""
+
+    def loss(server: Params, activations: jax.Array, batch: Batch) -> jax.Array:
+        return mean_cross_entropy(halves.finish(server, activations), batch)
+
+    return loss
 
 
 def split_training(

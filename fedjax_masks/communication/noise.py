@@ -1,7 +1,6 @@
 """Clipping and Gaussian noise of uploads, and the norm of a payload."""
 
 import math
-from typing import Any
 
 import chex
 import jax
@@ -50,7 +49,7 @@ def clip_and_noise(norm: float, multiplier: float, *, cohort: int) -> Codec:
             raise UserError(f"clip_and_noise: must get floats alone, and the payload sends {others}")
         keys = array_keys(key)
 
-        def add_noise(leaf: jax.Array, mask: Any) -> jax.Array:
+        def add_noise(leaf: jax.Array, mask: jax.Array | bool) -> jax.Array:
             noise = deviation * jax.random.normal(next(keys), leaf.shape, leaf.dtype)
             return jnp.where(mask, leaf + noise.astype(leaf.dtype), leaf)
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_masks.core.types import PyTree
 
@@ -138,7 +139,7 @@ NODES = (Masked, AlreadyKnown, Installed, Conditional, Dialogue, Sparse, Quantiz
 """All types of nodes."""
 
 
-def shape_only(shape: tuple[int, ...], dtype: Any = bool) -> jax.Array:
+def shape_only(shape: tuple[int, ...], dtype: type | np.dtype = bool) -> jax.Array:
     """An empty array that remembers a shape and a dtype.
 
     Numbers that must stay static pass through ``jit``, ``vmap`` and ``scan`` as shapes.
