@@ -45,7 +45,7 @@ def lgl(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
+      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
       >>> algorithm = fm.lgl(fm.models.cnn(task), optax.sgd(0.1), split="conv1")
       >>> record = fm.simulate(algorithm, task, rounds=1, cohort=3).records[-1]
       >>> record["bytes_down"]  # three times a convolution of 320 and a head of 5,130 parameters
