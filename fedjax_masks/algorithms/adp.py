@@ -53,7 +53,7 @@ class Upload(NamedTuple):
 
     Attributes:
       update: The change of the chosen channels of gated layers, and of all other parameters.
-      channels: By gated layer: ``bool[outputs]``: the chosen channels.
+      channels: ``bool[outputs]`` by gated layer: the chosen channels.
     """
 
     update: Masked

@@ -38,7 +38,7 @@ from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Model, weighted_kernels
 
 Mask = dict[str, jax.Array]
-"""By layer: bool, shaped like the kernel. A client's state is the mask that it got last."""
+"""Bool arrays by layer, shaped like the kernels. A client's state is the last mask that it received."""
 
 Sparsity = Annotated[float, Bounds(0, 1, below=True)]
 

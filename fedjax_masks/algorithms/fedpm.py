@@ -63,7 +63,7 @@ class Message(NamedTuple):
 
     Attributes:
       weights: The frozen parameters.
-      counts: By layer: :class:`~fedjax_masks.communication.payload.Quantized` shares of ones, once there is a
+      counts: :class:`~fedjax_masks.communication.payload.Quantized` shares of ones by layer, once there is a
         mask.
     """
 
@@ -175,7 +175,7 @@ def quantized_shares(ones: dict[str, jax.Array], masks: jax.Array) -> dict[str, 
     """Shares of ones among masks in 8 bits, exact for up to 255 masks.
 
     Args:
-      ones: By layer: int32: the number of ones.
+      ones: int32 arrays by layer: the number of ones.
       masks: ``int32[]``: the number of masks.
     """
     levels = jnp.clip(masks, 1, 2**_BITS - 1).astype(jnp.float32)

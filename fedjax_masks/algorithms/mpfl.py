@@ -41,7 +41,7 @@ from fedjax_masks.models import Model, prunable_kernels
 from fedjax_masks.transforms.sequence import then
 
 Filters = dict[str, jax.Array]
-"""By layer: ``bool[outputs]``: False = pruned."""
+"""``bool[outputs]`` by layer: False = pruned."""
 
 RuleName = Literal["topk", "dynamic", "reverse", "majority", "unanimity"]
 PruneShare = Annotated[float, Bounds(0, 1, above=True, below=True)]

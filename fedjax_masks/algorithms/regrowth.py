@@ -64,7 +64,7 @@ def strongest(weights: jax.Array, support: jax.Array, count: int) -> jax.Array:
 
     Args:
       weights: float32, any shape.
-      support: Of the same shape: the clients' weight behind each; among equal weights, the larger wins.
+      support: float32, of the same shape: the clients' summed weights; decides between equal weights.
       count: The number of weights to mark.
 
     >>> strongest(jnp.array([0.0, 0.0, -2.0, 9.0]), jnp.array([1.0, 3.0, 1.0, 0.0]), 2).tolist()

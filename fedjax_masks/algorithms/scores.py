@@ -21,10 +21,10 @@ from fedjax_masks.core.types import Params
 from fedjax_masks.models import Model
 
 Mask = dict[str, jax.Array]
-"""By layer: bool, shaped like the kernel, or of size 1 along axes where it does not vary."""
+"""Bool arrays by layer, shaped like the kernels, or of size 1 along axes where they do not vary."""
 
 Scores = dict[str, jax.Array]
-"""By layer: float32, shaped like the kernel."""
+"""Float32 arrays by layer, shaped like the kernels."""
 
 _HARD_MASKS = {"sigmoid": binarize, "straight_through": binarize_straight_through}
 

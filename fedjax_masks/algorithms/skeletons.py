@@ -15,7 +15,7 @@ from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Layer, Model
 
 Skeleton = dict[str, jax.Array]
-"""By layer: ``bool[outputs]``."""
+"""``bool[outputs]`` by layer."""
 
 Training = Callable[[Round, Params, ClientData, Skeleton], tuple[Params, Info, Skeleton]]
 """``(round, params, data, skeleton) -> (params, info, skeleton)``: one client's training in a round."""
