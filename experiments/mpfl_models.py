@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 import fedjax_masks as fm
+from fedjax_masks.algorithms.consensus import filter_norms, keep_largest
 from fedjax_masks.algorithms.masked_fedavg import survivors
-from fedjax_masks.algorithms.mpfl import filter_norms, keep_largest
 from fedjax_masks.core.masks import prune
 from fedjax_masks.models import Model
 from fedjax_masks.models.compaction import compact

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.communication import payload, size
+from fedjax_masks.communication import size, visitor
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
@@ -134,7 +134,7 @@ def test_server_averages_each_channel_over_its_senders(salient, task):
     server = algorithm.init(jax.random.key(0), task).server
     receive = jax.jit(lambda upload, weight: algorithm.receive(ROUND, server, (), upload, weight)[1])
     arrived = [(upload, weight) for upload, weight in zip(uploads, weights) if weight]
-    parts = [receive(payload.poison(upload), jnp.float32(weight)) for upload, weight in arrived]
+    parts = [receive(visitor.poison(upload), jnp.float32(weight)) for upload, weight in arrived]
     total = jax.tree.map(lambda *leaves: sum(leaves), *parts)
     new = jax.jit(algorithm.merge)(ROUND, server, total)[0].params
     held = 0

@@ -13,7 +13,7 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.registry import REGISTRY
-from fedjax_masks.communication import payload, serialization, size
+from fedjax_masks.communication import serialization, size, visitor
 from fedjax_masks.core import trees
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import Storage, arrays, make_simulation
@@ -251,7 +251,7 @@ def test_counted_bits_are_the_bytes_really_written(name, visit):
     for sent in (message, upload):
         data_bytes = serialization.encode(sent)
         assert len(data_bytes) == -(-size.bits(sent) // 8)
-        received = serialization.decode(data_bytes, payload.poison(sent))
+        received = serialization.decode(data_bytes, visitor.poison(sent))
         chex.assert_trees_all_equal(serialization.encode(received), data_bytes)
 
 

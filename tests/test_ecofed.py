@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.ecofed import quantize
+from fedjax_masks.algorithms.activations import quantize
 from fedjax_masks.algorithms.fedavg import averaging
 from fedjax_masks.algorithms.splitfed import Sides
 from fedjax_masks.communication import codecs

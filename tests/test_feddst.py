@@ -12,8 +12,9 @@ import pytest
 import reference
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.feddst import Upload, drop_share, readjust, strongest, weight_counts
-from fedjax_masks.communication import payload, size
+from fedjax_masks.algorithms.feddst import Upload
+from fedjax_masks.algorithms.regrowth import drop_share, readjust, strongest, weight_counts
+from fedjax_masks.communication import payload, size, visitor
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.data.tasks import rows_of
@@ -49,7 +50,7 @@ def visit(algorithm, server, *, index=0, version=-1, mask=None):
     mask = jax.tree.map(jnp.zeros_like, server.mask) if mask is None else mask
     message = algorithm.send(round, server, jnp.int32(version))
     data = cases.data_of(cases.task(), 3)
-    _, upload, info = jax.jit(algorithm.train)(round, payload.poison(message), mask, data)
+    _, upload, info = jax.jit(algorithm.train)(round, visitor.poison(message), mask, data)
     return message, upload, info
 
 
@@ -148,7 +149,7 @@ def test_the_server_averages_over_holders_and_prunes_to_the_target():
         kept = {n: {"kernel": jnp.array(masks[-1][n]), "bias": jnp.ones(1, bool)} for n in LAYERS}
         bitmap = payload.Conditional(jnp.array(True), jax.tree.map(jnp.asarray, masks[-1]))
         uploads.append(
-            payload.poison(Upload(payload.Masked(jax.tree.map(jnp.asarray, values[-1]), kept), bitmap))
+            visitor.poison(Upload(payload.Masked(jax.tree.map(jnp.asarray, values[-1]), kept), bitmap))
         )
     round, stale = Round(jax.random.key(0), jnp.int32(0)), jnp.int32(-1)
     received = [

@@ -11,7 +11,7 @@ import reference
 
 import fedjax_masks as fm
 from fedjax_masks.algorithms.fedpm import draw, straight_through_less
-from fedjax_masks.communication import codecs, payload, size
+from fedjax_masks.communication import codecs, size, visitor
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.devices import make_population
@@ -41,7 +41,7 @@ def send(algorithm, server):
 
 
 def upload_of(algorithm, state, client=3):
-    message = payload.poison(send(algorithm, state.server))
+    message = visitor.poison(send(algorithm, state.server))
     own = jax.tree.map(lambda rows: rows[client], state.clients)
     round, data = Round(jax.random.key(1), jnp.int32(0)), cases.data_of(cases.task(), client)
     return jax.jit(algorithm.train)(round, message, own, data)[1]

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.fedskel import keep_count, ratios_of
+from fedjax_masks.algorithms.ratios import ratios_of
+from fedjax_masks.algorithms.skeletons import keep_count
 from fedjax_masks.communication import size
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round, Schedule

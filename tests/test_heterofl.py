@@ -11,12 +11,13 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.heterofl import ownership, present, put_back, scaled, sliced, take
-from fedjax_masks.communication import payload, size
+from fedjax_masks.algorithms.heterofl import present
+from fedjax_masks.communication import size, visitor
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.models.compaction import keep_outputs
+from fedjax_masks.models.slicing import ownership, put_back, scaled, sliced, take
 
 SGD = optax.sgd(0.1, momentum=0.5)
 PLAIN = {"scaler": False, "own_classes": False}
@@ -72,10 +73,10 @@ def test_every_parameter_is_the_mean_of_its_owners():
         width = 4 if client % 2 else 8
         data = cases.data_of(task, client, tier=client % 2)
         profile = row(state.profiles, client)
-        message = payload.poison(algorithm.send(round, state.server, profile))
+        message = visitor.poison(algorithm.send(round, state.server, profile))
         _, upload, _ = algorithm.train(round, message, row(state.clients, client), data)
         after, part = algorithm.receive(
-            round, state.server, profile, payload.poison(upload), jnp.float32(number)
+            round, state.server, profile, visitor.poison(upload), jnp.float32(number)
         )
         assert after == profile == client % 2
         contributions.append(part)
@@ -166,12 +167,12 @@ def test_a_client_leaves_classes_alone_that_it_does_not_have():
     own = np.arange(3) == label
     np.testing.assert_array_equal(present(data, 3), own)
     profile = row(state.profiles, 2)
-    message = payload.poison(algorithm.send(round_of(1), state.server, profile))
+    message = visitor.poison(algorithm.send(round_of(1), state.server, profile))
     client, upload, _ = algorithm.train(round_of(1), message, row(state.clients, 2), data)
     np.testing.assert_array_equal(client.classes, own)
     np.testing.assert_array_equal(upload.update.mask["dense2"]["kernel"], np.broadcast_to(own, (8, 3)))
     assert size.bits(upload) == 32 * ((6 + 1) * 8 + (8 + 1)) + 3
-    _, part = algorithm.receive(round_of(1), state.server, profile, payload.poison(upload), jnp.float32(1))
+    _, part = algorithm.receive(round_of(1), state.server, profile, visitor.poison(upload), jnp.float32(1))
     after, _ = algorithm.merge(round_of(0), state.server, part)
     moved = jax.tree.map(lambda new, old: np.asarray(new != old), after.params, state.server.params)
     np.testing.assert_array_equal(moved["dense2"]["kernel"].any(0), own)

@@ -13,7 +13,8 @@ import pytest
 import fedjax_masks as fm
 from fedjax_masks.algorithms.lotteryfl import Client, Upload, keep_largest, split
 from fedjax_masks.communication import size
-from fedjax_masks.communication.payload import Conditional, Masked, poison
+from fedjax_masks.communication.payload import Conditional, Masked
+from fedjax_masks.communication.visitor import poison
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.consensus import RULES
+from fedjax_masks.algorithms.consensus import RULES, filter_norms, keep_largest
 from fedjax_masks.algorithms.masked_fedavg import survivors
-from fedjax_masks.algorithms.mpfl import RuleName, filter_norms, keep_largest
-from fedjax_masks.communication import payload
+from fedjax_masks.algorithms.mpfl import RuleName
+from fedjax_masks.communication import visitor
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
@@ -142,7 +142,7 @@ def ballot_of(model, task, filters, *, iteration=1, optimizer=SGD, key=1, share=
     state = algorithm.init(jax.random.key(0), task)
     server = state.server._replace(filters=jax.tree.map(jnp.asarray, filters), iteration=jnp.int32(iteration))
     round = Round(jax.random.key(key), jnp.int32(iteration))
-    message = payload.poison(algorithm.send(round, server, ()))
+    message = visitor.poison(algorithm.send(round, server, ()))
     _, ballot, _ = jax.jit(algorithm.train)(round, message, (), cases.data_of(task, 3))
     return server.initial, ballot
 

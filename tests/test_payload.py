@@ -20,10 +20,7 @@ from fedjax_masks.communication.payload import (
     Masked,
     Quantized,
     Sparse,
-    fold_sent,
-    map_sent,
     nodes,
-    poison,
     replace_nodes,
     shape_only,
 )
@@ -36,6 +33,7 @@ from fedjax_masks.communication.size import (
     total_dialogue,
     traced_bits,
 )
+from fedjax_masks.communication.visitor import fold_sent, map_sent, poison
 
 WIDTHS = {
     "float32": 32,

@@ -23,10 +23,10 @@ from fedjax_masks.communication.payload import (
     Quantized,
     Sparse,
     nodes,
-    poison,
 )
 from fedjax_masks.communication.serialization import decode, encode
 from fedjax_masks.communication.size import bits, installed_bytes, static_bits
+from fedjax_masks.communication.visitor import poison
 from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import weighted, weighted_mean
 from fedjax_masks.core.algorithm import ClientIndex, FederatedAlgorithm, Info, Round, Stack, State, Task

@@ -29,9 +29,9 @@ from fedjax_masks.core.aggregation import MaskedSum, WeightedSum, masked, masked
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import filter_mask, top_count
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Decay, PositiveShare, checks_options
 from fedjax_masks.core.training import (
-    Batch,
     LocalTraining,
     SummingLoss,
     Trainer,
@@ -53,7 +53,7 @@ class Upload(NamedTuple):
 
     Attributes:
       update: The change of the chosen channels of gated layers, and of all other parameters.
-      channels: By gated layer: ``bool[outputs]``: the chosen channels.
+      channels: ``bool[outputs]`` by gated layer: the chosen channels.
     """
 
     update: Masked

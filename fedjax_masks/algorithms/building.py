@@ -1,14 +1,14 @@
 """Algorithms of the registry, built from their options."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import optax
 
 from fedjax_masks.algorithms.registry import get, optimizer_options
 from fedjax_masks.core.algorithm import FederatedAlgorithm
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.core.training import Trainer
+from fedjax_masks.core.training import Trainer, TrainingOptions
 from fedjax_masks.models import Model
 
 _WITH_MOMENTUM = ("sgd", "rmsprop")
@@ -47,7 +47,7 @@ def build(
     *,
     options: Mapping[str, Any],
     server_optimizer: optax.GradientTransformation | None = None,
-    **training: Any,
+    **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """Builds an algorithm by name.
 

@@ -1,4 +1,4 @@
-"""The consensus rules of MPFL: votes on filters in, one mask out.
+"""MPFL's votes on filters, and the consensus rules that turn votes into a mask.
 
 A rule sees one layer: ``rule(votes, voters, required, norms) -> bool[filters]``.
 
@@ -6,22 +6,49 @@ Args:
   votes: ``int32[filters]``: how many clients would keep each filter.
   voters: ``int32[]``: how many clients voted.
   required: ``float32[]``: the share of the layer's filters that should be pruned by now.
-  norms: ``float32[filters]``: what decides between equal votes; 0 for filters pruned before.
+  norms: ``float32[filters]``: decides between equal votes; 0 for filters pruned before.
 
-No rule empties a layer: of one that would be, the filter with the most votes stays.
+No rule empties a layer: at least the filter with the most votes stays.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_masks.core import trees
+from fedjax_masks.core.masks import top_count
+from fedjax_masks.core.types import Params
+from fedjax_masks.models import Kernel
+
 Rule = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 # A share like 3 * 0.1 may be a rounding error above the 30 filters of 100 that meet it.
 _SLACK = 1e-3
+
+
+def filter_norms(kernels: Iterable[Kernel], params: Params) -> dict[str, jax.Array]:
+    """The L2 norm of each filter's weights, by layer: ``float32[outputs]``."""
+    weights = {kernel.name: trees.get(params, kernel.path) for kernel in kernels}
+    return {name: jnp.sqrt(jnp.sum(w * w, range(w.ndim - 1))) for name, w in weights.items()}
+
+
+def keep_largest(norms: jax.Array, alive: jax.Array, share: jax.typing.ArrayLike) -> jax.Array:
+    """Prunes a share of a layer's living filters, those with the smallest norms.
+
+    Args:
+      norms: ``float32[filters]``, 0 or more.
+      alive: ``bool[filters]``.
+      share: ``float32[]``: the share of the living ones; rounded half to even, and one filter always stays.
+
+    >>> keep_largest(jnp.array([3.0, 0.0, 1.0, 2.0]), jnp.array([True, False, True, True]), 0.34).tolist()
+    [True, False, False, True]
+    """
+    living = jnp.sum(alive)
+    number = jnp.minimum(jnp.round(share * living).astype(jnp.int32), living - 1)
+    return top_count(jnp.where(alive, norms, -1.0), living - number)
 
 
 def topk(votes: jax.Array, voters: jax.Array, required: jax.Array, norms: jax.Array) -> jax.Array:

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_masks.algorithms.activations import Activations, activations_of
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional, Installed, Masked
-from fedjax_masks.core import flops, trees
+from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import WeightedSum, weighted, weighted_mean
 from fedjax_masks.core.algorithm import (
     ClientData,
@@ -30,40 +31,13 @@ from fedjax_masks.core.algorithm import (
     Schedule,
     State,
     Task,
-    Work,
 )
 from fedjax_masks.core.masks import prune
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Count, checks_options
-from fedjax_masks.core.training import (
-    Augment,
-    Batch,
-    LocalTraining,
-    Trainer,
-    TrainingOptions,
-    as_trainer,
-    mean_cross_entropy,
-    report_work,
-    shuffled_rows,
-)
+from fedjax_masks.core.training import LocalTraining, Trainer, TrainingOptions, as_trainer, mean_cross_entropy
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, cut_model
-
-_LEVELS = 127
-
-
-class Activations(NamedTuple):
-    """A device's activations of its examples, in batches; without quantization, the scale is 1.
-
-    Attributes:
-      values: int8 or float32 ``[batches, batch, *shape]``: in units of the scale.
-      scale: ``float32[batches]``.
-      labels: ``int32[batches, batch, 2]``: as the authors' code sends them, integers of 64 bits,
-        low word first.
-    """
-
-    values: jax.Array
-    scale: jax.Array
-    labels: jax.Array
 
 
 class Server(NamedTuple):
@@ -156,7 +130,7 @@ def ecofed(
     _, apart, activate, finish = cut_model(model, split)
     trainer = as_trainer(trainer, training)
     batch_size = trainer.batch_size
-    read = partial(activations_of, activate, batch_size, trainer.augment, quantized)
+    run_device = partial(activations_of, activate, batch_size, trainer.augment, quantized)
     train_copy = partial(_train_copy, replace(trainer, augment=None), finish)
 
     def init(key: chex.PRNGKey, task: Task) -> State:
@@ -180,10 +154,10 @@ def ecofed(
         round: Round, message: Message, client: PyTree, data: ClientData
     ) -> tuple[PyTree, Conditional, Info]:
         fresh = message.fresh.tree
-        activations, mask, work = read(round, message.device.tree, data, fresh)
+        activations, mask, info = run_device(round, message.device.tree, data, fresh)
         # The server knows how many examples each client has: it weighs clients by them.
         upload = Conditional(fresh, Masked(activations, mask))
-        return client, upload, Info(work=report_work(activations.scale[0], work).work)
+        return client, upload, info
 
     def receive(
         round: Round, server: Server, profile: Profile, upload: Conditional, weight: jax.Array
@@ -208,59 +182,6 @@ def ecofed(
 
     schedule = Schedule(partial(_select, period))
     return FederatedAlgorithm(init, send, train, receive, merge, {"global": predict}, schedule)
-
-
-def activations_of(
-    activate: Callable[[Params, jax.Array], jax.Array],
-    batch_size: int,
-    augment: Augment | None,
-    quantized: bool,
-    round: Round,
-    device: Params,
-    data: ClientData,
-    fresh: jax.Array,
-) -> tuple[Activations, Activations, Work]:
-    """A device's activations of all its examples, in random order.
-
-    Args:
-      activate: ``(device, inputs) -> activations``.
-      batch_size: Examples per scale.
-      augment: ``(key, inputs) -> inputs``.
-      quantized: Whether activations get 8 bits.
-      round: The round; its key decides the order of examples and their augmentation.
-      device: The device's parameters.
-      data: The client's data.
-      fresh: ``bool[]``: False computes nothing.
-
-    Returns:
-      The activations, zeros where nothing is computed; the mask of the real ones; and the work.
-    """
-    order_key, augment_key = (jax.random.fold_in(round.key, number) for number in range(2))
-    rows = shuffled_rows(order_key, data, batch_size).reshape(-1, batch_size)
-    real = (jnp.arange(rows.size) < data.size).reshape(rows.shape)
-
-    def look(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inputs = data.inputs[rows[index]]
-        if augment is not None:
-            inputs = augment(jax.random.fold_in(augment_key, index), inputs)
-        values = activate(device, inputs)
-        return quantize(values, real[index]) if quantized else (values, jnp.float32(1))
-
-    step = flops.trace(look, jnp.int32(0))
-    labels = jnp.stack([data.labels[rows], jnp.zeros_like(rows)], -1)
-
-    def activations() -> Activations:
-        values, scale = jax.lax.map(step.call, jnp.arange(len(rows), dtype=jnp.int32))
-        return Activations(values, scale, labels)
-
-    shapes = jax.eval_shape(activations)
-    sent = jax.lax.cond(fresh, activations, lambda: trees.zeros_like(shapes))
-    mask = Activations(
-        real.reshape(*real.shape, *(1,) * (sent.values.ndim - 2)), real.any(1), real[..., None]
-    )
-    batches = -(-data.size // batch_size)
-    numbers = (0, data.size, rows.size, batches * step.flops, batches * step.traffic)
-    return sent, mask, Work(*(jnp.where(fresh, number, 0).astype(jnp.float32) for number in numbers))
 
 
 def _train_copy(
@@ -295,27 +216,7 @@ def _select(period: int, index: int, draw: Draw) -> np.ndarray:
     return draw(index, np.unique([draw(earlier) for earlier in range(0, index, period)]))
 
 
-def quantize(values: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A batch in 8 bits: symmetric, with one scale, no value off by more than half of it.
-
-    Args:
-      values: ``float32[batch, *shape]``.
-      real: ``bool[batch]``: whose magnitude counts; False for padding.
-
-    Returns:
-      ``int8`` codes of the same shape, -127 to 127, and the scale, ``float32[]``.
-
-    >>> codes, scale = quantize(jnp.array([[-1.0, 0.5], [0.0, 9.0]]), jnp.array([True, False]))
-    >>> codes[0].tolist(), round(127 * float(scale), 6)
-    ([-127, 64], 1.0)
-    """
-    real = real.reshape(-1, *(1,) * (values.ndim - 1))
-    largest = jnp.max(jnp.where(real, jnp.abs(values), 0))
-    scale = jnp.where(largest == 0, 1, largest) / _LEVELS  # NaN stays NaN, and is noticed
-    return jnp.clip(jnp.round(values / scale), -_LEVELS, _LEVELS).astype(jnp.int8), scale
-
-
 def _stored_order(key: chex.PRNGKey, data: ClientData, batch_size: int) -> jax.Array:
-    """The rows as they came; what was not sent is not read: padding repeats what was."""
+    """The rows in their stored order; padding repeats rows of real examples."""
     del key, batch_size
     return data.rows % jnp.maximum(data.size, 1)

@@ -15,7 +15,6 @@ of equal magnitude, as all are that have just been grown, the server keeps those
 for; the server sends the mask, the first one included, to each client that lacks it.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -26,27 +25,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_masks.algorithms.regrowth import drop_share, readjust, strongest, weight_counts
 from fedjax_masks.communication.payload import Conditional, Masked
 from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import MaskedSum, masked, masked_mean
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.masks import density, prune, top_count, weight_mask
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Bounds, Count, Natural, Share, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    Trainer,
-    TrainingOptions,
-    as_trainer,
-    cross_entropy,
-)
+from fedjax_masks.core.training import LocalTraining, Trainer, TrainingOptions, as_trainer, cross_entropy
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Model, weighted_kernels
 
 Mask = dict[str, jax.Array]
-"""By layer: bool, shaped like the kernel. A client's state is the mask that it got last."""
+"""Bool arrays by layer, shaped like the kernels. A client's state is the last mask that it received."""
 
-Distribution = Literal["erk", "uniform"]
 Sparsity = Annotated[float, Bounds(0, 1, below=True)]
 
 
@@ -96,7 +89,7 @@ def feddst(
     trainer: LocalTraining,
     *,
     sparsity: Sparsity = 0.8,
-    distribution: Distribution = "erk",
+    distribution: Literal["erk", "uniform"] = "erk",
     adjust_every: Count = 15,
     adjust_share: Share = 0.05,
     adjust_until: Natural = 200,
@@ -190,23 +183,6 @@ def _weights(kernels: Iterable[Kernel], params: Params) -> dict[str, jax.Array]:
     return {kernel.name: trees.get(params, kernel.path) for kernel in kernels}
 
 
-def drop_share(index: jax.Array, every: int, share: float, until: int) -> jax.Array:
-    """``float32[]``: the share of weights that clients drop in a round; 0 where they keep their masks.
-
-    Args:
-      index: ``int32[]``: the number of the round, from 0.
-      every: They drop weights in every so many-th round.
-      share: The share at first.
-      until: It decays to 0 in this round.
-
-    >>> [round(float(drop_share(jnp.int32(index), 2, 0.4, 4)), 6) for index in range(4)]
-    [0.0, 0.2, 0.0, 0.0]
-    """
-    number = index + 1
-    decayed = share / 2 * (1 + jnp.cos(jnp.pi * number / max(until, 1)))
-    return jnp.where((number % every == 0) & (number < until), decayed, 0.0)
-
-
 def _gradient(model: Model, trainer: Trainer, round: Round, params: Params, data: ClientData) -> Params:
     """The gradient over all examples times their number; the pass moves nothing and counts no steps."""
     data_loss = cross_entropy(model.apply)
@@ -224,52 +200,6 @@ def _gradient(model: Model, trainer: Trainer, round: Round, params: Params, data
     return total
 
 
-def weight_counts(kernels: Iterable[Kernel], sparsity: float, distribution: Distribution) -> dict[str, int]:
-    """The number of weights that each layer keeps, so that all together keep ``1 - sparsity``.
-
-    ``uniform``: the same share everywhere. ``erk``: a share in proportion to ``(in + out + height + width) /
-    (in * out * height * width)``, which spares small layers; one that would have to keep more than it
-    has stays whole, and the others share what is left.
-
-    >>> from types import SimpleNamespace as S
-    >>> layers = [S(name="a", shape=(2, 3)), S(name="b", shape=(10, 20))]
-    >>> weight_counts(layers, 0.8, "uniform"), weight_counts(layers, 0.8, "erk")
-    ({'a': 1, 'b': 40}, {'a': 6, 'b': 35})
-    """
-    shapes = {kernel.name: kernel.shape for kernel in kernels}
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    scores = {name: sum(s) if distribution == "erk" else sizes[name] for name, s in shapes.items()}
-    budget, whole = (1 - sparsity) * sum(sizes.values()), set()
-    while True:
-        rest = [name for name in sizes if name not in whole]
-        factor = (budget - sum(sizes[name] for name in whole)) / max(sum(scores[name] for name in rest), 1)
-        full = {name for name in rest if factor * scores[name] >= sizes[name]}
-        if not full:
-            counts = {name: max(1, round(factor * scores[name])) for name in rest}
-            return {name: counts.get(name, size) for name, size in sizes.items()}
-        whole |= full
-
-
-def readjust(
-    weights: jax.Array, slopes: jax.Array, mask: jax.Array, count: int, drop: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """One layer's new mask: without the smallest weights, but with the places of the largest slopes.
-
-    Args:
-      weights: float32, any shape.
-      slopes: Their gradient, of the same shape.
-      mask: bool, of the same shape, ``count`` times True.
-      count: The number of weights under the mask, before and after.
-      drop: ``float32[]``: share of them to drop; one always stays.
-
-    Returns:
-      The new mask, and its part that is of the old one; what is grown starts at 0.
-    """
-    keep = jnp.maximum(count - jnp.round(drop * count).astype(jnp.int32), 1)
-    old = top_count(jnp.where(mask, jnp.abs(weights), -1.0), keep)
-    return top_count(jnp.where(old, jnp.inf, jnp.abs(slopes)), count), old
-
-
 def _readjust_all(
     weights: dict[str, jax.Array],
     slopes: dict[str, jax.Array],
@@ -281,14 +211,3 @@ def _readjust_all(
     pairs = {n: readjust(weights[n], slopes[n], m, counts[n], drop) for n, m in mask.items()}
     new, old = ({n: pair[i] for n, pair in pairs.items()} for i in range(2))
     return new, old
-
-
-def strongest(weights: jax.Array, support: jax.Array, count: int) -> jax.Array:
-    """The ``count`` largest of the weights that somebody holds; of equals those of most support.
-
-    >>> strongest(jnp.array([0.0, 0.0, -2.0, 9.0]), jnp.array([1.0, 3.0, 1.0, 0.0]), 2).tolist()
-    [False, True, True, False]
-    """
-    share = support / jnp.maximum(jnp.max(support), 1)
-    order = jnp.where(weights == 0, share - 1, jnp.abs(weights))
-    return top_count(jnp.where(support > 0, order, -2.0), count)

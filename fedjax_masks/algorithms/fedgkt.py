@@ -17,9 +17,9 @@ from fedjax_masks.algorithms.lgl import head_adder, head_logits
 from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import FederatedAlgorithm
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Decay, Rate, checks_options
 from fedjax_masks.core.training import (
-    Batch,
     LocalTraining,
     TrainingOptions,
     as_trainer,

@@ -16,58 +16,34 @@ Where an element had a single voter, the aggregate is that voter's bit; ``start=
 and the marks travel, too.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from fedjax_masks.algorithms.scores import Mask, Scores, first_scores, mask_metrics, scale_kernels, score_loss
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional, Encoded, Installed, Masked
 from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import Votes, majority, vote
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.core.masks import (
-    Gradient,
-    binarize,
-    binarize_straight_through,
-    density,
-    group_norms,
-    mask_params,
-    top_share,
-)
+from fedjax_masks.core.masks import Gradient, mask_params, top_share
 from fedjax_masks.core.options import Decay, Natural, PositiveShare, Rate, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    Loss,
-    TrainingOptions,
-    as_trainer,
-    cross_entropy,
-)
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
 
-Mask = dict[str, jax.Array]
-Scores = dict[str, jax.Array]
-PruneScore = Literal["change", "magnitude"]
-Forward = Literal["hard", "soft"]
-Weights = Literal["model", "constant"]
-Start = Literal["global", "own"]
 Encoding = Literal["dense", "structure"]
-
-_HARD = {"sigmoid": binarize, "straight_through": binarize_straight_through}
 
 
 class Client(NamedTuple):
     """A device's state; dicts are keyed by the layer's name.
 
     Attributes:
-      structure: bool: False = pruned. Of size 1 along every axis in layers that are never
-        pruned.
+      structure: bool: False = pruned; of size 1 along every axis in layers that are never pruned.
       value: bool, shaped like the kernels: the device's bits; False where pruned.
       visited: ``bool[]``: whether the device has taken part, and so has pruned.
       scores: float32, shaped like the kernels, or empty: see ``keep_scores``.
@@ -80,30 +56,16 @@ class Client(NamedTuple):
 
 
 class Server(NamedTuple):
-    """The server's state.
+    """The server's state, and its message.
 
     Attributes:
-      weights: The frozen parameters, biases included.
+      weights: The frozen parameters, biases included; in a message, ``Installed``.
       bits: bool, shaped like the kernels: the last aggregate.
       shared: bool, for the layers that are pruned and only with ``start="own"``: whether two
         or more devices voted on the element's last aggregate.
     """
 
-    weights: Params
-    bits: Mask
-    shared: Mask
-
-
-class Message(NamedTuple):
-    """The server's message.
-
-    Attributes:
-      weights: The frozen parameters.
-      bits: The last aggregate.
-      shared: See :class:`Server`.
-    """
-
-    weights: Installed
+    weights: Params | Installed
     bits: Mask
     shared: Mask
 
@@ -117,7 +79,7 @@ class Upload(NamedTuple):
       first: The structure of the layers that are pruned, in the device's first upload.
     """
 
-    value: Any
+    value: Mask | Masked
     structure: AlreadyKnown
     first: Conditional
 
@@ -127,16 +89,16 @@ def fedmask(
     model: Model,
     trainer: LocalTraining,
     *,
+    weights: Literal["model", "constant"] = "model",
+    weight_scale: float = 1.0,
     score_scale: Rate = 1.0,
     prune_ratio: PositiveShare = 0.2,
     prune_layers: Natural = 2,
-    prune_score: PruneScore = "change",
-    forward: Forward = "hard",
+    prune_score: Literal["change", "magnitude"] = "change",
+    forward: Literal["hard", "soft"] = "hard",
     gradient: Gradient = "sigmoid",
     sparsity: Decay = 0.0,
-    weights: Weights = "model",
-    weight_scale: float = 1.0,
-    start: Start = "global",
+    start: Literal["global", "own"] = "global",
     keep_scores: bool = False,
     encoding: Encoding = "dense",
     **training: Unpack[TrainingOptions],
@@ -147,11 +109,13 @@ def fedmask(
 
     Args:
       model: The architecture; its initial parameters are the frozen weights.
-      trainer: Local training of the real scores, or its optimizer; 5 epochs as published. The step size has
-        to suit ``score_scale``: too small, and no bit ever flips. Plain SGD with a rate of 100 times
-        the scale (Zhou et al. 2019, arXiv 1905.01067, train masks with that rate) flips the bits
-        that matter. Adam moves all scores by the same step and flips about half of all bits in
-        the first round; units whose exciting weights go together never become active again.
+      trainer: Local training of the real scores, or its optimizer; 5 epochs as published. With a step size
+        that is too small for ``score_scale``, no bit ever flips. Plain SGD with a rate of 100 times the
+        scale (that of Zhou et al. 2019, arXiv 1905.01067) flips the bits that matter. Adam moves all scores
+        by the same step, and flips about half of all bits in the first round.
+      weights: Frozen weights as the model draws them, or ``constant``: their signs times
+        ``weight_scale * sqrt(2 / fan_in)`` (Ramanujan et al. 2020, arXiv 1911.13299).
+      weight_scale: Factor of all frozen kernels.
       score_scale: The scores that a round starts from are ``+-score_scale``, by the bit held.
       prune_ratio: Share of elements that the one-shot prune keeps, in (0, 1].
       prune_layers: The one-shot prune acts on this many last layers.
@@ -159,12 +123,7 @@ def fedmask(
         ``|W * r_after|`` (algorithm 1).
       forward: ``hard`` masks by ``[sigmoid(r) > 0.5]`` in training, ``soft`` by ``sigmoid(r)``.
       gradient: The derivative of the hard mask: that of the sigmoid (eq. 7), or of the identity.
-      sparsity: Factor of the structured-sparsity regularizer (eq. 10). The paper's only value is
-        2e-4, for centralized MNIST. Under Adam it takes over wherever the data's gradient
-        vanishes, until nothing is left of the mask; so there is none by default.
-      weights: Frozen weights as the model draws them, or ``constant``: their signs times
-        ``weight_scale * sqrt(2 / fan_in)`` (Ramanujan et al. 2020, arXiv 1911.13299).
-      weight_scale: Factor of all frozen kernels.
+      sparsity: Factor of the structured-sparsity regularizer (eq. 10); 2e-4 as published for central MNIST.
       start: A device starts from the ``global`` aggregate on its structure, or from its ``own``
         mask with the elements replaced that two or more devices voted on.
       keep_scores: Whether a device starts from its last real scores where the received bit agrees with
@@ -201,10 +160,9 @@ def fedmask(
         raise UserError(f"prune_layers={prune_layers}: must be at most {len(layers)} for {model.name}")
     prunable = list(layers)[len(layers) - prune_layers :] if prune_ratio < 1 else []
     trainer = as_trainer(trainer, training)
-    to_mask = jax.nn.sigmoid if forward == "soft" else _HARD[gradient]
-    loss_of = partial(score_loss, model, to_mask=to_mask, sparsity=sparsity)
+    loss_of = partial(score_loss, model, soft=forward == "soft", gradient=gradient, sparsity=sparsity)
 
-    def one_shot_prune(round: Round, message: Message, client: Client, data: ClientData) -> Mask:
+    def one_shot_prune(round: Round, message: Server, client: Client, data: ClientData) -> Mask:
         """One epoch on the scores; the last layers keep what mattered most (section 3.4)."""
         weights, structure = message.weights.tree, client.structure
         before = first_scores(jax.tree.map(jnp.ones_like, client.value), score_scale)
@@ -214,7 +172,7 @@ def fedmask(
         return {**structure, **{n: top_share(rank, prune_ratio) for n, rank in ranks.items()}}
 
     def init(key: chex.PRNGKey, task: Task) -> State:
-        params = frozen_weights(model.init(key), layers, constant=weights == "constant", scale=weight_scale)
+        params = scale_kernels(model.init(key), layers, constant=weights == "constant", scale=weight_scale)
         ones = {name: jnp.ones(trees.get(params, path).shape, bool) for name, path in layers.items()}
         structure = {n: m if n in prunable else jnp.ones((1,) * m.ndim, bool) for n, m in ones.items()}
         scores = first_scores(ones, score_scale) if keep_scores else {}
@@ -222,9 +180,7 @@ def fedmask(
         shared = {n: jnp.zeros_like(ones[n]) for n in prunable} if start == "own" else {}
         return State(Server(params, ones, shared), trees.replicate(client, task.num_clients))
 
-    def train(
-        round: Round, message: Message, client: Client, data: ClientData
-    ) -> tuple[Client, Upload, Info]:
+    def train(round: Round, message: Server, client: Client, data: ClientData) -> tuple[Client, Upload, Info]:
         prune_round, train_round = (round._replace(key=key) for key in jax.random.split(round.key))
         structure = jax.lax.cond(
             client.visited | (not prunable),
@@ -237,7 +193,7 @@ def fedmask(
         value = {name: (r > 0) & structure[name] for name, r in scores.items()}
         new = Client(structure, value, jnp.asarray(True), scores if keep_scores else {})
         upload = make_upload(new, ~client.visited, prunable, encoding)
-        return new, upload, info._replace(extra=mask_metrics(bits, new))
+        return new, upload, info._replace(extra=mask_metrics(bits, value, structure))
 
     def personal(server: Server, client: Client, x: jax.Array) -> jax.Array:
         return model.apply(mask_params(model.kernels, server.weights, client.value), x)
@@ -250,9 +206,9 @@ def fedmask(
     return FederatedAlgorithm(init, _send, train, _receive, _merge, models)
 
 
-def _send(round: Round, server: Server, profile: PyTree) -> Message:
+def _send(round: Round, server: Server, profile: PyTree) -> Server:
     del round, profile
-    return Message(Installed(server.weights), server.bits, server.shared)
+    return server._replace(weights=Installed(server.weights))
 
 
 def _receive(
@@ -270,72 +226,10 @@ def _merge(round: Round, server: Server, total: Votes) -> tuple[Server, None]:
     return server._replace(bits=majority(total, default=server.bits), shared=shared), None
 
 
-def frozen_weights(
-    params: Params, layers: Mapping[str, tuple[str, ...]], *, constant: bool, scale: float
-) -> Params:
-    """A model's parameters with its kernels scaled, or with ``constant`` their signs."""
-    for path in layers.values():
-        kernel = trees.get(params, path)
-        if constant:
-            fan_in = kernel.size // kernel.shape[-1]
-            kernel = jnp.where(kernel < 0, -1, jnp.ones_like(kernel)) * (2.0 / fan_in) ** 0.5
-        params = trees.put(params, path, kernel * scale)
-    return params
-
-
-def first_bits(client: Client, structure: Mask, aggregate: Server | Message) -> Mask:
+def first_bits(client: Client, structure: Mask, aggregate: Server) -> Mask:
     """The bits that a device's round starts from; empty ``shared`` stands for ``start="global"``."""
     bits = {n: jnp.where(s, aggregate.bits[n], client.value[n]) for n, s in aggregate.shared.items()}
     return {n: bit & structure[n] for n, bit in {**aggregate.bits, **bits}.items()}
-
-
-def first_scores(bits: Mask, scale: float, old: Scores | None = None) -> Scores:
-    """The scores that training starts from: ``+-scale`` by the bit, or an old score that agrees with it.
-
-    >>> bits = {"layer": jnp.array([True, True, False])}
-    >>> first_scores(bits, 1.0, {"layer": jnp.array([0.25, -0.25, 0.25])})["layer"].tolist()
-    [0.25, 1.0, -1.0]
-    """
-    magnitude = jnp.asarray(scale, jnp.float32)
-    scores = {name: jnp.where(bit, magnitude, -magnitude) for name, bit in bits.items()}
-    agreeing = {name: jnp.where((r > 0) == bits[name], r, scores[name]) for name, r in (old or {}).items()}
-    return {**scores, **agreeing}
-
-
-def score_loss(
-    model: Model,
-    weights: Params,
-    structure: Mask,
-    *,
-    to_mask: Callable[[jax.Array], jax.Array],
-    sparsity: float,
-) -> Loss:
-    """The loss of scores: the cross-entropy of the masked model, and the regularizer of eq. 10.
-
-    Args:
-      model: The architecture.
-      weights: The frozen parameters.
-      structure: The device's structure.
-      to_mask: ``scores -> mask``, elementwise and differentiable.
-      sparsity: Factor of the regularizer.
-    """
-
-    def masks(scores: Scores, to_mask: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
-        return {name: to_mask(r) * structure[name] for name, r in scores.items()}
-
-    def apply(scores: Scores, x: jax.Array) -> jax.Array:
-        return model.apply(mask_params(model.kernels, weights, masks(scores, to_mask)), x)
-
-    data_loss = cross_entropy(apply)
-
-    def loss(scores: Scores, batch: Batch, key: chex.PRNGKey) -> jax.Array:
-        value = data_loss(scores, batch, key)
-        if not sparsity:
-            return value
-        soft = masks(scores, jax.nn.sigmoid)
-        return value + sparsity * sum(group_norms(mask) for mask in soft.values())
-
-    return loss
 
 
 def make_upload(client: Client, first: jax.Array, prunable: list[str], encoding: Encoding) -> Upload:
@@ -354,15 +248,3 @@ def make_upload(client: Client, first: jax.Array, prunable: list[str], encoding:
         value = Masked(value, whole)
     pruned = {name: client.structure[name] for name in prunable}
     return Upload(value, AlreadyKnown(client.structure), Conditional(first, Encoded(pruned)))
-
-
-def mask_metrics(before: Mask, client: Client) -> dict[str, jax.Array]:
-    """The share of bits that training has flipped, and the density of the mask and of each layer."""
-    value, structure = client.value, client.structure
-    flips = [jnp.sum(value[n] != before[n], dtype=jnp.int32) for n in value]
-    alive = [jnp.sum(jnp.broadcast_to(structure[n], value[n].shape), dtype=jnp.int32) for n in value]
-    return {
-        "flip_fraction": jnp.sum(jnp.stack(flips)) / jnp.sum(jnp.stack(alive)),
-        "density": density(value),
-        **{f"density/{name}": jnp.mean(bit, dtype=jnp.float32) for name, bit in value.items()},
-    }

@@ -30,7 +30,7 @@ class Upload(NamedTuple):
     Attributes:
       direction: Like the parameters: the client's update divided by ``length``.
       length: ``float32[]``: the path of the client's optimizer, learning rate times ``|a|``; see
-        :func:`fedjax_masks.core.training.unit_path`.
+        :func:`fedjax_masks.core.optimizers.unit_path`.
     """
 
     direction: Params

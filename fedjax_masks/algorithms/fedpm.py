@@ -28,14 +28,9 @@ from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import Votes, vote
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.masks import density, mask_params
+from fedjax_masks.core.minibatches import Batch
 from fedjax_masks.core.options import Bounds, Count, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    TrainingOptions,
-    as_trainer,
-    mean_cross_entropy,
-)
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer, mean_cross_entropy
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
 from fedjax_masks.transforms.compression import with_codecs
@@ -43,7 +38,6 @@ from fedjax_masks.transforms.compression import with_codecs
 Mask = dict[str, jax.Array]
 Probability = dict[str, jax.Array]
 Scores = dict[str, jax.Array]
-Margin = Annotated[float, Bounds(0, 0.5, above=True, below=True)]
 
 _BITS = 8  # of a count, on its way to a device
 
@@ -69,7 +63,7 @@ class Message(NamedTuple):
 
     Attributes:
       weights: The frozen parameters.
-      counts: By layer: :class:`~fedjax_masks.communication.payload.Quantized` shares of ones, once there is a
+      counts: :class:`~fedjax_masks.communication.payload.Quantized` shares of ones by layer, once there is a
         mask.
     """
 
@@ -83,7 +77,7 @@ def fedpm(
     trainer: LocalTraining,
     *,
     reset: Count = 1,
-    margin: Margin = 0.01,
+    margin: Annotated[float, Bounds(0, 0.5, above=True, below=True)] = 0.01,
     **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedPM.
@@ -97,17 +91,18 @@ def fedpm(
       **training: Fields of the trainer.
 
     Returns:
-      The algorithm. It has a global model, of one mask, and no personal ones.
+      The algorithm. It has a global model, of one mask, and no personal ones. Uploads are entropy-coded
+      masks.
 
     Raises:
       UserError: The model has no weighted layers, or an option is out of range.
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
+      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
       >>> algorithm = fm.fedpm(fm.models.mlp(task, hidden=(32,)), optax.adam(0.1), epochs=3)
-      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
-      >>> 0.3 < run.records[-1]["density"] < 0.7
+      >>> record = fm.simulate(algorithm, task, rounds=2, cohort=4).records[-1]
+      >>> 0.3 < record["density"] < 0.7
       True
     """
     trainer = as_trainer(trainer, training)
@@ -180,7 +175,7 @@ def quantized_shares(ones: dict[str, jax.Array], masks: jax.Array) -> dict[str, 
     """Shares of ones among masks in 8 bits, exact for up to 255 masks.
 
     Args:
-      ones: By layer: int32: the number of ones.
+      ones: int32 arrays by layer: the number of ones.
       masks: ``int32[]``: the number of masks.
     """
     levels = jnp.clip(masks, 1, 2**_BITS - 1).astype(jnp.float32)

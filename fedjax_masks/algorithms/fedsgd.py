@@ -17,14 +17,8 @@ from fedjax_masks.algorithms.fedavg import averaging
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    Trainer,
-    TrainingOptions,
-    as_trainer,
-    cross_entropy,
-)
+from fedjax_masks.core.minibatches import Batch
+from fedjax_masks.core.training import LocalTraining, Trainer, TrainingOptions, as_trainer, cross_entropy
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model
 

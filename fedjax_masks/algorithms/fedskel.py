@@ -13,8 +13,7 @@ over the clients that sent it (``stale_mean`` averages whole models, as publishe
 is its id modulo the number of ratios.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple, Unpack
 
@@ -23,47 +22,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_masks.algorithms.ratios import ratio_tiers
+from fedjax_masks.algorithms.skeletons import Skeleton, keep_count, skeleton_mask, train_skeleton, train_whole
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional, Masked
-from fedjax_masks.core import trees
+from fedjax_masks.core import algorithm, trees
 from fedjax_masks.core.aggregation import MaskedSum, WeightedSum, masked, masked_mean, weighted, weighted_mean
-from fedjax_masks.core.algorithm import (
-    ClientData,
-    FederatedAlgorithm,
-    Info,
-    Merge,
-    Receive,
-    Round,
-    Schedule,
-    State,
-    Task,
-)
-from fedjax_masks.core.errors import UserError
-from fedjax_masks.core.masks import all_filters, filter_mask, top_count
-from fedjax_masks.core.options import Count, PositiveShare, check, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    Trainer,
-    TrainingOptions,
-    as_trainer,
-    mean_cross_entropy,
-)
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, Schedule, State, Task
+from fedjax_masks.core.masks import all_filters
+from fedjax_masks.core.options import Count, PositiveShare, checks_options
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
 from fedjax_masks.core.types import Params, PyTree
-from fedjax_masks.models import Kernel, Layer, Model, prunable_kernels
-
-Skeleton = dict[str, jax.Array]
-"""By layer: ``bool[outputs]``. A client's profile is its skeleton."""
-
-Training = Callable[[Round, Params, ClientData, Skeleton], tuple[Params, Info, Skeleton]]
-"""``(round, params, data, skeleton) -> (params, info, skeleton)``: one client's training in a round."""
+from fedjax_masks.models import Model, prunable_kernels
 
 
 class Client(NamedTuple):
-    """A client's state.
+    """A client's state. A client's profile is its skeleton.
 
     Attributes:
-      params: Its own model.
-      skeleton: Its skeleton.
+      params: The client's model.
+      skeleton: The client's skeleton.
     """
 
     params: Params
@@ -116,7 +93,7 @@ def fedskel(
         outside the skeleton.
       ratios: Share of filters in the skeleton, in (0, 1]; client ``i`` has
         ``ratios[i % len(ratios)]``. Each is a program of its own. ``"devices"``: as capable as its
-        device is, see :func:`ratios_of`.
+        device is, see :func:`~fedjax_masks.algorithms.ratios.ratios_of`.
       capability: ``float[num_clients]``, in any unit, for ``"devices"``.
       updates: UpdateSkel rounds after each SetSkel round, the paper's k.
       prune_dense: Hidden dense layers have skeletons too, of neurons.
@@ -144,8 +121,8 @@ def fedskel(
     trainer = as_trainer(trainer, training)
     kernels = prunable_kernels(model, dense=prune_dense)
     counts = [{k.name: keep_count(k.outputs, ratio) for k in kernels} for ratio in ratios]
-    set_skeleton = _set_skeleton(model, trainer, counts)
-    update_skeleton = [_update_skeleton(model, trainer, kernels, numbers) for numbers in counts]
+    set_skeleton = train_whole(model, trainer, counts)
+    update_skeleton = [train_skeleton(model, trainer, kernels, numbers) for numbers in counts]
 
     def is_whole(round: Round) -> jax.Array:
         return round.index % (updates + 1) == 0
@@ -197,7 +174,7 @@ def fedskel(
     return FederatedAlgorithm(init, send, train, receive, merge, models, schedule)
 
 
-def _server_side(*, stale_mean: bool) -> tuple[Receive, Merge]:
+def _server_side(*, stale_mean: bool) -> tuple[algorithm.Receive, algorithm.Merge]:
     """Reception and merging of uploads."""
 
     def receive(
@@ -219,80 +196,6 @@ def _server_side(*, stale_mean: bool) -> tuple[Receive, Merge]:
     return receive, merge
 
 
-def _set_skeleton(model: Model, trainer: Trainer, counts: Sequence[Mapping[str, int]]) -> Training:
-    """Training of the whole model, after which the most active filters are the skeleton.
-
-    Args:
-      model: The model.
-      trainer: Local training.
-      counts: For each tier, the number of filters in each layer's skeleton.
-    """
-    names = counts[0]
-
-    def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del key
-
-        def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            y = layer.linear(x)
-            real = batch.real.reshape(-1, *(1,) * (y.ndim - 1))
-            activity = jnp.sum(jnp.where(real, jnp.abs(y), 0), range(y.ndim - 1))
-            return layer.norm(y), jax.lax.stop_gradient(activity)
-
-        logits, activity = model.forward(params, batch.inputs, hook=hook)
-        return mean_cross_entropy(logits, batch), {name: activity[name] for name in names}
-
-    def train(
-        round: Round, params: Params, data: ClientData, skeleton: Skeleton
-    ) -> tuple[Params, Info, Skeleton]:
-        del skeleton
-        params, info, activity = trainer.summing(round, params, data, loss)
-        numbers = {name: jnp.array([tier[name] for tier in counts])[data.tier] for name in names}
-        return params, info, {name: top_count(activity[name], numbers[name]) for name in names}
-
-    return train
-
-
-def _update_skeleton(
-    model: Model, trainer: Trainer, kernels: Iterable[Kernel], counts: Mapping[str, int]
-) -> Training:
-    """Training of the skeleton, in one tier; only the skeleton has gradients.
-
-    Args:
-      model: The model.
-      trainer: Local training.
-      kernels: The layers that have skeletons.
-      counts: The number of filters in each layer's skeleton.
-    """
-
-    def train(
-        round: Round, params: Params, data: ClientData, skeleton: Skeleton
-    ) -> tuple[Params, Info, Skeleton]:
-        indices = {name: jnp.nonzero(mask, size=counts[name])[0] for name, mask in skeleton.items()}
-
-        def hook(layer: Layer, x: jax.Array) -> tuple[jax.Array, None]:
-            return layer(x, indices.get(layer.name)), None
-
-        def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> jax.Array:
-            del key
-            return mean_cross_entropy(model.forward(params, batch.inputs, hook=hook)[0], batch)
-
-        mask = skeleton_mask(kernels, params, skeleton)
-        return *trainer(round, params, data, loss, update_mask=mask), skeleton
-
-    return train
-
-
-def skeleton_mask(kernels: Iterable[Kernel], params: Params, skeleton: Skeleton) -> PyTree:
-    """Pytree of bool like the parameters, with axes of size 1: False outside a skeleton.
-
-    Args:
-      kernels: The layers that have skeletons.
-      params: The model's parameters, for their shapes.
-      skeleton: The skeleton.
-    """
-    return filter_mask(kernels, params, skeleton, lambda kernel: filter(None, (kernel.path, kernel.bias)))
-
-
 def _without_dense(model: Model, mask: PyTree) -> PyTree:
     """The mask, False in dense layers."""
     for kernel in model.kernels:
@@ -300,61 +203,3 @@ def _without_dense(model: Model, mask: PyTree) -> PyTree:
             for path in filter(None, (kernel.path, kernel.bias)):
                 mask = trees.put(mask, path, jnp.zeros_like(trees.get(mask, path)))
     return mask
-
-
-def keep_count(outputs: int, ratio: float) -> int:
-    """The number of filters in a layer's skeleton: ``n - floor((1 - ratio) n)``, at least 1.
-
-    >>> [keep_count(20, r) for r in (1.0, 0.5, 0.1, 0.01)]
-    [20, 10, 2, 1]
-    """
-    # Without the rounding, (1 - 0.1) * 20 could fall just short of 18.
-    return max(1, outputs - math.floor(round((1 - ratio) * outputs, 9)))
-
-
-def ratios_of(capability: np.ndarray, *, least: float = 0.1) -> tuple[tuple[float, ...], np.ndarray]:
-    """Ratios with which every device finishes together with the most capable one.
-
-    A device's ratio is its capability as a share of the largest one.
-
-    Args:
-      capability: ``float[num_clients]``, above 0, in any unit.
-      least: The smallest ratio.
-
-    Returns:
-      The ratios that occur, in tenths, rounded down, and ``int32[num_clients]``: the index of each
-      client's ratio among them.
-
-    >>> ratios_of(np.array([1.2, 40.0, 2.5, 12.0]))
-    ((0.1, 0.3, 1.0), array([0, 2, 0, 1], dtype=int32))
-    """
-    tenths = np.floor(10 * np.maximum(capability / np.max(capability), least) + 1e-6).astype(int)
-    levels, tiers = np.unique(tenths, return_inverse=True)
-    return tuple((levels / 10).tolist()), tiers.astype(np.int32)
-
-
-def ratio_tiers(
-    ratios: Sequence[float] | Literal["devices"], capability: np.ndarray | None
-) -> tuple[Sequence[float], Callable[[np.ndarray], np.ndarray]]:
-    """The ratio of every tier, and the tier of every client.
-
-    Args:
-      ratios: In (0, 1]; client ``i`` has ``ratios[i % len(ratios)]``. ``"devices"``: :func:`ratios_of`.
-      capability: ``float[num_clients]``, for ``"devices"``.
-
-    Returns:
-      The ratios, one for each tier, and ``(client_ids) -> tiers``.
-
-    Raises:
-      UserError: A ratio is out of range, or the ratios are those of devices, and there are none.
-    """
-    if ratios != "devices":
-        if not len(ratios):
-            raise UserError("ratios=(): must be one ratio or more")
-        for ratio in ratios:
-            check("ratios", ratio, PositiveShare)
-        return ratios, lambda ids: ids % len(ratios)
-    if capability is None:
-        raise UserError("ratios=devices: must be used for clients that have devices; add --devices SPEC")
-    ratios, tiers = ratios_of(capability)
-    return ratios, lambda ids: tiers[ids]

@@ -15,15 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, split_training
+from fedjax_masks.algorithms.splitfed import LABEL, Protocol, Sides, server_loss, split_training
 from fedjax_masks.core.algorithm import FederatedAlgorithm
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    TrainingOptions,
-    as_trainer,
-    mean_cross_entropy,
-)
+from fedjax_masks.core.minibatches import Batch
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer, mean_cross_entropy
 from fedjax_masks.core.types import Params
 from fedjax_masks.models import Halves, Model, cut_model
 from fedjax_masks.models.layers import flatten
@@ -32,17 +27,13 @@ HEAD = "head"
 
 
 def lgl(
-    model: Model,
-    trainer: LocalTraining,
-    *,
-    split: str | None = None,
-    **training: Unpack[TrainingOptions],
+    model: Model, trainer: LocalTraining, *, split: str | None = None, **training: Unpack[TrainingOptions]
 ) -> FederatedAlgorithm:
     """Split training on locally generated losses.
 
     Args:
       model: The model, to be cut in two.
-      trainer: Training of devices and of the server's copies, or its optimizer.
+      trainer: Training of devices, with their heads, and of the server's copies; or its optimizer.
       split: The device's last stage, see :func:`fedjax_masks.models.cut_model`.
       **training: Fields of the trainer.
 
@@ -54,29 +45,27 @@ def lgl(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
+      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
       >>> algorithm = fm.lgl(fm.models.cnn(task), optax.sgd(0.1), split="conv1")
       >>> record = fm.simulate(algorithm, task, rounds=1, cohort=3).records[-1]
       >>> record["bytes_down"]  # three times a convolution of 320 and a head of 5,130 parameters
       65400
     """
     halves = cut_model(model, split)
+    on_server = server_loss(halves)
 
     def device_loss(device: Params, batch: Batch) -> jax.Array:
         return mean_cross_entropy(head_logits(halves, device, batch.inputs), batch)
 
-    def server_loss(server: Params, activations: jax.Array, batch: Batch) -> jax.Array:
-        return mean_cross_entropy(halves.finish(server, activations), batch)
-
     def loss(sides: Sides, batch: Batch, key: chex.PRNGKey) -> jax.Array:
         del key
         activations = jax.lax.stop_gradient(halves.activate(sides.device, batch.inputs))
-        return device_loss(sides.device, batch) + server_loss(sides.server, activations, batch)
+        return device_loss(sides.device, batch) + on_server(sides.server, activations, batch)
 
     protocol = Protocol(
         loss,
         on_device=jax.grad(device_loss),
-        on_server=jax.grad(server_loss),
+        on_server=jax.grad(on_server),
         up=lambda activation, logits: (activation, LABEL),
         down=lambda activation, logits: (),
         messages=1,

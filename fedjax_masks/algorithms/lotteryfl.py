@@ -25,21 +25,14 @@ from fedjax_masks.core.aggregation import MaskedSum, masked, masked_mean
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import density, prune, top_count, weight_mask
+from fedjax_masks.core.minibatches import Batch, batch_like, for_each_batch
 from fedjax_masks.core.options import Natural, PositiveShare, Share, checks_options
-from fedjax_masks.core.training import (
-    Batch,
-    LocalTraining,
-    TrainingOptions,
-    as_trainer,
-    batch_like,
-    for_each_batch,
-    report_work,
-)
+from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer, report_work
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, weighted_kernels
 
 Mask = dict[str, jax.Array]
-"""By layer: bool, shaped like the kernel; False = pruned for good. A client's profile is its mask."""
+"""Bool arrays by layer, shaped like the kernels; False = pruned for good. A client's profile is its mask."""
 
 
 class Client(NamedTuple):
@@ -209,8 +202,8 @@ def keep_largest(weights: jax.Array, alive: jax.Array, share: float, target: flo
     Args:
       weights: float32, any shape.
       alive: bool, of the same shape.
-      share: Of the living ones.
-      target: The share of all that stays at least; one always stays.
+      share: The share of living weights to prune.
+      target: The smallest share of all weights that stays; one weight always stays.
 
     >>> alive = jnp.array([True, False, True, True])
     >>> keep_largest(jnp.array([3.0, 9.0, -1.0, 2.0]), alive, 0.34, 0.5).tolist()

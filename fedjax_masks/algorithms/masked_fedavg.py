@@ -28,7 +28,7 @@ from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Kernel, Model
 
 Filters = dict[str, jax.Array]
-"""By layer: ``bool[outputs]``: False = pruned. A client's state is the mask that it got."""
+"""``bool[outputs]`` by layer: False = pruned. A client's state is the mask that it received."""
 
 
 class Server(NamedTuple):
@@ -61,7 +61,7 @@ def survivors(kernels: PyTree, params: Params, filters: Filters, *, prune_bias: 
     Args:
       kernels: The model's kernels, ``model.kernels``.
       params: The model's parameters, for their shapes.
-      filters: By layer: ``bool[outputs]``; layers that are not in it are whole.
+      filters: ``bool[outputs]`` by layer; missing layers are whole.
       prune_bias: Whether bias and normalisation of a pruned filter go with its weights.
 
     Returns:
@@ -89,8 +89,7 @@ def masked_fedavg(
     Args:
       model: The model that all clients train, pruned.
       trainer: Local training, or its optimizer.
-      filters: By layer: ``bool[outputs]``: False prunes the filter; layers that are not in it
-        stay whole.
+      filters: ``bool[outputs]`` by layer: False prunes the filter; missing layers stay whole.
       prune_bias: Whether bias and normalisation of a pruned filter go with its weights. Without
         it, the filter still emits its bias, and that is trained; from a bias of 0, at the kink of relu,
         it does not move.

@@ -19,7 +19,6 @@ is trained like everything else that is no filter; an iteration in which no vote
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple, Unpack
 
@@ -29,21 +28,20 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks.algorithms import masked_fedavg as masked
-from fedjax_masks.algorithms.consensus import RULES
+from fedjax_masks.algorithms.consensus import RULES, filter_norms, keep_largest
 from fedjax_masks.communication.payload import Conditional, Installed
-from fedjax_masks.core import trees
 from fedjax_masks.core.aggregation import Votes, vote
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task
 from fedjax_masks.core.errors import UserError, unknown_name
-from fedjax_masks.core.masks import all_filters, density, prune, top_count
+from fedjax_masks.core.masks import all_filters, density, prune
 from fedjax_masks.core.options import Bounds, Count, PositiveShare, checks_options
 from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
 from fedjax_masks.core.types import Params, PyTree
-from fedjax_masks.models import Kernel, Model, prunable_kernels
+from fedjax_masks.models import Model, prunable_kernels
 from fedjax_masks.transforms.sequence import then
 
 Filters = dict[str, jax.Array]
-"""By layer: ``bool[outputs]``: False = pruned."""
+"""``bool[outputs]`` by layer: False = pruned."""
 
 RuleName = Literal["topk", "dynamic", "reverse", "majority", "unanimity"]
 PruneShare = Annotated[float, Bounds(0, 1, above=True, below=True)]
@@ -91,13 +89,12 @@ def mpfl_search(
     Args:
       model: The architecture; its initial parameters are what every client holds.
       trainer: Local training in an iteration, or its optimizer.
-      consensus: The rule that turns votes into a mask, see :mod:`fedjax_masks.algorithms.consensus`.
+      consensus: See :func:`mpfl`.
       prune_share: In iteration ``t``, from 0 on, ``t`` times this share of each layer is required to
         be pruned in all, and every client votes to prune this share of what is left of the layer; in
         iteration 0 nothing.
-      prune_dense: Whether hidden dense layers are pruned, too (our extension).
-      prune_bias: Whether bias and normalisation of a pruned filter go with its weights. Without
-        it, the filter still emits its bias, and cannot be removed.
+      prune_dense: See :func:`mpfl`.
+      prune_bias: See :func:`mpfl`.
       **training: Fields of the trainer.
 
     Returns:
@@ -239,25 +236,3 @@ def mpfl(
         return fresh._replace(model=fresh.model._replace(params=params), filters=server.filters)
 
     return then(search, average, done=done, handover=handover)
-
-
-def filter_norms(kernels: Iterable[Kernel], params: Params) -> dict[str, jax.Array]:
-    """The L2 norm of each filter's weights, by layer: ``float32[outputs]``."""
-    weights = {kernel.name: trees.get(params, kernel.path) for kernel in kernels}
-    return {name: jnp.sqrt(jnp.sum(w * w, range(w.ndim - 1))) for name, w in weights.items()}
-
-
-def keep_largest(norms: jax.Array, alive: jax.Array, share: jax.typing.ArrayLike) -> jax.Array:
-    """Prunes a share of a layer's living filters, those with the smallest norms.
-
-    Args:
-      norms: ``float32[filters]``, 0 or more.
-      alive: ``bool[filters]``.
-      share: ``float32[]``: the share of the living ones; rounded half to even, and one filter always stays.
-
-    >>> keep_largest(jnp.array([3.0, 0.0, 1.0, 2.0]), jnp.array([True, False, True, True]), 0.34).tolist()
-    [True, False, False, True]
-    """
-    living = jnp.sum(alive)
-    number = jnp.minimum(jnp.round(share * living).astype(jnp.int32), living - 1)
-    return top_count(jnp.where(alive, norms, -1.0), living - number)

@@ -68,33 +68,36 @@ class Entry:
         return signature_of(self.source)
 
 
-def _own(name: str, *defaults: Any, **more: Any) -> Entry:
-    return Entry(f"fedjax_masks.algorithms.{name}:{name}", *defaults, **more)
+def _entry(
+    name: str, optimizer: str = "sgd", lr: float = 0.03, epochs: int = 1, *, prefix: str = ""
+) -> Entry:
+    """The entry of an algorithm of this package, whose module has its name."""
+    return Entry(f"fedjax_masks.algorithms.{name}:{name}", optimizer, lr, epochs, prefix)
 
 
 REGISTRY: dict[str, Entry] = {
-    "adp": _own("adp"),
-    "ecofed": _own("ecofed"),
-    "fedavg": _own("fedavg"),
-    "feddst": _own("feddst"),
-    "fedgkt": _own("fedgkt"),
-    "fedmask": _own("fedmask", "sgd", 100.0, 5, prefix="score_"),
-    "fednova": _own("fednova"),
-    "fedpm": _own("fedpm", "adam", 0.1, 3, prefix="score_"),
-    "fedprox": _own("fedprox"),
-    "fedsgd": _own("fedsgd", "sgd", 0.1),
-    "fedskel": _own("fedskel"),
-    "heterofl": _own("heterofl"),
-    "lgfedavg": _own("lgfedavg"),
-    "lgl": _own("lgl"),
-    "local": _own("local"),
-    "lotteryfl": _own("lotteryfl", "sgd", 0.03, 10),
-    "mpfl": _own("mpfl", "adam", 0.01),
-    "perfedavg": _own("perfedavg"),
-    "scaffold": _own("scaffold"),
-    "sign": _own("sign"),
-    "splitfed": _own("splitfed"),
-    "topk": _own("topk"),
+    "adp": _entry("adp"),
+    "ecofed": _entry("ecofed"),
+    "fedavg": _entry("fedavg"),
+    "feddst": _entry("feddst"),
+    "fedgkt": _entry("fedgkt"),
+    "fedmask": _entry("fedmask", "sgd", 100.0, 5, prefix="score_"),
+    "fednova": _entry("fednova"),
+    "fedpm": _entry("fedpm", "adam", 0.1, 3, prefix="score_"),
+    "fedprox": _entry("fedprox"),
+    "fedsgd": _entry("fedsgd", "sgd", 0.1),
+    "fedskel": _entry("fedskel"),
+    "heterofl": _entry("heterofl"),
+    "lgfedavg": _entry("lgfedavg"),
+    "lgl": _entry("lgl"),
+    "local": _entry("local"),
+    "lotteryfl": _entry("lotteryfl", "sgd", 0.03, 10),
+    "mpfl": _entry("mpfl", "adam", 0.01),
+    "perfedavg": _entry("perfedavg"),
+    "scaffold": _entry("scaffold"),
+    "sign": _entry("sign"),
+    "splitfed": _entry("splitfed"),
+    "topk": _entry("topk"),
 }
 
 

@@ -91,19 +91,15 @@ def scaffold(
       >>> task = fm.load_task("digits", clients=10, partition="shards:2")
       >>> algorithm = fm.scaffold(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
-      >>> run.records[-1]["round"]
-      2
+      >>> run.records[-1]["bytes_up"]  # three clients' updates and control variates, 1,210 floats each
+      29040
     """
     trainer = as_trainer(trainer, training)
     return controlled(model, trainer, trainer.supervised(model.apply), server_optimizer=server_optimizer)
 
 
 def controlled(
-    model: Model,
-    trainer: Trainer,
-    fit: Fit,
-    *,
-    server_optimizer: optax.GradientTransformation | None = None,
+    model: Model, trainer: Trainer, fit: Fit, *, server_optimizer: optax.GradientTransformation | None = None
 ) -> FederatedAlgorithm:
     """SCAFFOLD's control variates around any training of one client.
 

@@ -39,7 +39,7 @@ def sign(
     Args:
       model: The model that all clients train.
       trainer: Local training, or its optimizer.
-      step: How far a round moves each parameter.
+      step: The distance by which a round moves each parameter.
       server_optimizer: Applied to the negative move; None takes the move itself. SGD with momentum
         remembers votes.
       **training: Fields of the trainer.

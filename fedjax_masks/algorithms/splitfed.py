@@ -10,7 +10,7 @@ Here the copy trains inside ``train``. Of the conversation of device and server 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import chex
 import jax
@@ -21,14 +21,13 @@ from fedjax_masks.communication.payload import AlreadyKnown, Dialogue
 from fedjax_masks.core import flops, trees
 from fedjax_masks.core.aggregation import WeightedSum, weighted, weighted_mean
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, State, Task, Work
+from fedjax_masks.core.minibatches import Batch, batch_like
 from fedjax_masks.core.training import (
-    Batch,
     LocalTraining,
     Loss,
     Trainer,
     TrainingOptions,
     as_trainer,
-    batch_like,
     mean_cross_entropy,
 )
 from fedjax_masks.core.types import Params, PyTree
@@ -47,7 +46,7 @@ class Sides(NamedTuple):
     """
 
     device: Params
-    server: Any
+    server: Params | AlreadyKnown
 
 
 class Upload(NamedTuple):
@@ -84,11 +83,7 @@ class Protocol(NamedTuple):
 
 
 def splitfed(
-    model: Model,
-    trainer: LocalTraining,
-    *,
-    split: str | None = None,
-    **training: Unpack[TrainingOptions],
+    model: Model, trainer: LocalTraining, *, split: str | None = None, **training: Unpack[TrainingOptions]
 ) -> FederatedAlgorithm:
     """SplitFed, version 1.
 
@@ -113,13 +108,11 @@ def splitfed(
       3448
     """
     halves = cut_model(model, split)
-
-    def server_loss(server: Params, activations: jax.Array, batch: Batch) -> jax.Array:
-        return mean_cross_entropy(halves.finish(server, activations), batch)
+    on_server = server_loss(halves)
 
     def loss(sides: Sides, batch: Batch, key: chex.PRNGKey) -> jax.Array:
         del key
-        return server_loss(sides.server, halves.activate(sides.device, batch.inputs), batch)
+        return on_server(sides.server, halves.activate(sides.device, batch.inputs), batch)
 
     def on_device(device: Params, batch: Batch) -> tuple[jax.Array, tuple[Params]]:
         activations, pull = jax.vjp(lambda device: halves.activate(device, batch.inputs), device)
@@ -128,12 +121,21 @@ def splitfed(
     protocol = Protocol(
         loss,
         on_device,
-        on_server=jax.grad(server_loss, (0, 1)),
+        on_server=jax.grad(on_server, (0, 1)),
         up=lambda activation, logits: (activation, LABEL),
         down=lambda activation, logits: activation,
         messages=2,
     )
     return split_training(model, as_trainer(trainer, training), halves=halves, protocol=protocol)
+
+
+def server_loss(halves: Halves) -> Callable[[Params, jax.Array, Batch], jax.Array]:
+    """The loss of the server's half: ``(server's params, activations, batch) -> float32[]``."""
+
+    def loss(server: Params, activations: jax.Array, batch: Batch) -> jax.Array:
+        return mean_cross_entropy(halves.finish(server, activations), batch)
+
+    return loss
 
 
 def split_training(

@@ -1,9 +1,8 @@
 """Savings of skeletons: ``fedjax-masks bench --workload fedskel-backward``.
 
-The benchmark runs ResNet-18 on 32 x 32 images with minibatches of 50, ten steps in a loop, as in an epoch of
-the published clients. Each dense layer uses the fastest of our lowerings; each skeleton uses the lowering of
-a simulation. Both run in turns, so that other load of the machine slows both alike. A speed-up is the median
-over the turns.
+ResNet-18 on 32 x 32 images runs ten steps with minibatches of 50 in a loop, as in an epoch of the published
+clients. Each dense layer uses the fastest of our lowerings, each skeleton the lowering of a simulation. Both
+run in turns, so that other load of the machine slows both alike. A speed-up is the median over the turns.
 """
 
 import collections
@@ -18,7 +17,8 @@ import numpy as np
 import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithms.fedskel import fedskel, keep_count
+from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.skeletons import keep_count
 from fedjax_masks.benchmarks import measure
 from fedjax_masks.core import training, trees
 from fedjax_masks.core.algorithm import Params, PyTree, Task
@@ -178,8 +178,8 @@ def _thin_products_ms(pixels: int, taps: int, inputs: int, gradients: int) -> fl
         operands, _ = jax.lax.optimization_barrier(carry)
         return operands, products(operands)
 
-    times = measure.time_in_turns({0: _loop(step, (operands, results))}, 5, title="two thin products")[0]
-    return measure.median_ms(times) / _STEPS
+    times = measure.time_in_turns({0: _loop(step, (operands, results))}, 5, title="two thin products")
+    return measure.median_ms(times[0]) / _STEPS
 
 
 def _loop(step: Callable[[jax.Array, PyTree], PyTree], carry: PyTree) -> Callable[[], PyTree]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 
-from fedjax_masks.communication.payload import map_sent
+from fedjax_masks.communication.visitor import map_sent
 from fedjax_masks.core.algorithm import PyTree
 
 Init = Callable[[PyTree], PyTree]

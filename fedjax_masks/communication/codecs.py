@@ -9,15 +9,16 @@ any algorithm::
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 from fedjax_masks.communication.catalog import CODECS
 from fedjax_masks.communication.codec import Codec, chain, identity, map_floats
 from fedjax_masks.communication.noise import clip, clip_and_noise, global_norm, kinds
-from fedjax_masks.communication.payload import Encoded, Part, map_sent, replace_nodes
+from fedjax_masks.communication.payload import Encoded, replace_nodes
 from fedjax_masks.communication.quantization import dequantize, quantize
 from fedjax_masks.communication.sparsification import densify, sparsify, top_k
+from fedjax_masks.communication.visitor import Part, map_sent
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.types import PyTree
 
 __all__ = [
     "Codec",
@@ -57,7 +58,7 @@ def entropy() -> Codec:
     (1000, True)
     """
 
-    def pack_part(part: Part) -> Any:
+    def pack_part(part: Part) -> PyTree:
         whole = part.role == "value" and part.mask is None and not part.is_coded
         return _Coded(part.leaf) if whole and part.dtype == bool else part.leaf
 

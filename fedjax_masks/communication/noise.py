@@ -1,14 +1,14 @@
 """Clipping and Gaussian noise of uploads, and the norm of a payload."""
 
 import math
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from fedjax_masks.communication.codec import Codec, array_keys, map_floats
-from fedjax_masks.communication.payload import Dialogue, Part, fold_sent, nodes
+from fedjax_masks.communication.payload import Dialogue, nodes
+from fedjax_masks.communication.visitor import Part, fold_sent
 from fedjax_masks.core.algorithm import PyTree
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.options import Count, Decay, Rate, check
@@ -49,7 +49,7 @@ def clip_and_noise(norm: float, multiplier: float, *, cohort: int) -> Codec:
             raise UserError(f"clip_and_noise: must get floats alone, and the payload sends {others}")
         keys = array_keys(key)
 
-        def add_noise(leaf: jax.Array, mask: Any) -> jax.Array:
+        def add_noise(leaf: jax.Array, mask: jax.Array | bool) -> jax.Array:
             noise = deviation * jax.random.normal(next(keys), leaf.shape, leaf.dtype)
             return jnp.where(mask, leaf + noise.astype(leaf.dtype), leaf)
 

@@ -1,6 +1,6 @@
 """Quantization of floats to integers of a few bits, with one scale per array."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import chex
 import jax
@@ -31,7 +31,7 @@ def quantize(bits: int = 8, *, stochastic: bool = False) -> Codec:
     check("quantize.bits", bits, Annotated[int, Bounds(2, 8)])
     top = 2 ** (bits - 1) - 1
 
-    def pack_leaf(key: chex.PRNGKey | None, leaf: jax.Array, mask: Any) -> PyTree:
+    def pack_leaf(key: chex.PRNGKey | None, leaf: jax.Array, mask: jax.Array | bool) -> PyTree:
         if leaf.size * bits + 32 >= leaf.size * 8 * leaf.dtype.itemsize:
             return leaf
         values = jnp.where(mask, leaf, 0).astype(jnp.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedjax_masks.communication import bitstream, entropy
-from fedjax_masks.communication.payload import Part, fold_sent, map_sent
+from fedjax_masks.communication.visitor import Part, fold_sent, map_sent
 from fedjax_masks.core.algorithm import PyTree
 
 _CHUNK = 1 << 20  # integers packed at once, which bounds the host's memory

@@ -2,13 +2,13 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_masks.communication import entropy
-from fedjax_masks.communication.payload import Dialogue, Installed, Part, fold_sent, nodes
+from fedjax_masks.communication.payload import Dialogue, Installed, nodes
+from fedjax_masks.communication.visitor import Part, fold_sent
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import PyTree
 
@@ -33,7 +33,7 @@ def _max_bits(part: Part) -> int:
     return varying + (0 if part.flag is None else _fixed_bits(part))
 
 
-def _varying_bits(part: Part) -> tuple[Any, int]:
+def _varying_bits(part: Part) -> tuple[jax.Array | int, int]:
     """The data-dependent bits, as a product of ``uint32[]`` and a Python int."""
     if part.is_coded:
         units, factor = entropy.pattern_bits(jnp.asarray(part.leaf)), 1
@@ -125,8 +125,8 @@ def dialogue(
     times: jax.Array,
     max_times: int,
     *,
-    messages: Any = 0.0,
-    flops: Any = 0.0,
+    messages: jax.typing.ArrayLike = 0.0,
+    flops: jax.typing.ArrayLike = 0.0,
 ) -> Dialogue:
     """A dialogue of repeated messages within a round.
 

@@ -1,7 +1,6 @@
 """Sparsification of floats to the largest magnitudes, with error feedback."""
 
 import math
-from typing import Any
 
 import chex
 import jax
@@ -47,7 +46,7 @@ def top_k(fraction: float, *, error_feedback: bool = True) -> Codec:
             raise UserError("top_k: must get a payload that is not sparse; use one top_k per link")
         residuals, new_residuals = iter(state), []
 
-        def pack_leaf(leaf: jax.Array, mask: Any) -> PyTree:
+        def pack_leaf(leaf: jax.Array, mask: jax.Array | bool) -> PyTree:
             if not error_feedback:
                 return sparsify(jnp.where(mask, leaf, 0), fraction)
             residual = next(residuals)
@@ -62,7 +61,7 @@ def top_k(fraction: float, *, error_feedback: bool = True) -> Codec:
     return Codec(init, pack, lambda packed: replace_nodes(Sparse, densify, packed))
 
 
-def _residual_like(leaf: Any) -> jax.Array:
+def _residual_like(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_masks.communication.nodes import (
+from fedjax_masks.communication.payload import (
     NODES,
     AlreadyKnown,
     Conditional,
@@ -19,8 +19,8 @@ from fedjax_masks.communication.nodes import (
     Quantized,
     Sparse,
 )
-from fedjax_masks.core.algorithm import PyTree
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.types import PyTree
 
 Role = Literal["value", "code", "scale", "index"]
 
@@ -218,3 +218,28 @@ def fold_sent(fn: Visit, payload: PyTree) -> list[Any]:
     results: list[Any] = []
     map_sent(lambda part: results.append(fn(part)), payload)
     return results
+
+
+def poison(payload: PyTree) -> PyTree:
+    """Overwrites all values of a payload that are not sent.
+
+    The results of a receiver that reads such values change: floats become NaN, integers the largest value of
+    their dtype, and bools their opposite.
+
+    >>> poison(Masked(jnp.array([1.0, 2.0]), jnp.array([True, False]))).values.tolist()
+    [1.0, nan]
+    """
+
+    def overwrite(part: Part) -> PyTree:
+        mask = part.sent_mask
+        return part.leaf if mask is True else jnp.where(mask, part.leaf, _poison(part))
+
+    return map_sent(overwrite, payload)
+
+
+def _poison(part: Part) -> PyTree:
+    if part.dtype == bool:
+        return ~jnp.asarray(part.leaf)
+    if jnp.issubdtype(part.dtype, jnp.inexact):
+        return jnp.array(jnp.nan, part.dtype)
+    return jnp.array(jnp.iinfo(part.dtype).max, part.dtype)

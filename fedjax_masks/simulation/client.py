@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.communication import payload, size
+from fedjax_masks.communication import size, visitor
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Info, PyTree, Round, Stack
 from fedjax_masks.core.info import metrics_of
@@ -92,7 +92,7 @@ def client_step(
       client's report, and the stacked part of the contribution.
     """
     algorithm = setting.algorithm
-    transmit = payload.poison if setting.poison else lambda tree: tree
+    transmit = visitor.poison if setting.poison else lambda tree: tree
     round, server, examples, fleet = shared
 
     client, profile = states if setting.packing is None else setting.packing.unpack(states.clients)
@@ -135,7 +135,7 @@ def _measure(
     if dialogue is not None:
         metrics |= {"messages": dialogue.messages, "server_flops": dialogue.flops}
     late = silent = jnp.asarray(False)
-    if setting.clock is not None:
+    if setting.clock is not None and fleet:
         readings = read_clock(setting.clock, fleet, lane.ids, round.key, bits, dialogue, metrics)
         late, silent = readings["late"], readings["lost"] | readings["away"]
         metrics = {**metrics, **readings}

@@ -30,12 +30,7 @@ class AttackingClient(NamedTuple):
 
 
 def with_attack(
-    algorithm: FederatedAlgorithm,
-    kind: AttackKind,
-    *,
-    share: float = 0.2,
-    factor: float = 1000.0,
-    seed: int = 0,
+    algorithm: FederatedAlgorithm, kind: AttackKind, *, share: float = 0.2, factor: float = 1e3, seed: int = 0
 ) -> FederatedAlgorithm:
     """Lets a share of the clients spoil the floats of their uploads; all else they do honestly.
 

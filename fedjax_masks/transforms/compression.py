@@ -43,7 +43,7 @@ def with_codecs(
       An algorithm whose client state is a :class:`CodedClient`.
 
     Raises:
-      UserError: From ``send``, if ``down`` keeps a state.
+      UserError: ``down`` keeps a state; raised by ``send``.
 
     Example:
       >>> import optax, fedjax_masks as fm

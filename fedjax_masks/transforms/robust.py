@@ -9,14 +9,14 @@ Uploads that are not finite never get here: the engine leaves them out of any me
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_masks.communication import codecs
-from fedjax_masks.communication.payload import Dialogue, Part, map_sent, replace_nodes
+from fedjax_masks.communication.payload import Dialogue, replace_nodes
+from fedjax_masks.communication.visitor import Part, map_sent
 from fedjax_masks.core import returns, trees
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Info, Round, Stack
 from fedjax_masks.core.errors import UserError
@@ -80,7 +80,7 @@ def with_robust_merge(algorithm: FederatedAlgorithm, *defences: Defence) -> Fede
 def _total(contributions: PyTree) -> PyTree:
     """The sum over axis 0; a :class:`Stack` stays stacked, as the engine leaves it."""
 
-    def add_up(node: PyTree) -> Any:
+    def add_up(node: PyTree) -> PyTree:
         return node if isinstance(node, Stack) else node.sum(0, dtype=node.dtype)
 
     return jax.tree.map(add_up, contributions, is_leaf=lambda node: isinstance(node, Stack))

@@ -5,6 +5,7 @@ clients, says which of them runs, so that a round computes and sends only what t
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -13,18 +14,7 @@ import jax.numpy as jnp
 
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional
 from fedjax_masks.core import returns, trees, work
-from fedjax_masks.core.algorithm import (
-    ClientData,
-    FederatedAlgorithm,
-    Info,
-    Merge,
-    Predict,
-    Receive,
-    Round,
-    State,
-    Task,
-    Train,
-)
+from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Predict, Round, State, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.types import PyTree
 
@@ -101,7 +91,10 @@ def then(
     """
     if first.schedule != second.schedule:
         raise UserError("second.schedule: must equal first.schedule; replace one by the other")
-    first, second = returns.with_checks(first), returns.with_checks(second)
+    first, second = (
+        checked._replace(train=_with_marks(checked.train), merge=_with_marks(checked.merge))
+        for checked in map(returns.with_checks, (first, second))
+    )
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         early_key, late_key = jax.random.split(key)
@@ -119,85 +112,36 @@ def then(
             Conditional(server.later, second.send(round, server.second, profile.second)),
         )
 
-    models = {
-        name: _predict_either(first.predict[name], second.predict[name])
-        for name in first.predict
-        if name in second.predict
-    }
-    train, receive = _train_either(first.train, second.train), _receive_either(first.receive, second.receive)
-    merge = _merge_either(first.merge, second.merge, done, handover)
-    return FederatedAlgorithm(init, send, train, receive, merge, models, first.schedule)
-
-
-def _train_either(first: Train, second: Train) -> Train:
     def train(round: Round, message: Message, client: Both, data: ClientData) -> tuple[Both, Both, Info]:
         later = message.later.tree
-        early = _call(first, round, message.first.tree, client.first, data)
-        late = _call(second, round, message.second.tree, client.second, data)
-        run_first, run_second = _aligned(early, late)
-        nothing = Both(trees.zeros_like(early.out[1]), trees.zeros_like(late.out[1]))
+        early = partial(first.train, round, message.first.tree, client.first, data)
+        late = partial(second.train, round, message.second.tree, client.second, data)
+        client, ((early_upload, early_info), (late_upload, late_info)) = _run_one(later, early, late, client)
+        uploads = Both(Conditional(~later, early_upload), Conditional(later, late_upload))
+        return client, uploads, _shared_facts(later, early_info, late_info)
 
-        def train_first() -> tuple[Both, Both, Info]:
-            state, upload, info = run_first()
-            return client._replace(first=state), nothing._replace(first=upload), info
-
-        def train_second() -> tuple[Both, Both, Info]:
-            state, upload, info = run_second()
-            return client._replace(second=state), nothing._replace(second=upload), info
-
-        client, uploads, info = jax.lax.cond(later, train_second, train_first)
-        return client, Both(Conditional(~later, uploads.first), Conditional(later, uploads.second)), info
-
-    return train
-
-
-def _receive_either(first: Receive, second: Receive) -> Receive:
     def receive(
         round: Round, server: Server, profile: Both, upload: Both, weight: jax.Array
     ) -> tuple[Both, Both]:
-        early = (round, server.first, profile.first, upload.first.tree, weight)
-        late = (round, server.second, profile.second, upload.second.tree, weight)
-        shapes = jax.eval_shape(first, *early)[1], jax.eval_shape(second, *late)[1]
-        nothing = Both(*map(trees.zeros_like, shapes))
+        early = partial(first.receive, round, server.first, profile.first, upload.first.tree, weight)
+        late = partial(second.receive, round, server.second, profile.second, upload.second.tree, weight)
+        profile, ((early_part,), (late_part,)) = _run_one(server.later, early, late, profile)
+        return profile, Both(early_part, late_part)
 
-        def receive_first() -> tuple[Both, Both]:
-            row, contribution = first(*early)
-            return profile._replace(first=row), nothing._replace(first=contribution)
-
-        def receive_second() -> tuple[Both, Both]:
-            row, contribution = second(*late)
-            return profile._replace(second=row), nothing._replace(second=contribution)
-
-        return jax.lax.cond(server.later, receive_second, receive_first)
-
-    return receive
-
-
-def _merge_either(
-    first: Merge,
-    second: Merge,
-    done: Callable[[PyTree], jax.Array],
-    handover: Callable[[PyTree, PyTree], PyTree],
-) -> Merge:
     def merge(round: Round, server: Server, total: Both) -> tuple[Server, Info]:
-        run_first, run_second = _aligned(
-            _call(first, round, server.first, total.first),
-            _call(second, round, server.second, total.second),
+        early = partial(first.merge, round, server.first, total.first)
+        late = partial(second.merge, round, server.second, total.second)
+        states, ((early_info,), (late_info,)) = _run_one(
+            server.later, early, late, Both(server.first, server.second)
         )
+        ends = ~server.later & done(states.first)
+        start = jax.lax.cond(ends, handover, lambda _, state: state, *states)
+        facts = _shared_facts(server.later, early_info, late_info)
+        return Server(server.later | ends, states.first, start), facts
 
-        def merge_first() -> tuple[Server, Info]:
-            state, info = run_first()
-            later = jnp.asarray(done(state))
-            start = trees.where(later, handover(state, server.second), server.second)
-            return Server(later, state, start), info
-
-        def merge_second() -> tuple[Server, Info]:
-            state, info = run_second()
-            return server._replace(second=state), info
-
-        return jax.lax.cond(server.later, merge_second, merge_first)
-
-    return merge
+    names = [name for name in first.predict if name in second.predict]
+    models = {name: _predict_either(first.predict[name], second.predict[name]) for name in names}
+    return FederatedAlgorithm(init, send, train, receive, merge, models, first.schedule)
 
 
 def _predict_either(first: Predict, second: Predict) -> Predict:
@@ -212,45 +156,58 @@ def _predict_either(first: Predict, second: Predict) -> Predict:
     return predict
 
 
-class _Call(NamedTuple):
-    """A function with its arguments, whose last result is facts.
+def _run_one(
+    later: jax.Array,
+    first: Callable[[], tuple[Any, ...]],
+    second: Callable[[], tuple[Any, ...]],
+    states: Both,
+) -> tuple[Both, Both]:
+    """Runs one of two functions, each ``() -> (state, *results)``.
 
-    Attributes:
-      run: ``() -> results``; the facts include the work of all training inside.
-      out: The shapes of the results.
+    Args:
+      later: ``bool[]``: whether to run the second.
+      first: The first algorithm's function.
+      second: The second algorithm's function.
+      states: The states of the two before.
+
+    Returns:
+      The states after, of which one has changed, and the results of the two as tuples. The results of the
+      function that does not run are zeros.
+    """
+    zeros = Both(*(trees.zeros_like(jax.eval_shape(function)[1:]) for function in (first, second)))
+
+    def run_first() -> tuple[Both, Both]:
+        state, *results = first()
+        return states._replace(first=state), zeros._replace(first=tuple(results))
+
+    def run_second() -> tuple[Both, Both]:
+        state, *results = second()
+        return states._replace(second=state), zeros._replace(second=tuple(results))
+
+    return jax.lax.cond(later, run_second, run_first)
+
+
+def _with_marks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which marks the work that it states where none of its loops marks any.
+
+    In a sequence, the engine counts the marks of the branch that is taken, and nothing else.
     """
 
-    run: Callable[[], Any]
-    out: PyTree
+    def run(*arguments: PyTree) -> tuple[Any, ...]:
+        *results, info = function(*arguments)
+        stated = info and info.work
+        if stated and not work.count(function, *arguments).has_work:
+            work.mark_work(jnp.zeros(()), stated)
+        return *results, info
+
+    return run
 
 
-def _call(function: Callable[..., Any], *arguments: PyTree) -> _Call:
-    """A call of a function that may return None for no facts."""
-    counted = work.count(function, *arguments)
-
-    def run() -> PyTree:
-        (*results, info), total = counted.call(*arguments)
-        info = info or Info()
-        return *results, info._replace(work=total) if counted.has_work else info
-
-    return _Call(run, jax.eval_shape(run))
-
-
-def _aligned(*calls: _Call) -> list[Callable[[], Any]]:
-    """The calls, whose facts are restricted to those that all report; unreported work is 0."""
-    infos = [call.out[-1] for call in calls]
-    loss = all(info.loss is not None for info in infos)
-    spends = any(info.work is not None for info in infos)
-    names = set.intersection(*(set(info.extra) for info in infos))
-
-    def align(call: _Call) -> Callable[[], PyTree]:
-        def run() -> PyTree:
-            *results, info = call.run()
-            spent = (info.work or work.no_work()) if spends else None
-            facts = Info(info.loss if loss else None, spent, {name: info.extra[name] for name in names})
-            # Both branches must give one dtype, and records are float32 anyhow.
-            return *results, jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), facts)
-
-        return run
-
-    return [align(call) for call in calls]
+def _shared_facts(later: jax.Array, first: Info | None, second: Info | None) -> Info:
+    """The facts of the algorithm that runs, restricted to those that both report."""
+    early, late = first or Info(), second or Info()
+    loss = None
+    if early.loss is not None and late.loss is not None:
+        loss = jnp.where(later, late.loss, early.loss)
+    names = early.extra.keys() & late.extra.keys()
+    return Info(loss, extra={name: jnp.where(later, late.extra[name], early.extra[name]) for name in names})
