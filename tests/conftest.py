@@ -4,10 +4,13 @@ Compiling dominates the tests' time, so what runs here is compiled with little o
 and each program only once per session, command-line subprocesses included.
 """
 
+import gc
 import os
 import shutil
 import tempfile
 from importlib.metadata import version
+
+import pytest
 
 _FLAGS = [
     "--xla_force_host_platform_device_count=8",
@@ -29,3 +32,38 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 def pytest_unconfigure():
     if _OWN_CACHE:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def _group(item):
+    """A module, or a case of the contract suite."""
+    if item.path.name != "test_contract.py" or not hasattr(item, "callspec"):
+        return item.nodeid.split("::")[0]
+    return f"contract-{item.callspec.params.get('name')}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keeps together what shares programs: a worker takes a whole group, one after another."""
+    groups = {}
+    for item in items:
+        groups.setdefault(_group(item), []).append(item)
+    items[:] = [item for group in groups.values() for item in group]
+    for name, group in groups.items():
+        for item in group:
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
+_last_group = None
+
+
+@pytest.fixture(autouse=True)
+def programs(request):
+    """Frees the programs of the group before: a process has 65,530 memory maps, a program takes dozens."""
+    global _last_group
+    group = _group(request.node)
+    if _last_group not in (None, group):
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+    _last_group = group

@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache
 
 import cases
 import chex
@@ -16,21 +16,15 @@ from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.communication import serialization, size, visitor
 from fedjax_masks.core import trees
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.simulation import Storage, arrays, make_simulation
-from fedjax_masks.simulation.client import Setting
+from fedjax_masks.simulation import Storage, make_simulation
 from fedjax_masks.simulation.lanes import lay_out
 from fedjax_masks.simulation.memory import peak_bytes
 from fedjax_masks.simulation.plan import Plan
-from fedjax_masks.simulation.round import round_step
 from fedjax_masks.simulation.states import client_states, with_client_states
 
 ROUNDS = 3
 SEED = 0  # of nine clients, two are in no cohort of the first three rounds
-# One plan is all three at once, in blocks over devices; each for itself takes long.
-PLANS = [
-    "blocks:3,mesh:2",
-    *(pytest.param(plan, marks=pytest.mark.slow) for plan in ("vmap", "blocks:3", "scan,mesh:8")),
-]
+PLANS = ("vmap", "blocks:3", "blocks:3,mesh:2", "scan,mesh:8")
 every_case = pytest.mark.parametrize("name", cases.CASES)
 # Ranking and rounding to a grid turn one ulp into a step: plans agree on these in float64 only.
 SMOOTH = [name for name in cases.CASES if "wired" not in name]
@@ -67,7 +61,8 @@ def run(simulation):
     return jax.device_get(state), metrics
 
 
-@cache
+# Tests run case by case (conftest.py): these hold the programs of about one case.
+@lru_cache(maxsize=4)
 def compiled(name, kind=None, plan="scan", x64=False, poison=False):
     """A simulation that all laws share: compiling takes longer than all else here."""
     kind = kind or cases.kind_of(name)
@@ -77,7 +72,7 @@ def compiled(name, kind=None, plan="scan", x64=False, poison=False):
     return make(algorithm, task, plan, poison=poison)
 
 
-@cache
+@lru_cache(maxsize=8)
 def simulate(name, kind=None, plan="scan", x64=False, poison=False):
     with jax.enable_x64(x64):
         return run(compiled(name, kind, plan, x64, poison))
@@ -94,6 +89,14 @@ def assert_close(actual, expected, tolerance, flips):
     assert not differing or np.mean(np.concatenate(differing)) <= flips
 
 
+@every_case
+def test_neither_another_plan_nor_what_was_not_sent_decides(name):
+    """One program for two laws, which the slow tests try one by one: compiling takes long."""
+    plan = "blocks:3,mesh:2" if name in SMOOTH else "scan"
+    assert_close(simulate(name, plan=plan, poison=True)[0], simulate(name)[0], 1e-5, 1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("plan", PLANS)
 def test_plans_agree(name, plan):
@@ -143,6 +146,7 @@ def test_same_seed_same_bits_in_another_program(name):
     chex.assert_trees_all_equal(run(make(cases.algorithm(name), own_task(name))), simulate(name))
 
 
+@pytest.mark.slow
 @every_case
 def test_nothing_is_read_that_was_not_sent(name):
     # Another program, so XLA may round otherwise; what leaks is a NaN or another bit.
@@ -203,23 +207,6 @@ def test_the_servers_memory_does_not_grow_with_the_number_of_clients(name):
         assert {leaf.shape[0] for leaf in jax.tree.leaves(rows)} <= {times * cases.NUM_CLIENTS}
 
 
-@cache
-def compiled_round(name, extra_capacity=0):
-    algorithm, task = cases.algorithm(name), own_task(name)
-    setting = Setting(algorithm, Plan(block=2), arrays.capacity(task) + extra_capacity)
-    return setting, jax.jit(partial(round_step, setting))
-
-
-def one_round(name, ids, *, extra_capacity=0):
-    algorithm, task = cases.algorithm(name), own_task(name)
-    setting, program = compiled_round(name, extra_capacity)
-    examples = arrays.train_examples(task)
-    examples = examples._replace(rows=jnp.pad(examples.rows, (0, extra_capacity)))
-    rows, _ = lay_out(np.array(ids), task.train, setting.plan, algorithm.schedule)
-    state = algorithm.init(jax.random.key(0), task)
-    return program(state, examples, rows, fm.Round(jax.random.key(5), jnp.int32(0)))
-
-
 @every_case
 def test_order_of_the_cohort_is_irrelevant(name):
     """A round's program gets nothing of the cohort but its layout."""
@@ -233,22 +220,33 @@ def test_order_of_the_cohort_is_irrelevant(name):
 
 @every_case
 def test_padding_changes_nothing(name):
-    padded = one_round(name, [0, 3, 4, 8], extra_capacity=13)
-    chex.assert_trees_all_equal(padded[0], one_round(name, [0, 3, 4, 8])[0])
+    """All clients are padded to the largest one, here one that never takes part."""
+    task, (state, metrics) = own_task(name), simulate(name)
+    absent = np.setdiff1d(np.arange(cases.NUM_CLIENTS), metrics.ids)[0]
+    train, size = task.train, 33
+    assert size > train.sizes.max()
+    examples = np.resize(train.rows[train.offsets[absent] :][: train.sizes[absent]], size)
+    sizes, offsets = train.sizes.copy(), train.offsets.copy()
+    sizes[absent], offsets[absent] = size, len(train.rows)
+    larger = train._replace(rows=np.append(train.rows, examples), offsets=offsets, sizes=sizes)
+    padded, costs = run(make(cases.algorithm(name), replace(task, train=larger)))
+    chex.assert_trees_all_equal(padded, state)
+    chex.assert_trees_all_equal((costs.bytes_up, costs.train), (metrics.bytes_up, metrics.train))
 
 
 @every_case
-@pytest.mark.parametrize("visit", [1, 2])
-def test_counted_bits_are_the_bytes_really_written(name, visit):
+def test_counted_bits_are_the_bytes_really_written(name):
     algorithm, task = cases.algorithm(name), own_task(name)
     state = algorithm.init(jax.random.key(0), task)
     client, profile = (jax.tree.map(lambda a: a[3], part) for part in state[1:])
     data = cases.data_of(task, 3)
     round = fm.Round(jax.random.key(1), jnp.int32(0))
-    for _ in range(visit):
+    payloads = []
+    for _ in range(2):  # a second visit may know more than the first
         message = algorithm.send(round, state.server, profile)
         client, upload, _ = jax.jit(algorithm.train)(round, message, client, data)
-    for sent in (message, upload):
+        payloads += [message, upload]
+    for sent in payloads:
         data_bytes = serialization.encode(sent)
         assert len(data_bytes) == -(-size.bits(sent) // 8)
         received = serialization.decode(data_bytes, visitor.poison(sent))
