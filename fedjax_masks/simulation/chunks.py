@@ -11,7 +11,8 @@ import numpy as np
 from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.profiles import Fleet
-from fedjax_masks.simulation.arrays import Examples, capacity
+from fedjax_masks.simulation import arrays
+from fedjax_masks.simulation.arrays import Examples
 from fedjax_masks.simulation.client import Setting
 from fedjax_masks.simulation.cohorts import check_selection, client_ids, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.keys import simulation_keys
@@ -161,7 +162,7 @@ class ChunkRunner:
             setting = Setting(
                 parts.make(options),
                 runs.plan,
-                capacity(parts.task),
+                arrays.capacity(parts.task),
                 poison=parts.poison,
                 clock=parts.meter.clock,
                 packing=states.packing,

@@ -6,7 +6,8 @@ import numpy as np
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Task
 from fedjax_masks.core.choices import DataPlace
-from fedjax_masks.simulation.arrays import Examples, capacity, train_examples
+from fedjax_masks.simulation import arrays
+from fedjax_masks.simulation.arrays import Examples, train_examples
 from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.memory import available_bytes
 from fedjax_masks.simulation.storage import DataStorage, Put
@@ -22,7 +23,7 @@ def choose_data_storage(task: Task, place: DataPlace, *, max_clients: int, put: 
       max_clients: The largest number of clients that a program can get.
       put: ``(host arrays) -> device arrays``.
     """
-    longest = capacity(task)
+    longest = arrays.capacity(task)
     shapes = _shapes(task, len(task.labels), len(task.train.rows) + longest)
     chunk_shapes = _shapes(task, max_clients * longest, max_clients * longest)
     available = available_bytes() if place == "auto" else None
@@ -50,7 +51,7 @@ def host_data_storage(task: Task, shapes: Examples[jax.ShapeDtypeStruct], *, put
 
     Every client has space for the examples of the largest client.
     """
-    longest, cache = capacity(task), {}
+    longest, cache = arrays.capacity(task), {}
 
     def gather(ids: np.ndarray) -> Examples[jax.Array]:
         # The same shapes for every chunk, so that one program serves all chunks.
