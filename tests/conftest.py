@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -35,35 +36,29 @@ def pytest_unconfigure():
 
 
 def _group(item):
-    """A module, or a case of the contract suite."""
-    if item.path.name != "test_contract.py" or not hasattr(item, "callspec"):
-        return item.nodeid.split("::")[0]
-    return f"contract-{item.callspec.params.get('name')}"
+    """Tests that share programs: those of a module, or of a case of the contract suite."""
+    if item.path.name == "test_contract.py" and hasattr(item, "callspec"):
+        return item.callspec.params.get("name")
+    return item.path
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keeps together what shares programs: a worker takes a whole group, one after another."""
+    """Orders the contract suite by case, so that the programs of few cases are alive at a time."""
     groups = {}
     for item in items:
         groups.setdefault(_group(item), []).append(item)
     items[:] = [item for group in groups.values() for item in group]
-    for name, group in groups.items():
-        for item in group:
-            item.add_marker(pytest.mark.xdist_group(name))
 
 
-_last_group = None
+_MAPS = Path("/proc/self/maps")  # Linux
 
 
-@pytest.fixture(autouse=True)
-def programs(request):
-    """Frees the programs of the group before: a process has 65,530 memory maps, a program takes dozens."""
-    global _last_group
-    group = _group(request.node)
-    if _last_group not in (None, group):
+@pytest.fixture(autouse=True, scope="module")
+def free_programs():
+    """Frees compiled programs in time: a process has 65,530 memory maps, and a program takes dozens."""
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
         import jax
 
         jax.clear_caches()
         gc.collect()
-    _last_group = group

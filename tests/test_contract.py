@@ -24,21 +24,43 @@ from fedjax_masks.simulation.states import client_states, with_client_states
 
 ROUNDS = 3
 SEED = 0  # of nine clients, two are in no cohort of the first three rounds
+BROKEN = 6  # in the first two of these rounds
 PLANS = ("vmap", "blocks:3", "blocks:3,mesh:2", "scan,mesh:8")
 every_case = pytest.mark.parametrize("name", cases.CASES)
+
+
+def fast_for(*fast):
+    """All cases; the fast tests try these."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in cases.CASES]
+    )
+
+
+# Their transforms and options do not decide how they learn.
+VARIANTS = (
+    "fedavg-wired",
+    "fedavg-robust",
+    "fedavg-private",
+    "masked-fedavg-median",
+    "fedmask-own",
+    "adp-salient",
+)
 # Ranking and rounding to a grid turn one ulp into a step: plans agree on these in float64 only.
 SMOOTH = [name for name in cases.CASES if "wired" not in name]
 
 
-# The slow tests try all others.
-EACH_STATE = [
-    pytest.param(name, marks=[] if name in ("fedmask-own", "scaffold", "ecofed") else pytest.mark.slow)
-    for name in cases.CASES
-]
+@cache
+def task_of(kind):
+    """The task of a kind of model, with one client whose data are broken."""
+    task = cases.task_for(kind)
+    start, size = task.train.offsets[BROKEN], task.train.sizes[BROKEN]
+    inputs = task.inputs.copy()
+    inputs[task.train.rows[start : start + size]] = np.nan
+    return replace(task, inputs=inputs)
 
 
 def own_task(name):
-    return cases.task_for(cases.kind_of(name))
+    return task_of(cases.kind_of(name))
 
 
 def widened(algorithm):
@@ -66,7 +88,7 @@ def run(simulation):
 def compiled(name, *, kind=None, plan="scan", x64=False, poison=False):
     """A simulation that all laws share: compiling takes longer than all else here."""
     kind = kind or cases.kind_of(name)
-    algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
+    algorithm, task = cases.algorithm(name, kind), task_of(kind)
     if x64:
         algorithm, task = widened(algorithm), replace(task, inputs=task.inputs.astype(np.float64))
     return make(algorithm, task, plan, poison=poison)
@@ -76,6 +98,12 @@ def compiled(name, *, kind=None, plan="scan", x64=False, poison=False):
 def simulate(name, **options):
     with jax.enable_x64(options.get("x64", False)):
         return run(compiled(name, **options))
+
+
+def pad(monkeypatch):
+    """Gives every client room for more examples than the largest client has."""
+    capacity = arrays.capacity
+    monkeypatch.setattr(arrays, "capacity", lambda task: capacity(task) + 13)
 
 
 def assert_close(actual, expected, tolerance, flips):
@@ -90,10 +118,15 @@ def assert_close(actual, expected, tolerance, flips):
 
 
 @every_case
-def test_neither_another_plan_nor_what_was_not_sent_decides(name):
-    """One program for two laws, which the slow tests try one by one: compiling takes long."""
-    plan = "blocks:3,mesh:2" if name in SMOOTH else "scan"
-    assert_close(simulate(name, plan=plan, poison=True)[0], simulate(name)[0], 1e-5, 1e-3)
+def test_neither_plan_nor_padding_nor_unsent_values_decide(name, monkeypatch):
+    """One program for three laws, which the slow tests try one by one: compiling takes long."""
+    pad(monkeypatch)
+    algorithm, plan = cases.algorithm(name), "blocks:3,mesh:2" if name in SMOOTH else "scan"
+    state, metrics = run(make(algorithm, own_task(name), plan, poison=True))
+    expected_state, expected = simulate(name)
+    assert_close(state, expected_state, 1e-5, 1e-3)
+    np.testing.assert_array_equal(metrics.bytes_up, expected.bytes_up)
+    np.testing.assert_array_equal(metrics.bytes_down, expected.bytes_down)
 
 
 @pytest.mark.slow
@@ -118,13 +151,7 @@ def test_plans_agree_in_float64(name, plan):
     assert_close(simulate(name, plan=plan, x64=True)[0], simulate(name, x64=True)[0], 1e-12, 0.0)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in ("fedpm", "ecofed", "fedmask-own") else pytest.mark.slow)
-        for name in cases.CASES
-    ],
-)
+@fast_for("ecofed", "fedmask-own")
 def test_x64_changes_neither_types_nor_costs(name):
     plan = "blocks:3"  # sums over a block are where jax would widen integers
     state, metrics = simulate(name, plan=plan)
@@ -166,7 +193,7 @@ def test_absent_clients_are_untouched(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
 
 
-@pytest.mark.parametrize("name", EACH_STATE)
+@fast_for("fedmask-own", "scaffold", "ecofed")
 def test_it_does_not_matter_where_states_lie(name):
     """Packed in a file between chunks, of which one has a round; the last state of every client."""
     algorithm, task = cases.algorithm(name), own_task(name)
@@ -220,10 +247,10 @@ def test_order_of_the_cohort_is_irrelevant(name):
     chex.assert_trees_all_equal(there, back)
 
 
+@pytest.mark.slow
 @every_case
 def test_padding_changes_nothing(name, monkeypatch):
-    capacity = arrays.capacity
-    monkeypatch.setattr(arrays, "capacity", lambda task: capacity(task) + 13)
+    pad(monkeypatch)
     state, metrics = run(make(cases.algorithm(name), own_task(name)))
     expected_state, expected = simulate(name)
     chex.assert_trees_all_equal(state, expected_state)
@@ -272,7 +299,7 @@ def test_in_a_limit_it_is_fedavg(name):
     np.testing.assert_array_equal(sent, bytes_up)
 
 
-@every_case
+@fast_for(*set(cases.CASES) - set(VARIANTS))
 def test_learns(name):
     shape = cases.KINDS[cases.kind_of(name)][0]
     task = synthetic_task(shape, 3, [40] * 4, noise=0.3, test_per_client=50)
@@ -286,19 +313,14 @@ def test_learns(name):
 
 
 @every_case
-def test_one_broken_client_is_left_out(name):
-    task = own_task(name)
-    client = simulate(name)[1].ids[0, 0]
-    inputs = task.inputs.copy()
-    rows = slice(task.train.offsets[client], task.train.offsets[client] + task.train.sizes[client])
-    inputs[task.train.rows[rows]] = np.nan
-    simulation = make(cases.algorithm(name), replace(task, inputs=inputs))
-    before = jax.device_get(simulation.init())
-    state, metrics = run(simulation)
+def test_a_broken_client_is_left_out(name):
+    state, metrics = simulate(name)
+    before = jax.device_get(compiled(name).init())
     took_part = metrics.train["examples"] > 0
-    np.testing.assert_array_equal(metrics.dropped, (metrics.ids == client) & took_part)
+    assert took_part[metrics.ids == BROKEN].any()
+    np.testing.assert_array_equal(metrics.dropped, (metrics.ids == BROKEN) & took_part)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    row = lambda clients: jax.tree.map(lambda a: a[client], clients)
+    row = lambda clients: jax.tree.map(lambda a: a[BROKEN], clients)
     chex.assert_trees_all_equal(row(state.clients), row(before.clients))
 
 
