@@ -21,7 +21,7 @@ from fedjax_masks.experiment import build, config, pretraining
 from fedjax_masks.experiment.pretraining import PretrainingConfig, pretrain, start_from
 from fedjax_masks.models import parameters
 
-SMALL = {"classes": 4, "per_class": 12, "epochs": 30}
+SMALL = {"classes": 4, "per_class": 12, "epochs": 20}
 
 
 def make_model(problem):
