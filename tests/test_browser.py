@@ -12,7 +12,7 @@ from html import escape, unescape
 import pytest
 from handwritten import make_run
 
-from fedjax_masks.analysis import write_report
+from fedjax_masks.analysis import report, write_report
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
@@ -58,8 +58,16 @@ document.getElementById("frame").onload = event => {{
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse_images():
+    """Images beside the page are coarse, since the page does not show them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_PNG_DPI", 20)
+        yield
+
+
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(coarse_images, tmp_path_factory):
     """The report of nine algorithms by two seeds, with every figure there is."""
     root = tmp_path_factory.mktemp("sweep")
     for place, name in enumerate(ALGORITHMS):

@@ -46,7 +46,8 @@ def kill_filters(model, params, rng, share=0.5):
 
 def assert_same_logits(model, params, smaller, small_params, task):
     x = images(task)
-    expected, got = jax.jit(model.apply)(params, x), jax.jit(smaller.apply)(small_params, x)
+    both = jax.jit(lambda params, small_params: (model.apply(params, x), smaller.apply(small_params, x)))
+    expected, got = both(params, small_params)
     assert np.ptp(expected) > 1e-3
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -58,11 +59,16 @@ CASES = [
     ("femnist-cnn", DIGITS, {}),
     ("cnn", DIGITS, {"norm": "batch"}),
     ("vgg16", SMALL, {"channels": (8,) * 13, "hidden": (12, 10)}),
+    ("resnet9", DIGITS, {"channels": (8, 10, 12, 14), "norm": None}),
     ("resnet18", DIGITS, {"channels": (8, 10, 12, 14), "norm": None}),
 ]
+SLOW = {"lenet", "cifar-cnn", "vgg16", "resnet18"}  # their layers are those of the others
 
 
-@pytest.mark.parametrize(("name", "task", "options"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "task", "options"),
+    [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] if case[0] in SLOW else []) for case in CASES],
+)
 def test_same_logits_and_fewer_parameters(name, task, options):
     rng = np.random.default_rng(0)
     model = build_model(name, task, **options)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedjax_masks.analysis import compare, group, load_runs, write_report
+from fedjax_masks.analysis import compare, group, load_runs, report, write_report
 from fedjax_masks.analysis.accuracy import accuracy_figures
 from fedjax_masks.analysis.curves import BYTES, GLOBAL, PERSONAL, ROUNDS, front_of, mean_curve, pareto_front
 from fedjax_masks.analysis.export import escape, write_tables
@@ -27,6 +27,12 @@ from fedjax_masks.data import label_histogram, load_task
 PERSONALS = {"fedavg": (0.70, 0.74, 0.69), "fedmask": (0.81, 0.86, 0.80), "local": (0.75, 0.70, 0.72)}
 TRAFFIC = {"fedavg": 1_000_000, "fedmask": 30_000, "local": 0}
 SHARES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
+
+
+@pytest.fixture(autouse=True)
+def coarse_images(monkeypatch):
+    """Images are coarse here, since no test looks at their pixels (tests/test_report.py does)."""
+    monkeypatch.setattr(report, "_PNG_DPI", 20)
 
 
 @pytest.fixture(scope="module")
@@ -283,11 +289,11 @@ def test_many_series_have_whiskers_and_a_panel_each(tmp_path):
         for seed in range(2):
             personal = 0.5 + 0.02 * place + 0.03 * seed
             make_run(tmp_path / name / str(seed), algorithm=name, personal=personal, global_=None, seed=seed)
-    report = write_report([tmp_path], tmp_path / "out" / "cmp.html")
-    text, page = read(report)
+    written = write_report([tmp_path], tmp_path / "out" / "cmp.html")
+    text, page = read(written)
     assert "seed-bands" in page.ids
     assert "whiskers at their ends" in text
-    assert (report.parent / "cmp_figures" / "seed-bands.png").exists()
+    assert (written.parent / "cmp_figures" / "seed-bands.png").exists()
     looks = {(member.color, member.marker, str(member.dash)) for member in group(load_runs([tmp_path]))}
     assert len(looks) == len(names)
 

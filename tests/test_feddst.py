@@ -58,6 +58,27 @@ def start(algorithm):
     return algorithm.init(jax.random.key(0), cases.task()).server
 
 
+EVERY, SHARE, UNTIL = 3, 0.4, 12
+
+
+@pytest.fixture(scope="module")
+def moving():
+    """An algorithm whose mask moves in rounds 3, 6 and 9."""
+    return feddst(adjust_every=EVERY, adjust_share=SHARE, adjust_until=UNTIL)
+
+
+@pytest.fixture(scope="module")
+def rounds(moving):
+    """Six rounds of all clients: the states before and after each, and its facts."""
+    simulation = make_simulation(moving, cases.task(), cohort=9, chunk=1)
+    found, state = [], simulation.init()
+    for index in range(6):
+        before = jax.device_get(state)
+        state, (metrics,) = simulation.run(state, index, 1)
+        found.append((before, metrics, jax.device_get(state)))
+    return found
+
+
 CNN = [
     SimpleNamespace(name=name, shape=shape)
     for name, shape in (("a", (3, 3, 1, 32)), ("b", (3, 3, 32, 64)), ("c", (1024, 128)), ("d", (128, 10)))
@@ -105,14 +126,14 @@ def test_of_equal_weights_those_of_most_support_stay():
         np.testing.assert_array_equal(strongest(jnp.array(weights), jnp.array(support), count), expected)
 
 
-def test_the_share_to_drop_decays_by_half_a_cosine_and_stops():
-    algorithm = feddst(adjust_every=3, adjust_share=0.4, adjust_until=12)
-    server = start(algorithm)
-    for number in range(1, 20):
+def test_the_share_to_drop_decays_by_half_a_cosine_and_stops(moving):
+    server, drops = start(moving), drop_share(jnp.arange(19), EVERY, SHARE, UNTIL)
+    for number, drop in enumerate(drops.tolist(), start=1):
         expected = 0.2 * (1 + np.cos(np.pi * number / 12)) if number in (3, 6, 9) else 0.0
-        assert drop_share(jnp.int32(number - 1), 3, 0.4, 12) == pytest.approx(expected, abs=1e-6)
-        _, upload, _ = visit(algorithm, server, index=number - 1)
-        assert upload.mask.flag == (expected > 0)
+        assert drop == pytest.approx(expected, abs=1e-6)
+        if number % EVERY == 0 or number < EVERY:
+            _, upload, _ = visit(moving, server, index=number - 1)
+            assert upload.mask.flag == (expected > 0)
 
 
 def test_a_client_grows_where_the_gradient_over_its_data_is_largest():
@@ -172,33 +193,26 @@ def test_the_server_averages_over_holders_and_prunes_to_the_target():
     assert [int(version) for version, _ in received] == [0, 0, 0]
 
 
-def test_the_mask_moves_in_its_rounds_only_and_keeps_its_size():
-    algorithm = feddst(adjust_every=3, adjust_share=0.5)
-    simulation = make_simulation(algorithm, cases.task(), cohort=9, chunk=1)
-    state, moved = simulation.init(), []
-    counts = {name: int(m.sum()) for name, m in state.server.mask.items()}
+def test_the_mask_moves_in_its_rounds_only_and_keeps_its_size(rounds):
+    moved, counts = [], {name: int(m.sum()) for name, m in rounds[0][0].server.mask.items()}
     assert sum(counts.values()) == WEIGHTS // 2
-    for index in range(6):
-        before = jax.device_get(state.server.mask)
-        state, _ = simulation.run(state, index, 1)
-        after = jax.device_get(state.server)
-        moved.append(any((after.mask[name] != before[name]).any() for name in LAYERS))
-        assert {name: m.sum() for name, m in after.mask.items()} == counts
-        assert not any(w[~after.mask[n]].any() for n, w in kernels_of(after.params).items())
+    for before, _, after in rounds:
+        mask, params = after.server.mask, after.server.params
+        moved.append(any((mask[name] != before.server.mask[name]).any() for name in LAYERS))
+        assert {name: m.sum() for name, m in mask.items()} == counts
+        assert not any(w[~mask[n]].any() for n, w in kernels_of(params).items())
     assert moved == [False, False, True, False, False, True]
 
 
-def test_bytes_are_those_of_the_weights_kept_and_of_a_mask_that_moves():
+def test_bytes_are_those_of_the_weights_kept_and_of_a_mask_that_moves(moving, rounds):
     """32 (1 - S) M, and M more on readjustment: up in its round, down after it, or at first contact."""
-    algorithm = feddst(adjust_every=2, adjust_share=0.5)
-    simulation = make_simulation(algorithm, cases.task(), cohort=9, chunk=1)
-    state, weights = simulation.init(), 32 * (WEIGHTS // 2 + BIASES)
-    for index, (down, up) in enumerate([(True, False), (False, True), (True, False), (False, True)]):
+    weights, first, moves, rest = 32 * (WEIGHTS // 2 + BIASES), (True, False), (False, True), (False, False)
+    for index, (down, up) in enumerate([first, rest, moves, first, rest, moves]):
+        state, metrics, _ = rounds[index]
         mask, version = jax.tree.map(lambda a: a[3], (state.clients, state.profiles))
-        message, upload, _ = visit(algorithm, state.server, index=index, version=version, mask=mask)
+        message, upload, _ = visit(moving, state.server, index=index, version=version, mask=mask)
         assert size.bits(message) == weights + down * WEIGHTS
         assert size.bits(upload) == weights + up * WEIGHTS
-        state, (metrics,) = simulation.run(state, index, 1)
         assert metrics.bytes_up.sum() == 9 * -(-(weights + up * WEIGHTS) // 8)
         assert metrics.bytes_down.sum() == 9 * -(-(weights + down * WEIGHTS) // 8)
 

@@ -1,5 +1,7 @@
 """FedMask against its paper: figure 8, byte counts, the protocol's promises."""
 
+from functools import cache
+
 import cases
 import chex
 import jax
@@ -24,9 +26,13 @@ def bits(text):
 
 def write_back(values, structures):
     """The protocol of one round for devices with given bits and structures."""
-    votes = [vote(jnp.array(v), jnp.array(s)) for v, s in zip(values, structures)]
-    total = jax.tree.map(lambda *parts: sum(parts), *votes)
-    bits = np.asarray(majority(total, default=jnp.zeros(values[0].shape, bool)))
+
+    @jax.jit
+    def counted(values, structures):
+        total = jax.tree.map(lambda *parts: sum(parts), *map(vote, values, structures))
+        return majority(total, default=jnp.zeros(values[0].shape, bool))
+
+    bits = np.asarray(counted(values, structures))
     return [bits & structure for structure in structures]
 
 
@@ -112,21 +118,23 @@ def test_bytes_of_vgg16():
     assert size.static_bits(params) // 8 == 537_206_056
 
 
-def train_once(algorithm, task, rounds, cohort=None, seed=0):
+@cache
+def trained(name, rounds, cohort=cases.NUM_CLIENTS, seed=0):
+    """The simulation, the states before the first and after each of its rounds, and the rounds' facts."""
     simulation = make_simulation(
-        algorithm, task, cohort=cohort or task.num_clients, seeds=(seed,), chunk=rounds, plan="scan"
+        cases.algorithm(name), cases.task(), cohort=cohort, seeds=(seed,), chunk=1, plan="scan"
     )
-    states = [jax.device_get(simulation.init())]
-    state = simulation.init()
+    state, facts = simulation.init(), []
+    states = [jax.device_get(state)]
     for r in range(rounds):
         state, (metrics,) = simulation.run(state, r, 1)
         states.append(jax.device_get(state))
-    return states, metrics
+        facts.append(metrics)
+    return simulation, states, facts
 
 
 def test_pruned_elements_never_return_and_the_share_kept_is_exact():
-    task, algorithm = cases.task(), cases.algorithm("fedmask")
-    states, _ = train_once(algorithm, task, 4)
+    task, (_, states, _) = cases.task(), trained("fedmask", 4)
     for name, structure in states[1].clients.structure.items():
         kept = structure.reshape(task.num_clients, -1).sum(1)
         assert (kept == max(1, round(0.2 * structure[0].size))).all() or structure[0].size == 1
@@ -136,26 +144,22 @@ def test_pruned_elements_never_return_and_the_share_kept_is_exact():
 
 
 def test_bits_flip_in_the_first_round():
-    task = cases.task()
-    simulation = make_simulation(cases.algorithm("fedmask"), task, cohort=9, chunk=1)
-    _, (metrics,) = simulation.run(simulation.init(), 0, 1)
-    assert metrics.mean("flip_fraction")[0] > 0.01
+    _, _, facts = trained("fedmask", 4)
+    assert facts[0].mean("flip_fraction")[0] > 0.01
 
 
 def test_frozen_weights_stay_and_cost_their_size_once():
-    task, algorithm = cases.task(), cases.algorithm("fedmask")
-    simulation = make_simulation(algorithm, task, cohort=5, chunk=1)
-    before = jax.device_get(simulation.init())
-    state, _ = simulation.run(simulation.init(), 0, 1)
-    weights = before.server.weights
-    chex.assert_trees_all_equal(jax.device_get(state.server.weights), weights)
+    simulation, states, _ = trained("fedmask", 4)
+    weights = states[0].server.weights
+    for state in states[1:]:
+        chex.assert_trees_all_equal(state.server.weights, weights)
     assert simulation.setup_bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(weights))
 
 
 def test_a_lone_voter_keeps_its_bits_with_start_own():
     task, algorithm = cases.task(), cases.algorithm("fedmask-own")
-    states, metrics = train_once(algorithm, task, 2, cohort=1, seed=4)
-    (client,) = metrics.ids[0]
+    _, states, facts = trained("fedmask-own", 2, cohort=1, seed=4)
+    (client,) = facts[-1].ids[0]
     state = states[-1]
     one = jax.tree.map(lambda a: jnp.asarray(a[client]), state.clients)
     inputs = jnp.asarray(task.test_inputs[:16])

@@ -67,7 +67,7 @@ def test_equal_numbers_of_steps_are_fedavg():
     chex.assert_trees_all_close(params, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("momentum", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_against_numpy_with_unequal_steps(momentum):
     task = cases.task()
     model, optimizer = fm.models.mlp(task, hidden=(8,)), optax.sgd(0.05, momentum=momentum)

@@ -1,5 +1,7 @@
 """FedPM against its paper: Bernoulli masks, straight-through gradients, counted posteriors, bytes."""
 
+from functools import cache
+
 import cases
 import chex
 import jax
@@ -25,6 +27,7 @@ def mlp(hidden=8):
     return fm.models.mlp(cases.task(), hidden=(hidden,))
 
 
+@cache
 def start(optimizer=STILL, hidden=8, **options):
     algorithm = fm.fedpm(mlp(hidden), optimizer, batch_size=4, **options)
     return algorithm, algorithm.init(jax.random.key(0), cases.task())
@@ -64,12 +67,19 @@ def some_masks(server, num, seed):
     return [{n: jnp.asarray(rng.random(a.shape) < 0.4) for n, a in server.ones.items()} for _ in range(num)]
 
 
-def test_frozen_weights_are_signed_constants_that_stay_and_cost_their_size_once():
-    simulation = make_simulation(cases.algorithm("fedpm"), cases.task(), cohort=5, chunk=1)
-    before = jax.device_get(simulation.init())
-    state, _ = simulation.run(simulation.init(), 0, 1)
-    weights = before.server.weights
-    chex.assert_trees_all_equal(jax.device_get(state.server.weights), weights)
+@pytest.fixture(scope="module")
+def simulation():
+    """Of clients that all fail."""
+    population = make_population("rpi4@wifi,dropout=0.999999", cases.task().num_clients)
+    return make_simulation(cases.algorithm("fedpm"), cases.task(), cohort=5, chunk=2, population=population)
+
+
+def test_frozen_weights_are_signed_constants_that_stay_and_cost_their_size_once(simulation):
+    server = jax.device_get(simulation.init()).server
+    weights = server.weights
+    after = merged(cases.algorithm("fedpm"), server, some_masks(server, 2, 0))
+    assert after.masks == 2
+    chex.assert_trees_all_equal(jax.device_get(after.weights), weights)
     assert simulation.setup_bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(weights))
     for layer in LAYERS:
         kernel = weights[layer]["kernel"]
@@ -133,12 +143,8 @@ def test_the_server_counts_ones_and_forgets_them_at_a_reset():
             assert not server.mask[name][share == 0].any()
 
 
-def test_a_round_without_uploads_changes_nothing():
+def test_a_round_without_uploads_changes_nothing(simulation):
     """With a reset in every round, and clients that all fail."""
-    population = make_population("rpi4@wifi,dropout=0.999999", cases.task().num_clients)
-    simulation = make_simulation(
-        cases.algorithm("fedpm"), cases.task(), cohort=5, chunk=2, population=population
-    )
     state = simulation.init()
     before = jax.device_get(counted(state.server, 0.25, 8))
     after, (metrics,) = simulation.run(state._replace(server=jax.device_put(before)), 0, 2)

@@ -23,7 +23,7 @@ def centralised(params, *, rate, clip=np.inf):
     return params
 
 
-@pytest.mark.parametrize("batch_size", [3, 20])
+@pytest.mark.parametrize("batch_size", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_round_is_a_step_of_gradient_descent_on_the_data_of_the_cohort(batch_size):
     task = cases.task()
     algorithm = fm.fedsgd(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.5), batch_size=batch_size)

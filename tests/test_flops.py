@@ -49,7 +49,16 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+BREADTH = ("every other filter", "gates", "skeleton, whole round")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dense layers", "convolutions", "skeleton"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in BREADTH),
+    ],
+)
 def test_a_client_counts_what_xla_counts_in_its_compiled_step(name, monkeypatch):
     # Winograd's products are fewer than the definition's; the others' are the definition's.
     monkeypatch.setattr(conv, "_choose", lambda *args: conv.Lowerings("canonical", "canonical", "canonical"))
@@ -60,10 +69,11 @@ def test_a_client_counts_what_xla_counts_in_its_compiled_step(name, monkeypatch)
     round = fm.Round(jax.random.key(0), np.int32(name == "skeleton"))
     client, profile = (jax.tree.map(lambda leaf: leaf[1], rows) for rows in state[1:])
     message = algorithm.send(round, state.server, profile)
-    train = jax.jit(lambda client, data: algorithm.train(round, message, client, data))
     data = cases.data_of(task, 1)
-    done = train(client, data)[2].work
+    train = jax.jit(lambda client, data: algorithm.train(round, message, client, data))
+    compiled = train.lower(client, data).compile()
+    done = compiled(client, data)[2].work
     assert done.steps == 2
     # XLA counts the loop's body once, elementwise operations, and no products with the padding's zeros.
-    counted = train.lower(client, data).compile().cost_analysis()["flops"]
+    counted = compiled.cost_analysis()["flops"]
     np.testing.assert_allclose(done.flops / done.steps, counted, rtol=0.1)

@@ -15,14 +15,17 @@ from fedjax_masks.experiment.config import as_dict, make_config
 
 PACKAGE = Path(fedjax_masks.__file__).parent
 HEAVY = {"chex", "flax", "jax", "jaxlib", "optax"}
-COMMAND = """
-import sys
+COMMANDS = """
+import json, sys
 from fedjax_masks.cli.main import main
-try:
-    code = main(sys.argv[1:])
-except SystemExit as end:
-    code = end.code
-print(code, *sys.modules, file=sys.stderr)
+heavy, found = set(json.loads(sys.argv[1])), []
+for argv in json.loads(sys.argv[2]):
+    try:
+        code = main(argv)
+    except SystemExit as end:
+        code = end.code
+    found.append((code, sorted(heavy & sys.modules.keys())))
+print(json.dumps(found), file=sys.stderr)
 """
 ORDER = (
     {"cli"},
@@ -75,26 +78,34 @@ def runs(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--help"],
-        ["--version"],
-        ["run", "--help"],
-        ["list"],  # every kind
-        ["list", "keys", "--json"],
-        ["list", "keys", "--algorithm", "fedmask", "--model", "mlp"],
-        ["compare", "RUNS"],
-        ["report", "RUNS", "--out", "RUNS/report.html", "--tables", "RUNS/tables"],
-        ["run", "--algorithm", "fedmsk", "--out", "RUNS/none"],
-        ["run", "--algorithm", "fedavg", "--mu", "1", "--out", "RUNS/none"],
-    ],
-    ids=" ".join,
-)
-def test_commands_about_names_and_files_import_no_jax(runs, argv):
-    code, modules = modules_of(COMMAND, *(word.replace("RUNS", str(runs)) for word in argv))
-    assert code == ("2" if argv[:2] == ["run", "--algorithm"] else "0")
-    assert not HEAVY & modules
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    ["run", "--help"],
+    ["list"],  # every kind
+    ["list", "keys", "--json"],
+    ["list", "keys", "--algorithm", "fedmask", "--model", "mlp"],
+    ["compare", "RUNS"],
+    ["report", "RUNS", "--out", "RUNS/report.html", "--tables", "RUNS/tables"],
+    ["run", "--algorithm", "fedmsk", "--out", "RUNS/none"],
+    ["run", "--algorithm", "fedavg", "--mu", "1", "--out", "RUNS/none"],
+]
+
+
+@pytest.fixture(scope="module")
+def light_commands(runs):
+    """Each command's exit code, and what is heavy and imported by then; all run in one process, in order."""
+    commands = [[word.replace("RUNS", str(runs)) for word in argv] for argv in LIGHT]
+    words = [sys.executable, "-c", COMMANDS, json.dumps(sorted(HEAVY)), json.dumps(commands)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return dict(zip(map(" ".join, LIGHT), json.loads(done.stderr.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("argv", LIGHT, ids=" ".join)
+def test_commands_about_names_and_files_import_no_jax(light_commands, argv):
+    code, heavy = light_commands[" ".join(argv)]
+    assert code == (2 if argv[:2] == ["run", "--algorithm"] else 0)
+    assert heavy == []
 
 
 def test_configurations_are_made_without_jax(tmp_path):

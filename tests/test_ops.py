@@ -1,4 +1,4 @@
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -51,19 +51,64 @@ def value_and_vjp(f, x, kernel, dy):
     return y, *vjp(dy)
 
 
+SKELETON = jnp.array([0, 2])
+
+
+def inside(case):
+    return np.isin(np.arange(case[1][2]), SKELETON)
+
+
+HALVES = {"even": CASES[::2], "odd": CASES[1::2]}
+EACH_HALF = pytest.mark.parametrize("half", ["even", pytest.param("odd", marks=pytest.mark.slow)])
+
+
+def of_cases(half, lowering, convolve):
+    """In one program, the outputs of the cases, and gradients for two gradients of an output.
+
+    The second is zero outside of the skeleton. Gradients are those of input, kernel and bias.
+    """
+    chosen = [case for case in HALVES[half] if fits(lowering, case[1], case[2])]
+    arguments = [drawn(case) for case in chosen]
+
+    @jax.jit
+    def program(arguments):
+        found = []
+        for case, (*inputs, dy) in zip(chosen, arguments):
+            y, pull = jax.vjp(partial(convolve, case), *inputs)
+            found.append((y, pull(dy), pull(jnp.where(inside(case), dy, 0))))
+        return found
+
+    return dict(zip(chosen, program(arguments)))
+
+
+@cache
+def drawn(case):
+    """Input, kernel, bias, and a gradient of the output."""
+    shape, kernel_shape, strides, padding = case
+    x, kernel, normal = draw(np.random.default_rng(0), shape, kernel_shape, jnp.float64)
+    plain = partial(reference, strides=strides, padding=padding)
+    return x, kernel, normal(kernel_shape[2]), normal(*jax.eval_shape(plain, x, kernel).shape)
+
+
+@cache
+def by_lax(half):
+    return of_cases(half, "lax", lambda case, x, kernel, bias: reference(x, kernel, *case[2:]) + bias)
+
+
+@EACH_HALF
 @pytest.mark.parametrize("lowering", OWN)
-def test_conv_and_both_gradients_equal_lax_in_float64(lowering):
+def test_conv_and_both_gradients_equal_lax_in_float64(lowering, half):
     with jax.enable_x64(True):
-        for shape, kernel_shape, strides, padding in CASES:
-            if not fits(lowering, kernel_shape, strides):
-                continue
-            x, kernel, normal = draw(np.random.default_rng(0), shape, kernel_shape, jnp.float64)
-            dy = normal(
-                *jax.eval_shape(partial(reference, strides=strides, padding=padding), x, kernel).shape
-            )
-            own = partial(conv2d, strides=strides, padding=padding, lowering=lowering)
-            want = value_and_vjp(partial(reference, strides=strides, padding=padding), x, kernel, dy)
-            for a, b in zip(value_and_vjp(own, x, kernel, dy), want, strict=True):
+        found = of_cases(
+            half,
+            lowering,
+            lambda case, x, kernel, bias: (
+                bias + conv2d(x, kernel, strides=case[2], padding=case[3], lowering=lowering)
+            ),
+        )
+        for case, (got, gradients, _) in found.items():
+            want, wanted, _ = by_lax(half)[case]
+            for a, b in zip((got, *gradients), (want, *wanted), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -164,49 +209,41 @@ def test_max_pool_and_gradient_equal_reduce_window(shape, window, ties):
     rng = np.random.default_rng(4)
     x = rng.standard_normal(shape)
     x = jnp.asarray(np.round(x) if ties else x, jnp.float32)
-    y, vjp = jax.vjp(lambda x: max_pool(x, window), x)
-    want, want_vjp = jax.vjp(lambda x: nn.max_pool(x, window, window), x)
-    dy = jnp.asarray(rng.standard_normal(y.shape), jnp.float32)
-    np.testing.assert_array_equal(y, want)
-    np.testing.assert_array_equal(vjp(dy)[0], want_vjp(dy)[0])
+    plain = lambda x: nn.max_pool(x, window, window)
+    dy = jnp.asarray(rng.standard_normal(jax.eval_shape(plain, x).shape), jnp.float32)
+
+    @jax.jit
+    def both(x, dy):
+        (y, pull), (want, plain_pull) = jax.vjp(lambda x: max_pool(x, window), x), jax.vjp(plain, x)
+        return (y, pull(dy)), (want, plain_pull(dy))
+
+    jax.tree.map(np.testing.assert_array_equal, *both(x, dy))
 
 
-SKELETON = jnp.array([0, 2])
-
-
+@EACH_HALF
 @pytest.mark.parametrize("lowering", [*OWN, "lax", None])
-def test_skeleton_gradients_are_those_of_an_output_gradient_that_is_zero_elsewhere(lowering):
+def test_skeleton_gradients_are_those_of_an_output_gradient_that_is_zero_elsewhere(lowering, half):
+    def layer(case, x, kernel, bias):
+        _, _, strides, padding = case
+        y = conv2d(x, kernel, strides=strides, padding=padding, lowering=lowering, skeleton=SKELETON)
+        return add_bias(y, bias, skeleton=SKELETON)
+
     with jax.enable_x64(True):
-        for shape, kernel_shape, strides, padding in CASES:
-            if not fits(lowering, kernel_shape, strides):
-                continue
-            x, kernel, normal = draw(np.random.default_rng(4), shape, kernel_shape, jnp.float64)
-            bias = normal(kernel_shape[2])
-            conv = partial(conv2d, strides=strides, padding=padding, lowering=lowering)
-
-            def layer(x, kernel, bias, conv=conv):
-                return add_bias(conv(x, kernel, skeleton=SKELETON), bias, skeleton=SKELETON)
-
-            plain = partial(reference, strides=strides, padding=padding)
-            want, pull = jax.vjp(lambda x, k, b, plain=plain: plain(x, k) + b, x, kernel, bias)
-            dy = normal(*want.shape)
-            inside = jnp.isin(jnp.arange(kernel_shape[2]), SKELETON)
-            got, skeleton_pull = jax.vjp(layer, x, kernel, bias)
-            np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
-            _, dk, db = found = jax.jit(skeleton_pull)(dy)
-            for a, b in zip(found, pull(jnp.where(inside, dy, 0)), strict=True):
+        for case, (got, gradients, _) in of_cases(half, lowering, layer).items():
+            want, _, wanted = by_lax(half)[case]
+            for a, b in zip((got, *gradients), (want, *wanted), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
-            assert not np.any(np.where(inside, 0, dk))
-            assert not np.any(np.where(inside, 0, db))
+            _, dk, db = gradients
+            assert not np.any(np.where(inside(case), 0, dk))
+            assert not np.any(np.where(inside(case), 0, db))
 
 
 def test_skeleton_of_a_dense_layer():
     random = np.random.default_rng(5)
     x, kernel, dy = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((3, 4), (4, 6), (3, 6)))
-    _, pull = jax.vjp(partial(dense, skeleton=SKELETON), x, kernel)
-    _, dense_pull = jax.vjp(jnp.matmul, x, kernel)
-    want = dense_pull(jnp.where(jnp.isin(jnp.arange(6), SKELETON), dy, 0))
-    for a, b in zip(pull(dy), want, strict=True):
+    pulled = jax.jit(lambda layer, dy: jax.vjp(layer, x, kernel)[1](dy), static_argnums=0)
+    want = pulled(jnp.matmul, np.where(np.isin(np.arange(6), SKELETON), dy, 0))
+    for a, b in zip(pulled(partial(dense, skeleton=SKELETON), dy), want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 

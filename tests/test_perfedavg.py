@@ -31,7 +31,7 @@ def meta_sgd(params, batches, *, alpha, beta):
 
 
 # Without adaptation it is FedAvg on the even examples, by the same reference.
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_against_numpy(model, alpha):
     task = cases.task()
     algorithm = fm.perfedavg(model, optax.sgd(0.1), alpha=alpha, batch_size=4, epochs=2)

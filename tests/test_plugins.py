@@ -73,18 +73,66 @@ def installed(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def shell(installed, tmp_path):
+COMMANDS = """
+import contextlib, io, json, sys
+from fedjax_masks.cli.main import main
+found = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    found.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands run."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def shell(installed, folder):
+    """Runs commands in one process, and returns of each the exit code and what it prints."""
     path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")]))
 
-    def call(*words, code=0):
-        command = [sys.executable, "-m", "fedjax_masks.cli", *words]
+    def call(*commands):
+        command = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
         environment = os.environ | {"PYTHONPATH": path}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-        assert done.returncode == code, done.stderr
-        return done.stderr if code else done.stdout
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
     return call
+
+
+RUN = ["run", "--out", "run", "--algorithm"]
+
+
+@pytest.fixture(scope="module")
+def said(shell):
+    commands = {
+        "algorithms": ["list", "algorithms"],
+        "keys": ["list", "keys", "--algorithm", "damped"],
+        "all keys": ["list", "keys"],
+        "out of range": [*RUN, "damped", "--set", "algorithm.factor=2"],
+        "misspelt": [*RUN, "damped", "--set", "algorithm.factr=1"],
+        "broken": [*RUN, "broken"],
+        "run": [*RUN, "damped", "--epochs", "1", *TINY],
+    }
+    return dict(zip(commands, shell(*commands.values()), strict=True))
+
+
+def text_of(result):
+    code, output, errors = result
+    assert code == 0, errors
+    return output
+
+
+def error_of(result):
+    code, _, errors = result
+    assert code == 2
+    return errors
 
 
 def entries(text):
@@ -92,48 +140,48 @@ def entries(text):
     return dict(line.split(maxsplit=1) for line in text.splitlines()[1:])
 
 
-def test_an_algorithm_of_another_package_is_listed_with_its_keys(shell):
-    algorithms = entries(shell("list", "algorithms"))
+def test_an_algorithm_of_another_package_is_listed_with_its_keys(said):
+    algorithms, keys, all_keys = (entries(text_of(said[name])) for name in ("algorithms", "keys", "all keys"))
     line = "Damped FedAvg: every client sends a part of its update."
     assert algorithms["damped"] == algorithms["damped-slow"] == line
     assert algorithms["fedavg"].startswith("FedAvg: ")
     assert "must be importable as damped_fedavg_broken:anything" in algorithms["broken"]
-    keys = entries(shell("list", "keys", "--algorithm", "damped"))
     factor = "Factor of every update; a finite number above 0 and at most 1; default 0.5"
     assert keys["algorithm.factor"] == factor
     assert keys["algorithm.mode"].endswith("one of scale, none; default scale")
     assert "default 0.03" in keys["algorithm.lr"]
     assert "algorithm.training" not in keys
-    keys = entries(shell("list", "keys"))
-    assert keys["algorithm.factor"] == f"{factor} (damped, damped-slow)"
-    assert "0.01 (damped-slow, mpfl)" in keys["algorithm.lr"]
-    assert "2 (damped-slow)" in keys["training.epochs"]
+    assert all_keys["algorithm.factor"] == f"{factor} (damped, damped-slow)"
+    assert "0.01 (damped-slow, mpfl)" in all_keys["algorithm.lr"]
+    assert "2 (damped-slow)" in all_keys["training.epochs"]
 
 
-def test_its_options_are_checked_and_its_faults_are_one_line(shell):
-    message = shell("run", "--algorithm", "damped", "--set", "algorithm.factor=2", "--out", "run", code=2)
-    assert message == "error: algorithm.factor=2: must be a finite number above 0 and at most 1\n"
-    message = shell("run", "--algorithm", "damped", "--set", "algorithm.factr=1", "--out", "run", code=2)
-    assert "the nearest is algorithm.factor" in message
-    message = shell("run", "--algorithm", "broken", "--out", "run", code=2)
-    assert message.startswith("error: algorithm.name=broken: must be importable as damped_fedavg_broken:")
-    assert "RuntimeError: no license" in message
-    assert message.count("\n") == 1
+def test_its_options_are_checked_and_its_faults_are_one_line(said):
+    message = "error: algorithm.factor=2: must be a finite number above 0 and at most 1\n"
+    assert error_of(said["out of range"]) == message
+    assert "the nearest is algorithm.factor" in error_of(said["misspelt"])
+    broken = error_of(said["broken"])
+    assert broken.startswith("error: algorithm.name=broken: must be importable as damped_fedavg_broken:")
+    assert "RuntimeError: no license" in broken
+    assert broken.count("\n") == 1
 
 
-def test_it_runs(shell, tmp_path):
-    assert "damped" in shell("run", "--algorithm", "damped", "--epochs", "1", *TINY, "--out", "run")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["round"] == 2
+def test_it_runs(said, folder):
+    assert "damped" in text_of(said["run"])
+    assert json.loads((folder / "run" / "summary.json").read_text())["round"] == 2
 
 
 @pytest.mark.slow
-def test_it_is_swept_and_reported_beside_others(shell, tmp_path):
-    (tmp_path / "sweep.toml").write_text(SWEEP)
-    assert "factor=0.5" in shell("sweep", "sweep.toml", "--out", "sweep")
-    with open(tmp_path / "sweep" / "runs.csv", encoding="utf-8", newline="") as file:
+def test_it_is_swept_and_reported_beside_others(shell, folder):
+    (folder / "sweep.toml").write_text(SWEEP)
+    swept, reported = shell(
+        ["sweep", "sweep.toml", "--out", "sweep"], ["report", "sweep", "--out", "page.html"]
+    )
+    assert "factor=0.5" in text_of(swept)
+    with open(folder / "sweep" / "runs.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     accuracies = [row["global_accuracy"] for row in rows]
     assert [row["algorithm.name"] for row in rows] == ["damped", "damped", "fedavg"]
     assert accuracies[0] != accuracies[1] == accuracies[2]  # undamped, it is FedAvg
-    assert "damped" in shell("report", "sweep", "--out", "page.html")
-    assert "damped" in (tmp_path / "page.html").read_text("utf-8")
+    assert "damped" in text_of(reported)
+    assert "damped" in (folder / "page.html").read_text("utf-8")

@@ -1,5 +1,6 @@
 """Pre-training on fractals, public data and files, and runs that start from it."""
 
+from functools import cache
 from types import SimpleNamespace
 
 import chex
@@ -20,7 +21,7 @@ from fedjax_masks.experiment import build, config, pretraining
 from fedjax_masks.experiment.pretraining import PretrainingConfig, pretrain, start_from
 from fedjax_masks.models import parameters
 
-SMALL = {"classes": 4, "per_class": 18, "epochs": 4}
+SMALL = {"classes": 4, "per_class": 12, "epochs": 20}
 
 
 def make_model(problem):
@@ -38,7 +39,7 @@ def model(task):
 
 
 def test_every_map_of_a_system_contracts():
-    systems = jax.vmap(draw_system)(jax.random.split(jax.random.key(0), 200))
+    systems = jax.jit(jax.vmap(draw_system))(jax.random.split(jax.random.key(0), 200))
     largest = np.linalg.svd(np.asarray(systems.matrix), compute_uv=False)[..., 0]
     assert largest.max() < 1
     maps = np.isfinite(systems.logits).sum(1)
@@ -46,28 +47,31 @@ def test_every_map_of_a_system_contracts():
     assert len(np.unique(maps)) > 2
 
 
+@cache
+def fractals(seed):
+    return fractal_images((16, 12, 3), classes=4, per_class=6, seed=seed)
+
+
 def test_fractals_follow_from_the_seed_and_fill_the_image():
-    (a, labels), (b, _), (c, _) = (
-        fractal_images((16, 12, 3), classes=5, per_class=4, seed=seed) for seed in (0, 0, 1)
-    )
+    (a, labels), (b, _), (c, _) = fractals(0), fractals.__wrapped__(0), fractals(1)
     np.testing.assert_array_equal(a, b)
     assert (a != c).mean() > 0.1
-    assert a.shape == (20, 16, 12, 3)
-    assert labels.tolist() == sorted([*range(5)] * 4)
-    assert a.reshape(20, -1).max(1).min() == 255
+    assert a.shape == (24, 16, 12, 3)
+    assert labels.tolist() == sorted([*range(4)] * 6)
+    assert a.reshape(24, -1).max(1).min() == 255
     assert (a > 0).mean((1, 2, 3)).min() > 0.05
 
 
 def test_images_of_a_class_are_alike():
-    images, labels = fractal_images((16, 16, 1), classes=6, per_class=8, seed=0)
+    images, labels = fractals(0)
     flat = images.reshape(len(labels), -1).astype(float)
-    means = np.stack([flat[labels == c].mean(0) for c in range(6)])
+    means = np.stack([flat[labels == c].mean(0) for c in range(4)])
     nearest = np.argmin(((flat[:, None] - means) ** 2).sum(-1), 1)
     assert (nearest == labels).mean() > 0.8
 
 
 def test_fractals_are_learned_and_cached(task, tmp_path, caplog):
-    options = PretrainingConfig(source="fractal", **{**SMALL, "epochs": 30})
+    options = PretrainingConfig(source="fractal", **SMALL)
     found = pretrain(make_model, task, options, cache_dir=tmp_path)
     assert not caplog.records  # no warning of its schedule, which is meant for one round
     assert found.accuracy is not None
@@ -78,8 +82,18 @@ def test_fractals_are_learned_and_cached(task, tmp_path, caplog):
     again = pretrain(make_model, task, options, cache_dir=tmp_path)
     chex.assert_trees_all_equal(again, found)
     assert entry.stat().st_mtime_ns == stamp
-    pretrain(make_model, task, PretrainingConfig(source="fractal", **SMALL, seed=1), cache_dir=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_seed_is_another_entry_of_the_cache(task, tmp_path, monkeypatch):
+    names = SimpleNamespace
+    run = names(evaluation=names(global_accuracy=0.0), state=names(server=names(params={})))
+    images = np.zeros((6, *task.input_shape), np.uint8), np.zeros(6, np.int32)
+    monkeypatch.setattr(pretraining, "fractal_images", lambda *args, **options: images)
+    monkeypatch.setattr(pretraining, "simulate", lambda *args, **options: run)
+    for seed, entries in ((0, 1), (1, 2), (1, 2)):
+        options = PretrainingConfig(source="fractal", **SMALL, seed=seed)
+        pretrain(make_model, task, options, cache_dir=tmp_path)
+        assert len(list(tmp_path.iterdir())) == entries
 
 
 def test_public_data_hold_no_example_of_a_client(task, monkeypatch, tmp_path):
@@ -143,15 +157,20 @@ def test_lists_of_arrays_are_refused(tmp_path):
 def test_a_run_starts_from_a_file_that_pretrain_wrote(tmp_path, capsys):
     file = tmp_path / "first.npz"
     flags = ["--set", "pretraining.classes=4", "--set", "pretraining.per_class=12", "--epochs", "1"]
-    cache = ["--set", f"data.cache_dir={tmp_path / 'cache'}"]
-    assert main.main(["pretrain", *flags, *cache, "--out", str(file)]) == 0
-    assert capsys.readouterr().out.startswith("stages: conv1, conv2, dense1, accuracy on held-out images")
-    values = {"algorithm.name": "ecofed", "pretraining.source": f"npz:{file}", "pretraining.until": "conv2"}
+    small = ["--model", "mlp", "--set", "model.hidden=6,5", "--set", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert main.main(["pretrain", *flags, *small, "--out", str(file)]) == 0
+    assert capsys.readouterr().out.startswith("stages: dense1, dense2, accuracy on held-out images")
+    values = {"algorithm.name": "ecofed", "model.name": "mlp", "model.hidden": "6,5"}
+    values |= {
+        "pretraining.source": f"npz:{file}",
+        "pretraining.until": "dense1",
+        "algorithm.split": "dense1",
+    }
     algorithm, task = build.build(config.make_config(values))
     state = algorithm.init(jax.random.key(0), task)
     stored = parameters.read(f"npz:{file}")
     device = jax.device_get(state.server.device)
-    chex.assert_trees_all_equal(device, {name: stored[name] for name in ("conv1", "conv2")})
+    chex.assert_trees_all_equal(device, {"dense1": stored["dense1"]})
 
 
 @pytest.mark.parametrize(

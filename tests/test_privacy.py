@@ -127,11 +127,21 @@ def test_epsilon_beside_a_published_one():
     assert ours < epsilon(**run)
 
 
+BASE = {"clients": 100, "cohort": 10, "rounds": 10, "multiplier": 2.0}
+
+
+@functools.cache
+def epsilon_of_base():
+    return epsilon(**BASE)
+
+
 @pytest.mark.parametrize("worse", [{"rounds": 20}, {"cohort": 20}, {"multiplier": 1.0}, {"delta": 1e-6}])
 def test_epsilon_grows_with_rounds_and_cohorts_and_shrinks_with_noise(worse):
-    base = {"clients": 100, "cohort": 10, "rounds": 10, "multiplier": 2.0}
-    assert epsilon(**base) < epsilon(**{**base, **worse})
-    assert epsilon(**base) == epsilon(**base, delta=default_delta(100))
+    assert epsilon_of_base() < epsilon(**{**BASE, **worse})
+
+
+def test_delta_is_that_of_the_number_of_clients_unless_it_is_chosen():
+    assert epsilon_of_base() == epsilon(**BASE, delta=default_delta(100))
 
 
 @pytest.mark.parametrize("wrong", [{"cohort": 11}, {"multiplier": 0.0}, {"rounds": 0}, {"delta": 1.0}])

@@ -12,8 +12,15 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from fedjax_masks.analysis import column, comparison_table, load_run, plot_run, print_table, write_report
+from fedjax_masks.analysis import report as writer
 from fedjax_masks.analysis.records import client_accuracy, layer_densities, per_client_round
 from fedjax_masks.analysis.style import group
+
+
+@pytest.fixture(autouse=True)
+def coarse_images(monkeypatch):
+    """Images are coarse but for those of the fixture ``report``, which is made before this one."""
+    monkeypatch.setattr(writer, "_PNG_DPI", 20)
 
 
 @pytest.fixture(scope="module")

@@ -285,7 +285,21 @@ def test_functions_inside_of_wrappers_are_named(wrapper, function):
         simulate(WRAPPERS[wrapper](make()))
 
 
-@pytest.mark.parametrize("wrapper", [lambda algorithm: algorithm, *WRAPPERS.values()])
+def in_several_wrappers(algorithm):
+    for name in ("attack", "robust", "codecs", "first"):
+        algorithm = WRAPPERS[name](algorithm)
+    return algorithm
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        lambda algorithm: algorithm,
+        in_several_wrappers,
+        *(pytest.param(wrap, marks=pytest.mark.slow) for wrap in WRAPPERS.values()),
+    ],
+    ids=["none", "several", *WRAPPERS],
+)
 def test_a_sound_algorithm_passes_inside_of_wrappers(wrapper):
     assert simulate(wrapper(COUNTING)).num_clients == cases.NUM_CLIENTS
 

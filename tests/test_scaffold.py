@@ -1,5 +1,7 @@
 """SCAFFOLD against its paper."""
 
+from functools import cache
+
 import cases
 import chex
 import jax
@@ -31,15 +33,26 @@ def test_one_client_is_plain_sgd():
     assert optax.tree.norm(state.server.control) > 0.1
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_against_numpy_with_partial_participation(momentum):
-    """Algorithm 1, option II, with the number of steps in the place that momentum's weights take."""
+@cache
+def ran(momentum):
+    """The states before and after three rounds of five clients."""
     task = cases.task()
     model = fm.models.mlp(task, hidden=(8,))
     algorithm = fm.scaffold(model, optax.sgd(0.1, momentum=momentum), batch_size=4, epochs=2)
     simulation = make_simulation(algorithm, task, cohort=5, seeds=(7,), chunk=3)
     state = simulation.init()
-    params = reference.layers(state.server.average.params)
+    before = jax.device_get(state)
+    return before, jax.device_get(simulation.run(state, 0, 3)[0])
+
+
+MOMENTA = [pytest.param(0.0, marks=pytest.mark.slow), 0.5]
+
+
+@pytest.mark.parametrize("momentum", MOMENTA)
+def test_against_numpy_with_partial_participation(momentum):
+    """Algorithm 1, option II, with the number of steps in the place that momentum's weights take."""
+    task, (before, state) = cases.task(), ran(momentum)
+    params = reference.layers(before.server.average.params)
     control = [np.zeros_like(a) for a in params]
     own = [[np.zeros_like(a) for a in params] for _ in range(task.num_clients)]
     sizes = task.train.sizes
@@ -60,18 +73,15 @@ def test_against_numpy_with_partial_participation(momentum):
             trained.append(now)
         params = reference.weighted_mean(trained, [sizes[client] for client, _ in clients])
         control = [c + sum(parts) / sizes.sum() for c, parts in zip(control, zip(*changes))]
-    state, _ = simulation.run(state, 0, 3)
     reference.assert_close(state.server.average.params, params)
     reference.assert_close(state.server.control, control)
     for client in range(task.num_clients):
         reference.assert_close(jax.tree.map(lambda a, i=client: a[i], state.clients), own[client])
 
 
-def test_a_control_variate_is_the_mean_of_the_clients_own():
-    task = cases.task()
-    algorithm = cases.algorithm("scaffold")
-    simulation = make_simulation(algorithm, task, cohort=cases.COHORT, chunk=6)
-    state, _ = simulation.run(simulation.init(), 0, 6)
+@pytest.mark.parametrize("momentum", MOMENTA)
+def test_a_control_variate_is_the_mean_of_the_clients_own(momentum):
+    task, (_, state) = cases.task(), ran(momentum)
     weights = task.train.sizes / task.train.sizes.sum()
     mean = jax.tree.map(lambda own: np.tensordot(weights, own, 1), state.clients)
     chex.assert_trees_all_close(state.server.control, mean, rtol=1e-5, atol=1e-6)

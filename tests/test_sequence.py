@@ -56,7 +56,33 @@ def test_an_algorithm_handed_over_to_itself_goes_on_as_it_was(model, task):
     chex.assert_trees_all_close(logits, model.apply(reference.server.params, x), rtol=1e-5)
 
 
-def test_profiles_and_states_of_one_algorithm_rest_while_the_other_runs(model, task):
+def counting(algorithm, number):
+    """The algorithm; clients, and the server for each client, count its visits from a number on."""
+
+    def init(key, task):
+        counts = jnp.full(task.num_clients, number)
+        return algorithm.init(key, task)._replace(clients=counts, profiles=counts)
+
+    def train(round, message, client, data):
+        return client + 1, *algorithm.train(round, message, (), data)[1:]
+
+    def receive(round, server, profile, upload, weight):
+        return profile + 1, algorithm.receive(round, server, (), upload, weight)[1]
+
+    return algorithm._replace(init=init, train=train, receive=receive)
+
+
+def test_states_and_profiles_of_one_algorithm_rest_while_the_other_runs(model, task):
+    plain = fm.fedavg(model, SGD, batch_size=4)
+    state, metrics = run(at_once(counting(plain, -1), counting(plain, 10)), task, 3, poison=True)
+    first, *rest = (np.isin(np.arange(task.num_clients), ids) for ids in metrics.ids)
+    for found in (state.clients, state.profiles):
+        np.testing.assert_array_equal(found.first, -1 + first)
+        np.testing.assert_array_equal(found.second, 10 + sum(rest))
+
+
+@pytest.mark.slow
+def test_versions_and_masks_of_one_algorithm_rest_while_the_other_runs(model, task):
     """Versions of a mask before the handover, masks after it: -1 and whole where nobody has been."""
     both = at_once(fm.feddst(model, SGD, batch_size=4), fm.lotteryfl(model, SGD, batch_size=4, threshold=0.0))
     state, metrics = run(both, task, 3, poison=True)
@@ -70,26 +96,32 @@ def test_profiles_and_states_of_one_algorithm_rest_while_the_other_runs(model, t
 
 
 def test_models_and_facts_are_those_that_both_have(model, task):
-    skeletal = fm.fedskel(model, SGD, batch_size=4, updates=1, prune_dense=True)
-    skeletal = skeletal._replace(schedule=Schedule())
-    lottery = fm.lotteryfl(model, SGD, batch_size=4)
-    both = at_once(skeletal, lottery)
-    assert sorted(both.predict) == ["global", "personal"]
+    def reporting(algorithm, **facts):
+        def train(*args):
+            client, upload, info = algorithm.train(*args)
+            return client, upload, info._replace(extra=facts)
+
+        return algorithm._replace(train=train)
+
+    alone = reporting(fm.local(model, SGD, batch_size=4), density=1.0, validation_accuracy=0.5)
+    alone = alone._replace(predict=alone.predict | {"personal_accuracy_before": alone.predict["personal"]})
+    shared = reporting(fm.lgfedavg(model, SGD, batch_size=4, shared=("dense2",)), density=0.25)
+    both = at_once(alone, shared)
+    assert list(both.predict) == ["personal"]
     state, metrics = run(both, task, 2)
-    assert "density" in metrics.train
+    assert metrics.train["density"].tolist() == [[1.0] * 4, [0.25] * 4]
     assert "validation_accuracy" not in metrics.train
     client, x = jax.tree.map(lambda a: a[0], state.clients), jnp.asarray(task.test_inputs[:4])
-    for later, params in ((False, client.first.params), (True, client.second.params)):
+    for later, params in ((False, client.first), (True, client.second | state.server.second.params)):
         logits = both.predict["personal"](state.server._replace(later=later), client, x)
         chex.assert_trees_all_close(logits, model.apply(params, x), rtol=1e-5)
 
 
-def test_a_server_that_trains_reports_its_work_in_its_own_rounds(task):
-    model = fm.models.cnn(cases.task((8, 8, 1))).rebuild((4, 6, 8, 3))
+def test_a_server_that_trains_reports_its_work_in_its_own_rounds(model, task):
     average = fm.fedavg(model, SGD, batch_size=4)
-    eco = fm.ecofed(model, SGD, batch_size=4, split="conv1", period=1)
+    eco = fm.ecofed(model, SGD, batch_size=4, split="dense1", period=1)
     eco = eco._replace(schedule=average.schedule)
-    _, metrics = run(at_once(average, eco), cases.task((8, 8, 1)), 2)
+    _, metrics = run(at_once(average, eco), task, 2)
     assert metrics.server["steps"][0] == 0 < metrics.server["steps"][1]
     assert (metrics.train["steps"][0] > 0).all()
     assert not metrics.train["steps"][1].any()

@@ -121,8 +121,8 @@ def ecofed(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
-      >>> algorithm = fm.ecofed(fm.models.cnn(task), optax.sgd(0.1), split="conv1")
+      >>> task = fm.load_task("digits", clients=4)
+      >>> algorithm = fm.ecofed(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1), split="dense1")
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3, eval_every=1)
       >>> [record["bytes_up"] > 0 for record in run.records]  # activations, then a replay
       [True, False]

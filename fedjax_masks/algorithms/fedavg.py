@@ -51,7 +51,7 @@ def fedavg(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="iid")
+      >>> task = fm.load_task("digits", clients=4, partition="iid")
       >>> algorithm = fm.fedavg(fm.models.mlp(task, hidden=(16,)), fm.Trainer(optax.sgd(0.1), epochs=2))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
       >>> run.records[-1]["round"]

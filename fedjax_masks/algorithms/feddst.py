@@ -116,9 +116,9 @@ def feddst(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
-      >>> algorithm = fm.feddst(fm.models.mlp(task, hidden=(32,)), optax.sgd(0.1), adjust_every=2)
-      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
+      >>> task = fm.load_task("digits", clients=4)
+      >>> algorithm = fm.feddst(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1), adjust_every=2)
+      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=2)
       >>> round(run.records[-1]["density"], 2)
       0.2
     """

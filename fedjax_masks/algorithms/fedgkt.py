@@ -58,8 +58,8 @@ def fedgkt(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
-      >>> algorithm = fm.fedgkt(fm.models.cnn(task), optax.sgd(0.1), split="conv1")
+      >>> task = fm.load_task("digits", clients=4)
+      >>> algorithm = fm.fedgkt(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1), split="dense1")
       >>> fm.simulate(algorithm, task, rounds=1, cohort=3).records[-1]["round"]
       1
     """

@@ -142,16 +142,16 @@ def fedmask(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
-      >>> algorithm = fm.fedmask(fm.models.mlp(task, hidden=(32,)), optax.sgd(100.0), epochs=5)
-      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
+      >>> task = fm.load_task("digits", clients=4, partition="shards:2")
+      >>> algorithm = fm.fedmask(fm.models.mlp(task, hidden=(16,)), optax.sgd(100.0), epochs=5)
+      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=2)
       >>> run.records[-1]["extra"]["flip_fraction"] > 0
       True
 
       >>> from fedjax_masks.communication import codecs
       >>> from fedjax_masks.transforms.compression import with_codecs
       >>> coded = with_codecs(algorithm, up=codecs.entropy(), down=codecs.entropy())
-      >>> smaller = fm.simulate(coded, task, rounds=2, cohort=4)
+      >>> smaller = fm.simulate(coded, task, rounds=2, cohort=2)
       >>> smaller.records[0]["bytes_down"] < run.records[0]["bytes_down"]
       True
     """

@@ -59,7 +59,7 @@ def fednova(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="dirichlet:0.5")
+      >>> task = fm.load_task("digits", clients=4, partition="dirichlet:0.5")
       >>> algorithm = fm.fednova(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1, momentum=0.9))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
       >>> run.records[-1]["round"]

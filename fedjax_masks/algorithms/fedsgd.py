@@ -41,7 +41,7 @@ def fedsgd(model: Model, trainer: LocalTraining, **training: Unpack[TrainingOpti
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="iid")
+      >>> task = fm.load_task("digits", clients=4, partition="iid")
       >>> algorithm = fm.fedsgd(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.3))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
       >>> run.records[-1]["round"]

@@ -112,7 +112,7 @@ def fedskel(
       >>> import optax, fedjax_masks as fm
       >>> task = fm.load_task("digits", clients=10, partition="shards:2")
       >>> algorithm = fm.fedskel(fm.models.cnn(task), optax.sgd(0.1), ratios=(0.5,))
-      >>> run = fm.simulate(algorithm, task, rounds=5, cohort=4)
+      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=2, eval_every=1)
       >>> first, later = run.records[0]["bytes_up"], run.records[-1]["bytes_up"]
       >>> first > later
       True

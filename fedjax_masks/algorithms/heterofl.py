@@ -97,7 +97,7 @@ def heterofl(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="iid")
+      >>> task = fm.load_task("digits", clients=4, partition="iid")
       >>> algorithm = fm.heterofl(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1), ratios=(0.5,))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
       >>> run.records[-1]["bytes_down"]  # of three clients, (64 + 1) * 8 + (8 + 1) * 10 floats each

@@ -51,11 +51,11 @@ def lgfedavg(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
-      >>> algorithm = fm.lgfedavg(fm.models.cnn(task), optax.sgd(0.1), shared=("dense2",))
+      >>> task = fm.load_task("digits", clients=4, partition="shards:2")
+      >>> algorithm = fm.lgfedavg(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1), shared=("dense2",))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
-      >>> run.records[-1]["bytes_up"]  # of three clients, (128 + 1) * 10 floats each
-      15480
+      >>> run.records[-1]["bytes_up"]  # of three clients, (16 + 1) * 10 floats each
+      2040
     """
     stages = tuple(jax.eval_shape(model.init, jax.random.key(0)))
     ordered = (*model.splits, *(name for name in stages if name not in model.splits))

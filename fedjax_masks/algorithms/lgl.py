@@ -45,11 +45,11 @@ def lgl(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
-      >>> algorithm = fm.lgl(fm.models.cnn(task), optax.sgd(0.1), split="conv1")
+      >>> task = fm.load_task("digits", clients=4, partition="shards:2")
+      >>> algorithm = fm.lgl(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1), split="dense1")
       >>> record = fm.simulate(algorithm, task, rounds=1, cohort=3).records[-1]
-      >>> record["bytes_down"]  # three times a convolution of 320 and a head of 5,130 parameters
-      65400
+      >>> record["bytes_down"]  # three times a layer of 1,040 and a head of 170 parameters
+      14520
     """
     halves = cut_model(model, split)
     on_server = server_loss(halves)

@@ -29,7 +29,7 @@ def local(model: Model, trainer: LocalTraining, **training: Unpack[TrainingOptio
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
+      >>> task = fm.load_task("digits", clients=4)
       >>> run = fm.simulate(
       ...     fm.local(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1)), task, rounds=1, cohort=3
       ... )

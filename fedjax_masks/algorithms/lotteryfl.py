@@ -115,9 +115,9 @@ def lotteryfl(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
-      >>> algorithm = fm.lotteryfl(fm.models.mlp(task, hidden=(32,)), optax.sgd(0.1))
-      >>> run = fm.simulate(algorithm, task, rounds=6, cohort=10)
+      >>> task = fm.load_task("digits", clients=4, partition="shards:2")
+      >>> algorithm = fm.lotteryfl(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1))
+      >>> run = fm.simulate(algorithm, task, rounds=3, cohort=4)
       >>> 0.5 <= run.records[-1]["density"] < 1.0
       True
     """

@@ -198,9 +198,9 @@ def mpfl(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
+      >>> task = fm.load_task("digits", clients=4, examples_per_client=40)
       >>> algorithm = fm.mpfl(fm.models.cnn(task), optax.sgd(0.1), iterations=2, search_epochs=1)
-      >>> run = fm.simulate(algorithm, task, rounds=3, cohort=10)
+      >>> run = fm.simulate(algorithm, task, rounds=3, cohort=4)
       >>> [round(record["density"], 2) for record in run.records]
       [1.0, 1.0, 0.91]
     """

@@ -72,7 +72,7 @@ def perfedavg(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
+      >>> task = fm.load_task("digits", clients=4, partition="shards:2")
       >>> algorithm = fm.perfedavg(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1), alpha=0.1)
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
       >>> run.records[-1]["personal_accuracy_mean"] > run.records[-1]["global_accuracy"]

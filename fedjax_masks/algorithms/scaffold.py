@@ -88,7 +88,7 @@ def scaffold(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
+      >>> task = fm.load_task("digits", clients=4, partition="shards:2")
       >>> algorithm = fm.scaffold(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
       >>> run.records[-1]["bytes_up"]  # three clients' updates and control variates, 1,210 floats each

@@ -52,7 +52,7 @@ def sign(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="iid")
+      >>> task = fm.load_task("digits", clients=4, partition="iid")
       >>> algorithm = fm.sign(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1))
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=4)
       >>> round(run.records[-1]["bytes_down"] / run.records[-1]["bytes_up"])

@@ -47,7 +47,7 @@ def topk(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="iid")
+      >>> task = fm.load_task("digits", clients=4, partition="iid")
       >>> algorithm = fm.topk(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1), fraction=0.05)
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
       >>> run.records[-1]["bytes_up"] < 0.07 * run.records[-1]["bytes_down"]

@@ -20,6 +20,7 @@ from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Params, Task
 from fedjax_masks.core.errors import UserError, silence_logger, unknown_name
+from fedjax_masks.core.optimizers import warn_of_schedule
 from fedjax_masks.core.progress import activity
 from fedjax_masks.data.cache import load_or_build
 from fedjax_masks.data.fractals import fractal_images
@@ -177,8 +178,10 @@ def _train(
         optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9, nesterov=True))
         # One client that has all data, for one round: centralized training.
         algorithm = fedavg(model, optimizer, epochs=options.epochs, batch_size=options.batch_size)
-        with silence_logger("fedjax_masks.core.optimizers"):  # its warning of a schedule within one round
-            run = simulate(algorithm, problem, rounds=1, cohort=1, seed=options.seed, progress=False)
+        # A warning is logged once per optimizer; this one's schedule is meant for one round.
+        with silence_logger("fedjax_masks"):
+            warn_of_schedule(optimizer)
+        run = simulate(algorithm, problem, rounds=1, cohort=1, seed=options.seed, progress=False)
         accuracy = np.asarray(run.evaluation.global_accuracy, np.float32)
         return {"accuracy": accuracy, **trees.flat(jax.device_get(run.state.server.params))}
 

@@ -48,7 +48,7 @@ def with_codecs(
     Example:
       >>> import optax, fedjax_masks as fm
       >>> from fedjax_masks.communication import codecs
-      >>> task = fm.load_task("digits", clients=10)
+      >>> task = fm.load_task("digits", clients=4)
       >>> plain = fm.fedavg(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1))
       >>> run = fm.simulate(with_codecs(plain, up=codecs.quantize(8)), task, rounds=1, cohort=3)
       >>> record = run.records[-1]

@@ -43,9 +43,9 @@ def with_robust_merge(algorithm: FederatedAlgorithm, *defences: Defence) -> Fede
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
+      >>> task = fm.load_task("digits", clients=4)
       >>> algorithm = fm.fedavg(fm.models.mlp(task, hidden=(16,)), optax.sgd(0.1))
-      >>> run = fm.simulate(with_robust_merge(algorithm, median()), task, rounds=2, cohort=5)
+      >>> run = fm.simulate(with_robust_merge(algorithm, median()), task, rounds=2, cohort=3)
     """
     algorithm = returns.with_checks(algorithm)
 

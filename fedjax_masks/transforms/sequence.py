@@ -81,7 +81,7 @@ def then(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
+      >>> task = fm.load_task("digits", clients=4)
       >>> model = fm.models.mlp(task, hidden=(16,))
       >>> start, finish = fm.fedavg(model, optax.sgd(0.1)), fm.fedavg(model, optax.adam(0.001))
       >>> algorithm = then(
