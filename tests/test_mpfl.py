@@ -1,5 +1,6 @@
 """MPFL against its paper: votes, schedules, rewinding, what travels, and the smaller model."""
 
+from functools import cache
 from typing import get_args
 
 import cases
@@ -134,16 +135,22 @@ def filters(model):
     return some_filters(model)
 
 
-def ballot_of(model, task, filters, *, iteration=1, optimizer=SGD, key=1, share=0.2, batch_size=4):
-    """Initial weights and ballot of a client that is sent a mask."""
+@cache
+def search_of(model, optimizer, batch_size):
     algorithm = fm.mpfl_search(
-        model, optimizer, epochs=2, batch_size=batch_size, prune_share=share, prune_dense=True
+        model, optimizer, epochs=2, batch_size=batch_size, prune_share=0.2, prune_dense=True
     )
+    return algorithm, jax.jit(algorithm.train)
+
+
+def ballot_of(model, task, filters, *, iteration=1, optimizer=SGD, key=1, batch_size=4):
+    """Initial weights and ballot of a client that is sent a mask."""
+    algorithm, train = search_of(model, optimizer, batch_size)
     state = algorithm.init(jax.random.key(0), task)
     server = state.server._replace(filters=jax.tree.map(jnp.asarray, filters), iteration=jnp.int32(iteration))
     round = Round(jax.random.key(key), jnp.int32(iteration))
     message = visitor.poison(algorithm.send(round, server, ()))
-    _, ballot, _ = jax.jit(algorithm.train)(round, message, (), cases.data_of(task, 3))
+    _, ballot, _ = train(round, message, (), cases.data_of(task, 3))
     return server.initial, ballot
 
 
