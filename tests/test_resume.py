@@ -22,9 +22,10 @@ from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.experiment import build, checkpoint, lock, loop
+from fedjax_masks.experiment import build, checkpoint, experiment, lock, loop
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
+from fedjax_masks.simulation import make_simulation
 
 STATE = State({"mean": jnp.zeros((3, 2)), "count": jnp.asarray(7, jnp.int32)}, (jnp.ones((4, 5)),))
 VALUES = {
@@ -358,8 +359,9 @@ def test_every_example_and_its_owner_are_part_of_the_fingerprint(whole):
     assert build.fingerprints(config_with(), dataclasses.replace(task, train=swapped)) != wanted
 
 
-def test_a_resume_in_64_bit_mode_goes_on(out, whole, capsys):
+def test_a_resume_in_64_bit_mode_goes_on(out, whole, monkeypatch, capsys):
     """States are of 32 bits in either mode; an own algorithm's may not be, which is refused by name."""
+    monkeypatch.setattr(experiment, "make_simulation", make_simulation)  # compiled in this mode
     with jax.enable_x64(True):
         code = main.main(["run", "--resume", "--quiet", "--out", str(out)])
     assert (code, capsys.readouterr().err) == (0, "")
