@@ -325,7 +325,7 @@ def test_rows_that_are_gone_are_named(tmp_path, uninterrupted):
         run_experiment(make_config(CONFIG), out, resume=True, quiet=True)
 
 
-@pytest.mark.parametrize("plan", ["scan", "blocks:2,mesh:2"])
+@pytest.mark.parametrize("plan", [pytest.param("scan", marks=pytest.mark.slow), "blocks:2,mesh:2"])
 def test_data_that_come_chunk_by_chunk_are_the_same_data(plan):
     task, algorithm = cases.task(), cases.algorithm("fedavg")
     found = []
