@@ -57,7 +57,16 @@ def commands(page: Path) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
+# The page on own algorithms says most; the others train what the suite trains elsewhere.
+FAST = {OWN_ALGORITHM.stem, "own-data", "sweeps"}
+RUNNING = [
+    pytest.param(page, id=page.stem, marks=[] if page.stem in FAST else pytest.mark.slow)
+    for page in PAGES
+    if blocks(page, "python")
+]
+
+
+@pytest.mark.parametrize("page", RUNNING)
 def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")

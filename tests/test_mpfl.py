@@ -1,5 +1,6 @@
 """MPFL against its paper: votes, schedules, rewinding, what travels, and the smaller model."""
 
+from functools import cache
 from typing import get_args
 
 import cases
@@ -134,16 +135,22 @@ def filters(model):
     return some_filters(model)
 
 
-def ballot_of(model, task, filters, *, iteration=1, optimizer=SGD, key=1, share=0.2, batch_size=4):
-    """Initial weights and ballot of a client that is sent a mask."""
+@cache
+def search_of(model, optimizer, batch_size):
     algorithm = fm.mpfl_search(
-        model, optimizer, epochs=2, batch_size=batch_size, prune_share=share, prune_dense=True
+        model, optimizer, epochs=2, batch_size=batch_size, prune_share=0.2, prune_dense=True
     )
+    return algorithm, jax.jit(algorithm.train)
+
+
+def ballot_of(model, task, filters, *, iteration=1, optimizer=SGD, key=1, batch_size=4):
+    """Initial weights and ballot of a client that is sent a mask."""
+    algorithm, train = search_of(model, optimizer, batch_size)
     state = algorithm.init(jax.random.key(0), task)
     server = state.server._replace(filters=jax.tree.map(jnp.asarray, filters), iteration=jnp.int32(iteration))
     round = Round(jax.random.key(key), jnp.int32(iteration))
     message = visitor.poison(algorithm.send(round, server, ()))
-    _, ballot, _ = jax.jit(algorithm.train)(round, message, (), cases.data_of(task, 3))
+    _, ballot, _ = train(round, message, (), cases.data_of(task, 3))
     return server.initial, ballot
 
 
@@ -191,7 +198,7 @@ def test_identical_clients_vote_identical_masks(model, task, filters):
 
 def test_the_search_never_changes_the_initial_weights(model, task):
     algorithm = fm.mpfl_search(model, SGD, epochs=1, batch_size=4, prune_dense=True)
-    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=4)
+    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=4, plan="scan")
     before = jax.device_get(simulation.init())
     state, _ = simulation.run(simulation.init(), 0, 4)
     after = jax.device_get(state)
@@ -203,10 +210,18 @@ def test_the_search_never_changes_the_initial_weights(model, task):
     np.testing.assert_allclose(algorithm.predict["global"](after.server, None, x), expected, rtol=1e-5)
 
 
+ADAMW = optax.adamw(0.01, weight_decay=0.1)
+
+
 @pytest.mark.parametrize(
-    "optimizer", [SGD, optax.adamw(0.01, weight_decay=0.1)], ids=["momentum", "weight decay"]
+    ("optimizer", "prune_bias"),
+    [
+        pytest.param(ADAMW, True, id="weight decay, biases too"),
+        pytest.param(SGD, False, id="momentum"),
+        pytest.param(ADAMW, False, id="weight decay", marks=pytest.mark.slow),
+        pytest.param(SGD, True, id="momentum, biases too", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("prune_bias", [False, True])
 def test_pruned_weights_never_move(model, task, filters, optimizer, prune_bias):
     # With biases of zero relu would be at its kink, and the pruned filters' biases would rest, too.
     init = lambda key: jax.tree.map(lambda a: a + 0.1 * (a.ndim == 1), model.init(key))
@@ -218,7 +233,7 @@ def test_pruned_weights_never_move(model, task, filters, optimizer, prune_bias):
         batch_size=4,
         server_optimizer=optax.adamw(0.01, weight_decay=0.1, eps=1e-3),
     )
-    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=2, poison=True)
+    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=2, poison=True, plan="scan")
     before = jax.device_get(simulation.init()).server.model.params
     state, _ = simulation.run(simulation.init(), 0, 2)
     after = jax.device_get(state.server.model.params)
@@ -234,7 +249,7 @@ def test_pruned_weights_never_move(model, task, filters, optimizer, prune_bias):
             assert (trees.get(after, shift) != trees.get(before, shift))[~kept].all()
 
 
-@pytest.mark.parametrize("prune_bias", [False, True])
+@pytest.mark.parametrize("prune_bias", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_bytes_of_both_phases(model, task, prune_bias):
     """The mask goes up in every iteration and down after it; then survivors alone, both ways."""
     algorithm = fm.mpfl(
@@ -247,7 +262,7 @@ def test_bytes_of_both_phases(model, task, prune_bias):
         prune_dense=True,
         prune_bias=prune_bias,
     )
-    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=5)
+    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=5, plan="scan")
     state, (metrics,) = simulation.run(simulation.init(), 0, 5)
     filters = jax.device_get(state.server.second.filters)
     assert [mask.sum() for mask in filters.values()] == [10 - 4, 12 - 5]
@@ -268,7 +283,7 @@ def test_bytes_of_both_phases(model, task, prune_bias):
 
 def test_a_client_is_sent_the_mask_once(model, task, filters):
     algorithm = fm.masked_fedavg(model, SGD, filters=filters, batch_size=4)
-    simulation = fm.make_simulation(algorithm, task, cohort=3, chunk=8)
+    simulation = fm.make_simulation(algorithm, task, cohort=3, chunk=8, plan="scan")
     _, (metrics,) = simulation.run(simulation.init(), 0, 8)
     seen = set()
     for ids, sizes in zip(metrics.ids.tolist(), metrics.bytes_down):
@@ -289,7 +304,7 @@ def test_the_search_ends_when_sparse_enough(model, task):
         search_epochs=1,
         prune_dense=True,
     )
-    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=4)
+    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=4, plan="scan")
     state, (metrics,) = simulation.run(simulation.init(), 0, 4)
     assert int(state.server.first.iteration) == 3
     assert bool(state.server.later)
@@ -310,12 +325,12 @@ def test_the_compacted_model_trains_to_the_same_parameters(kind):
     filters = some_filters(model)
     sgd = optax.sgd(RATES[kind], momentum=0.9)
     masked = fm.masked_fedavg(model, sgd, filters=filters, prune_bias=True, batch_size=4)
-    large = fm.make_simulation(masked, IMAGES, cohort=4, chunk=3)
+    large = fm.make_simulation(masked, IMAGES, cohort=4, chunk=3, plan="scan")
     start = jax.device_get(large.init()).server.model.params
     smaller, small_start = compact(model, start)
     assert [k.outputs for k in smaller.kernels if k.kind == "conv"] == [m.sum() for m in filters.values()]
     plain = fm.fedavg(smaller._replace(init=lambda key: small_start), sgd, batch_size=4)
-    small = fm.make_simulation(plain, IMAGES, cohort=4, chunk=3)
+    small = fm.make_simulation(plain, IMAGES, cohort=4, chunk=3, plan="scan")
     large_state, _ = large.run(large.init(), 0, 3)
     small_state, _ = small.run(small.init(), 0, 3)
     _, extracted = compact(model, jax.device_get(large_state.server.model.params))

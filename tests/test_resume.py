@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from remembered import compile_once
 
 import fedjax_masks as fm
 from fedjax_masks.cli import main
@@ -21,9 +22,10 @@ from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.experiment import build, checkpoint, lock, loop
+from fedjax_masks.experiment import build, checkpoint, experiment, lock, loop
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
+from fedjax_masks.simulation import make_simulation
 
 STATE = State({"mean": jnp.zeros((3, 2)), "count": jnp.asarray(7, jnp.int32)}, (jnp.ones((4, 5)),))
 VALUES = {
@@ -38,6 +40,12 @@ VALUES = {
     "checkpoint_share": "1",
     "plan": "scan",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_programs():
+    with compile_once():
+        yield
 
 
 def config_with(**values):
@@ -351,13 +359,12 @@ def test_every_example_and_its_owner_are_part_of_the_fingerprint(whole):
     assert build.fingerprints(config_with(), dataclasses.replace(task, train=swapped)) != wanted
 
 
-def test_a_resume_in_64_bit_mode_goes_on(out, whole):
+def test_a_resume_in_64_bit_mode_goes_on(out, whole, monkeypatch, capsys):
     """States are of 32 bits in either mode; an own algorithm's may not be, which is refused by name."""
-    command = [sys.executable, "-m", "fedjax_masks.cli", "run", "--resume", "--quiet", "--out", str(out)]
-    done = subprocess.run(
-        command, env=os.environ | {"JAX_ENABLE_X64": "1"}, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.setattr(experiment, "make_simulation", make_simulation)  # compiled in this mode
+    with jax.enable_x64(True):
+        code = main.main(["run", "--resume", "--quiet", "--out", str(out)])
+    assert (code, capsys.readouterr().err) == (0, "")
     assert [path.name for path in checkpoint.steps(out / "checkpoints")] == [
         "00000002",
         "00000003",

@@ -18,6 +18,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from remembered import compile_once
 
 import fedjax_masks as fm
 from fedjax_masks.analysis import canvas
@@ -111,29 +112,8 @@ def config_with(**values):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """Equal simulations share their programs: compiling would take longer than all else here."""
-    made, builds = {}, {}
-    make, assemble = loop.make_simulation, build.build
-
-    def make_remembered(algorithm, task, **options):
-        key = (id(algorithm.train), id(task), *sorted(options.items()))
-        if key not in made:
-            simulation = make(algorithm, task, **options)
-            start = jax.device_get(simulation.init())
-            # The algorithm and the task are kept alive, or their ids could be given again.
-            made[key] = algorithm, task, simulation._replace(init=lambda: jax.device_put(start))
-        return made[key][-1]
-
-    def build_remembered(config):
-        if str(config) not in builds:
-            builds[str(config)] = assemble(config)
-        return builds[str(config)]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_simulation", make_remembered)
-        patch.setattr(experiment, "make_simulation", make_remembered)
-        patch.setattr(build, "build", build_remembered)
+def shared_programs():
+    with compile_once():
         yield
 
 
@@ -353,7 +333,15 @@ def kill_at_save(monkeypatch, number, where):
 
 @pytest.mark.parametrize(
     ("number", "where"),
-    [(1, "before"), (1, "rename"), (2, "after"), (3, "checksums"), (4, "before"), (4, "after")],
+    [
+        (1, "rename"),
+        (2, "after"),
+        (3, "checksums"),
+        *(
+            pytest.param(*moment, marks=pytest.mark.slow)
+            for moment in ((1, "before"), (4, "before"), (4, "after"))
+        ),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_result(tmp_path, monkeypatch, uninterrupted, number, where):
     out = tmp_path / "run"
@@ -401,7 +389,14 @@ def test_what_a_killed_process_left_half_done_is_cleared_away_by_the_next_checkp
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["00000002.damaged", "00000006"]
 
 
-@pytest.mark.parametrize(("number", "share"), [("SIGTERM", 0.0), ("SIGTERM", 1.0), ("SIGINT", 0.0)])
+@pytest.mark.parametrize(
+    ("number", "share"),
+    [
+        ("SIGTERM", 1.0),
+        pytest.param("SIGTERM", 0.0, marks=pytest.mark.slow),
+        ("SIGINT", 0.0),
+    ],
+)
 def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     tmp_path, monkeypatch, caplog, uninterrupted, number, share
 ):
@@ -429,7 +424,9 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(
     assert_same_state(run.state, uninterrupted.state)
 
 
-@pytest.mark.parametrize("ended", [1, 3, 5])
+@pytest.mark.parametrize(
+    "ended", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_run_between_any_two_rounds(tmp_path, monkeypatch, uninterrupted, ended):
     """Rounds that take longer than the patience are run one by one, and each of them may be the last."""
     out, asked, preparing = tmp_path / "run", [], 2  # times that it is asked before the first round
@@ -642,7 +639,7 @@ def test_a_damaged_file_is_named(tmp_path, uninterrupted, name, text):
 @pytest.mark.parametrize("damage", ["truncate", "flip", "missing"])
 def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, caplog, uninterrupted, damage):
     out = tmp_path / "run"
-    run_experiment(config_with(), out, quiet=True)
+    shutil.copytree(uninterrupted.directory, out)
     newest = checkpoint.steps(out / "checkpoints")[-1]
     victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = victim.read_bytes()
@@ -662,7 +659,7 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, caplog, uninterru
 
 def test_a_finished_run_resumes_to_itself(tmp_path, uninterrupted):
     out = tmp_path / "run"
-    run_experiment(config_with(), out, quiet=True)
+    shutil.copytree(uninterrupted.directory, out)
     names = ("metrics.jsonl", "summary.json")  # speeds in it are of those who ran the rounds
     before = [(out / name).read_bytes() for name in names]
     run = run_experiment(config_with(), out, resume=True, quiet=True)

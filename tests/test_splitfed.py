@@ -1,6 +1,6 @@
 """Split training: SplitFed, LGL, FedGKT."""
 
-from functools import partial
+from functools import cache, partial
 
 import cases
 import chex
@@ -26,6 +26,7 @@ SGD = optax.sgd(0.1)
 SHAPE = (8, 8, 1)
 OTHERS = {"lgl": fm.lgl, "fedgkt": fm.fedgkt}
 ALL = {"splitfed": fm.splitfed, **OTHERS}
+CLIENT = 3
 every_protocol = pytest.mark.parametrize("name", ALL)
 
 
@@ -46,22 +47,57 @@ def simulate(algorithm, task, rounds, **options):
     return jax.device_get(state), metrics
 
 
-def trained(algorithm, server, task, client=3):
-    """A client's upload, and its data."""
-    round, data = Round(jax.random.key(1), jnp.int32(0)), cases.data_of(task, client)
-    return algorithm.train(round, algorithm.send(round, server, ()), (), data)[1], data
+def uploads(algorithm, task):
+    """A function of the server's state that gives a client's upload."""
+    round = Round(jax.random.key(1), jnp.int32(0))
+    return jax.jit(
+        lambda server: algorithm.train(
+            round, algorithm.send(round, server, ()), (), cases.data_of(task, CLIENT)
+        )[1]
+    )
+
+
+@pytest.fixture(scope="module")
+def first_round(task, model):
+    """Metrics of a round of all clients, by protocol and epochs."""
+
+    @cache
+    def metrics(name, epochs):
+        algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", epochs=epochs)
+        return simulate(algorithm, task, 1)[1]
+
+    return metrics
 
 
 def whole(sides):
     return {**{k: v for k, v in sides.device.items() if k != "head"}, **sides.server}
 
 
-@pytest.mark.parametrize("split", ["conv1", "conv2", "dense1"])
-@pytest.mark.parametrize("optimizer", [SGD, optax.sgd(0.05, momentum=0.9)])
-def test_splitfed_is_fedavg(task, model, split, optimizer):
-    options = {"epochs": 2, "batch_size": 5}
-    ours, _ = simulate(fm.splitfed(model, optimizer, split=split, **options), task, 3)
-    theirs, _ = simulate(fm.fedavg(model, optimizer, **options), task, 3)
+TWICE = {"epochs": 2, "batch_size": 5}
+
+
+@pytest.fixture(scope="module")
+def fedavg_twice(task, model):
+    """FedAvg's state after three rounds, by the optimizer's momentum."""
+    return cache(lambda momentum: simulate(fm.fedavg(model, with_momentum(momentum), **TWICE), task, 3)[0])
+
+
+def with_momentum(momentum):
+    return optax.sgd(0.05, momentum=momentum) if momentum else SGD
+
+
+@pytest.mark.parametrize(
+    ("split", "momentum"),
+    [
+        ("conv2", 0.9),
+        ("dense1", 0.9),
+        pytest.param("conv1", 0.9, marks=pytest.mark.slow),
+        *(pytest.param(split, None, marks=pytest.mark.slow) for split in ("conv1", "conv2", "dense1")),
+    ],
+)
+def test_splitfed_is_fedavg(task, model, fedavg_twice, split, momentum):
+    ours, _ = simulate(fm.splitfed(model, with_momentum(momentum), split=split, **TWICE), task, 3)
+    theirs = fedavg_twice(momentum)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), whole(ours.server), theirs.server.params)
 
 
@@ -75,11 +111,16 @@ def formula(name, examples, batches, sizes):
     return 4 * examples * activation + 8 * examples + logits + travels, logits + travels
 
 
-@every_protocol
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_bytes_are_those_of_the_formula(task, model, name, epochs):
-    algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", epochs=epochs)
-    _, metrics = simulate(algorithm, task, 1)
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        *((name, 1) for name in ALL),
+        ("fedgkt", 2),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in ("splitfed", "lgl")),
+    ],
+)
+def test_bytes_are_those_of_the_formula(task, first_round, name, epochs):
+    metrics = first_round(name, epochs)
     examples = epochs * task.train.sizes[metrics.ids[0]]
     sizes = 2 * 2 * 6, 4 * 10 + 6 * 37, 24 * 3 + 3, 3
     up, down = formula(name, examples, None, sizes)
@@ -93,7 +134,7 @@ def test_what_passes_in_a_batch_is_what_its_arrays_serialise_to(task, model, nam
     halves = cut_model(model, "conv2")
     algorithm = ALL[name](model, SGD, batch_size=5, split="conv2")
     state = algorithm.init(jax.random.key(0), task)
-    upload, data = trained(algorithm, state.server, task)
+    upload, data = uploads(algorithm, task)(state.server), cases.data_of(task, CLIENT)
     number = int(data.size)
     activations = halves.activate(state.server.device, data.inputs[data.rows[:number]])
     logits = halves.finish(state.server.server, activations)
@@ -113,7 +154,8 @@ def test_the_servers_loss_does_not_move_the_device(task, model, name):
     algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", **options)
     start = algorithm.init(jax.random.key(0), task).server
     other = start._replace(server=jax.tree.map(lambda a: a + 0.3, start.server))
-    updates = [trained(algorithm, server, task)[0].update for server in (start, other)]
+    upload = uploads(algorithm, task)
+    updates = [upload(server).update for server in (start, other)]
     chex.assert_trees_all_equal(updates[0].device, updates[1].device)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates[0].device)) > 0
     with np.testing.assert_raises(AssertionError):
@@ -121,14 +163,15 @@ def test_the_servers_loss_does_not_move_the_device(task, model, name):
 
 
 def test_fedgkts_device_learns_from_the_server(task, model):
-    def device(alpha, shift):
-        algorithm = fm.fedgkt(model, SGD, batch_size=5, split="conv2", alpha=alpha)
-        server = algorithm.init(jax.random.key(0), task).server
-        server = server._replace(server=jax.tree.map(lambda a: a + shift, server.server))
-        return trained(algorithm, server, task)[0].update.device
+    algorithm = fm.fedgkt(model, SGD, batch_size=5, split="conv2", alpha=1.0)
+    start, upload = algorithm.init(jax.random.key(0), task).server, uploads(algorithm, task)
+
+    def device(shift):
+        server = start._replace(server=jax.tree.map(lambda a: a + shift, start.server))
+        return upload(server).update.device
 
     with np.testing.assert_raises(AssertionError):
-        chex.assert_trees_all_close(device(1.0, 0.0), device(1.0, 0.3))
+        chex.assert_trees_all_close(device(0.0), device(0.3))
 
 
 def test_distillation_is_a_scaled_divergence():
@@ -140,9 +183,9 @@ def test_distillation_is_a_scaled_divergence():
 
 
 @every_protocol
-def test_flops_are_those_of_each_side(task, model, name):
+def test_flops_are_those_of_each_side(task, model, first_round, name):
     """Three passes, less the gradient of the images; FedGKT's devices look once more."""
-    _, metrics = simulate(ALL[name](model, SGD, batch_size=5, split="conv2"), task, 1)
+    metrics = first_round(name, 1)
     conv1, conv2 = 2 * 64 * 9 * 4, 2 * 16 * 9 * 4 * 6
     dense = 2 * (24 * 8 + 8 * 3)
     head = 0 if name == "splitfed" else 2 * 24 * 3
@@ -183,7 +226,7 @@ def test_who_vanishes_says_nothing(task, model):
     np.testing.assert_array_equal(metrics.bytes_down[lost], 4 * (4 * 10 + 6 * 37))
 
 
-@pytest.mark.parametrize("plan", ["scan", "blocks:2"])
+@pytest.mark.parametrize("plan", [pytest.param("scan", marks=pytest.mark.slow), "blocks:2"])
 def test_memory_does_not_grow_with_the_cohort(model, plan):
     """The server's private copies live a block at a time."""
     task = fm.load_task("digits", clients=100)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from functools import partial
+from functools import cache, partial
 
 import cases
 import jax
@@ -128,14 +128,22 @@ def fedmask():
     return cases.algorithm("fedmask-own"), cases.task()
 
 
-@pytest.mark.parametrize("plan", ["scan", "blocks:2,mesh:2"])
+def local():
+    """Clients have states here, too, and less to compile."""
+    return cases.algorithm("local"), cases.task()
+
+
+@cache
+def two_of_nine(plan, where):
+    """On the host four clients at a time are evaluated."""
+    return make_simulation(*fedmask(), cohort=2, chunk=2, plan=plan, storage=Storage(where, where))
+
+
+@pytest.mark.parametrize("plan", ["scan", pytest.param("blocks:2,mesh:2", marks=pytest.mark.slow)])
 def test_evaluation_in_blocks_is_evaluation_at_once(plan):
-    algorithm, task = fedmask()
     found = []
     for where in ("device", "host"):
-        simulation = make_simulation(
-            algorithm, task, cohort=2, chunk=2, plan=plan, storage=Storage(where, where)
-        )  # on the host four clients at a time, of nine
+        simulation = two_of_nine(plan, where)
         state, _ = simulation.run(simulation.init(), 0, 2)
         found.append(simulation.evaluate(state)[0])
     device, host = found
@@ -146,7 +154,8 @@ def test_evaluation_in_blocks_is_evaluation_at_once(plan):
 
 def test_a_sample_of_clients_is_evaluated_as_all_are():
     algorithm, task = fedmask()
-    every, some = (make_simulation(algorithm, task, cohort=2, chunk=2, eval_clients=n) for n in (None, 4))
+    every = two_of_nine("scan", "device")
+    some = make_simulation(algorithm, task, cohort=2, chunk=2, plan="scan", eval_clients=4)
     (everyone,), (sample,) = every.evaluate(every.init()), some.evaluate(some.init())
     assert len(set(sample.ids.tolist())) == 4
     np.testing.assert_array_equal(sample.personal, everyone.personal[sample.ids])
@@ -171,10 +180,10 @@ def test_the_place_is_the_first_that_has_room(monkeypatch, size, clients, device
     assert state_storage._first_fit(size, clients, devices) == "device"
 
 
-@pytest.mark.parametrize(("cohort", "split"), [(5, True), (4, False)])
+@pytest.mark.parametrize(("cohort", "split"), [(5, True), pytest.param(4, False, marks=pytest.mark.slow)])
 def test_each_device_may_have_its_part_of_the_states(cohort, split):
     """Nine clients on three devices; on four, all have all."""
-    algorithm, task = fedmask()
+    algorithm, task = local()
     plan = f"scan,mesh:{3 if split else 4}"
     found = []
     for where in ("device", "mesh"):
@@ -216,15 +225,15 @@ def test_a_program_runs_as_many_rounds_as_the_rows_of_their_cohorts_have_room(mo
 
 @pytest.mark.parametrize("where", ["device", "mesh", "host"])
 def test_the_place_that_fits_is_taken(monkeypatch, where):
-    algorithm, task = fedmask()
+    algorithm, task = local()
     monkeypatch.setattr("fedjax_masks.simulation.state_storage._first_fit", lambda *sizes: where)
-    assert make_simulation(algorithm, task, cohort=2).state_place == where
+    assert make_simulation(algorithm, task, cohort=2, plan="scan").state_place == where
     # Clients of FedAvg have no states.
-    assert make_simulation(cases.algorithm("fedavg"), task, cohort=2).store is None
+    assert make_simulation(cases.algorithm("fedavg"), task, cohort=2, plan="scan").store is None
 
 
 def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not_fit(monkeypatch):
-    algorithm, task = fedmask()
+    algorithm, task = local()
 
     def init(key, task):
         state = algorithm.init(key, task)
@@ -238,15 +247,18 @@ def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not
             lambda own, upload, info: ((own, client[1]), upload, info)
         )(*algorithm.train(round, message, client[0], data)),
     )
-    assert make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host")).store is not None
+    options = {"cohort": 1, "chunk": 1, "plan": "scan", "storage": Storage("host")}
+    assert make_simulation(uneven, task, **options).store is not None
     monkeypatch.setattr("fedjax_masks.simulation.state_storage.available_bytes", lambda: 300_000)
     with pytest.raises(MemoryError, match="an algorithm whose clients start alike"):
-        make_simulation(uneven, task, cohort=1, chunk=1, storage=Storage("host"))
+        make_simulation(uneven, task, **options)
 
 
 CONFIG = {
     "algorithm.name": "fedmask",
     "model.name": "mlp",
+    "model.hidden": (8,),
+    "plan": "scan",
     "data.clients": 12,
     "cohort": 3,
     "rounds": 6,
@@ -272,7 +284,10 @@ def without_time(records):
     return [{**record, "wall_seconds": None} for record in records]
 
 
-@pytest.mark.parametrize("where", ["sync", "mark", "write"])
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param("sync", marks=pytest.mark.slow), pytest.param("mark", marks=pytest.mark.slow), "write"],
+)
 def test_a_run_killed_around_its_rows_resumes_to_the_same_result(tmp_path, monkeypatch, uninterrupted, where):
     out, calls = tmp_path / "run", iter(range(10))
     original = getattr(Store, where)
@@ -310,7 +325,7 @@ def test_rows_that_are_gone_are_named(tmp_path, uninterrupted):
         run_experiment(make_config(CONFIG), out, resume=True, quiet=True)
 
 
-@pytest.mark.parametrize("plan", ["scan", "blocks:2,mesh:2"])
+@pytest.mark.parametrize("plan", [pytest.param("scan", marks=pytest.mark.slow), "blocks:2,mesh:2"])
 def test_data_that_come_chunk_by_chunk_are_the_same_data(plan):
     task, algorithm = cases.task(), cases.algorithm("fedavg")
     found = []
@@ -337,10 +352,10 @@ def test_data_that_outgrow_memory_stay_on_the_host(monkeypatch):
 
 
 def test_a_library_user_asks_for_the_host():
-    algorithm, task = fedmask()
+    algorithm, task = local()
+    options = {"rounds": 2, "cohort": 3, "plan": "scan", "eval_clients": 5}
     on_host, on_device = (
-        fm.simulate(algorithm, task, rounds=2, cohort=3, storage=Storage(where, where), eval_clients=5)
-        for where in ("host", "device")
+        fm.simulate(algorithm, task, storage=Storage(where, where), **options) for where in ("host", "device")
     )
     assert on_host.summary["client_ids"] == on_device.summary["client_ids"]
     assert on_host.summary["client_accuracy"] == on_device.summary["client_accuracy"]

@@ -1,4 +1,7 @@
+import contextlib
 import csv
+import inspect
+import io
 import json
 import re
 
@@ -15,7 +18,6 @@ from fedjax_masks.cli import main
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.experiment import checkpoint, execution, grid, sweep, sweep_table
-from fedjax_masks.experiment.experiment import run_experiment
 from fedjax_masks.experiment.grid import read_sweep
 from fedjax_masks.experiment.groups import group_jobs
 from fedjax_masks.experiment.sweep import run_sweep
@@ -54,11 +56,43 @@ def file(tmp_path):
     return write
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """Equal groups of runs share their program, as a killed sweep and the one that goes on."""
+    made = {}
+
+    def remembered(make, task, **options):
+        config = inspect.getclosurevars(make).nonlocals["config"]
+        key = f"{config} {sorted(options.items())}"
+        if key not in made:
+            made[key] = make_simulation(make, task, **options)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "make_simulation", remembered)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "sweep.toml").write_text(SMALL)
     return run_sweep(folder / "sweep.toml", folder / "out", quiet=True), folder / "out"
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory):
+    """The same runs in programs of their own, as together they found no room; and what was said of it."""
+
+    def refuse(*args, **options):
+        raise MemoryError("too much")
+
+    folder, said = tmp_path_factory.mktemp("one-by-one"), io.StringIO()
+    (folder / "sweep.toml").write_text(SMALL)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+        patch.setattr(sweep, "make_simulation", refuse)
+        run_sweep(folder / "sweep.toml", folder / "out")
+    return folder / "out", said.getvalue()
 
 
 def read(out, name):
@@ -80,8 +114,15 @@ def task():
     return synthetic_task((6,), 3, sizes=[12, 7, 20, 12, 5])
 
 
-@pytest.mark.parametrize("plan", ["scan", "vmap", "blocks:2", "scan,mesh:1"])
-@pytest.mark.parametrize("personal", [False, True])
+@pytest.mark.parametrize(
+    ("plan", "personal"),
+    [
+        ("scan", False),
+        ("blocks:2", True),
+        *(pytest.param(plan, False, marks=pytest.mark.slow) for plan in ("vmap", "blocks:2", "scan,mesh:1")),
+        *(pytest.param(plan, True, marks=pytest.mark.slow) for plan in ("scan", "vmap", "scan,mesh:1")),
+    ],
+)
 def test_runs_in_step_give_what_they_give_alone(task, plan, personal):
     factory = fm.local if personal else fm.fedavg
     model = fm.models.mlp(task, hidden=(4,))
@@ -247,11 +288,11 @@ def test_groups_share_a_program_and_say_what_keeps_them_apart(file):
     assert "algorithm.momentum: fedavg needs to know the value" in str(groups[1])
 
 
-def test_every_run_is_what_it_is_alone(finished, tmp_path):
-    jobs, out = finished
+def test_every_run_is_what_it_is_alone(finished, one_by_one):
+    (jobs, out), (separate, _) = finished, one_by_one
     assert [job.name for job in jobs[:2]] == ["fedavg,lr=0.1,seed=0", "fedavg,lr=0.03,seed=0"]
-    for number, job in enumerate(jobs):
-        alone = run_experiment(job.config, tmp_path / str(number), quiet=True).directory
+    for job in jobs:
+        alone = separate / job.name
         ours, theirs = without_time(out / job.name), without_time(alone)
         assert [line["round"] for line in ours] == [2, 3]
         for one, other in zip(ours, theirs, strict=True):
@@ -333,7 +374,9 @@ def test_a_killed_sweep_resumes_together_and_skips_what_has_finished(file, tmp_p
     assert made == [3]
 
 
-@pytest.mark.parametrize("moment", [1, 3, 6])
+@pytest.mark.parametrize(
+    "moment", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_a_sweep_killed_between_checkpoints_resumes_to_the_same_result(
     file, tmp_path, monkeypatch, finished, moment
 ):
@@ -357,21 +400,12 @@ def test_a_sweep_killed_between_checkpoints_resumes_to_the_same_result(
         assert ours[-1]["train_loss"] == pytest.approx(theirs[-1]["train_loss"], abs=1e-5)
 
 
-def test_what_does_not_fit_into_memory_together_runs_one_after_the_other(
-    file, tmp_path, monkeypatch, finished, capsys
-):
-    _, whole = finished
-
-    def refuse(*args, **options):
-        raise MemoryError("too much")
-
-    monkeypatch.setattr(sweep, "make_simulation", refuse)
-    (tmp_path / "out").mkdir()
-    jobs = run_sweep(file(SMALL), tmp_path / "out")
-    assert "one run after the other; too much" in capsys.readouterr().err
+def test_what_does_not_fit_into_memory_together_runs_one_after_the_other(finished, one_by_one):
+    (jobs, whole), (separate, said) = finished, one_by_one
+    assert "one run after the other; too much" in said
     for job in jobs:
         loss = without_time(whole / job.name)[-1]["train_loss"]
-        assert without_time(tmp_path / "out" / job.name)[-1]["train_loss"] == pytest.approx(loss, abs=1e-5)
+        assert without_time(separate / job.name)[-1]["train_loss"] == pytest.approx(loss, abs=1e-5)
 
 
 def test_the_command_prints_the_plan_and_the_table(file, tmp_path, capsys):

@@ -136,6 +136,8 @@ def wandb(out: Path, config: Mapping[str, Any]) -> Tracker:
         if code > 128:
             run.mark_preempting()  # W&B's state of a run that will be resumed
         run.finish(exit_code=code)
+        if run.offline:
+            _await_exit(Path(run.settings.sync_file))
 
     return Tracker(log, lambda config: run.config.update(dict(config), allow_val_change=True), close)
 
@@ -146,6 +148,17 @@ def _check_wandb() -> None:
     online = wandb.setup().settings.mode not in ("offline", "dryrun", "disabled")
     if online and not wandb.login(prompt=False):  # which verifies a key
         raise PermissionError("no API key is configured")
+
+
+def _await_exit(path: Path) -> None:
+    """Waits for the end of a file, which W&B's own process writes after a run has finished."""
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
+
+    deadline = time.monotonic() + 10  # a process that has died writes nothing
+    while path.exists() and time.monotonic() < deadline:
+        if any(Record.FromString(frame).HasField("exit") for frame in _leveldb_frames(path)):
+            return
+        time.sleep(0.01)
 
 
 def _wandb_offline(out: Path, run_id: str) -> int:
