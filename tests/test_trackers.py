@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_masks.cli import main
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.experiment import backends, execution, trackers
+from fedjax_masks.experiment import backends, execution, frames, trackers
 from fedjax_masks.experiment import build as assembly
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
@@ -114,7 +114,7 @@ def wandb_records(out):
     paths = sorted((out / "wandb").glob("offline-run-*/*.wandb"))
     assert {path.name for path in paths} == {f"run-{name}.wandb"}
     for path in paths:
-        yield from map(Record.FromString, backends._leveldb_frames(path))
+        yield from map(Record.FromString, frames.leveldb_frames(path))
 
 
 def read_wandb(out):

@@ -12,9 +12,11 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fedjax_masks.experiment.frames import event_frames, leveldb_frames
 
 Record = Mapping[str, Any]
 
@@ -73,7 +75,7 @@ def tensorboard(out: Path, config: Mapping[str, Any]) -> Tracker:
     folder = out / "tensorboard"
     folder.mkdir(exist_ok=True)
     files = sorted(folder.iterdir())
-    last = max((Event.FromString(frame).step for path in files for frame in _event_frames(path)), default=0)
+    last = max((Event.FromString(frame).step for path in files for frame in event_frames(path)), default=0)
     # SummaryWriter hands events to a thread: a killed process would lose two minutes of them, and a full
     # disk would block the run for ever. Without a suffix, two files of one second would be one.
     writer = EventsWriter(str(folder / "events"), f".{len(files)}")
@@ -97,16 +99,6 @@ def tensorboard(out: Path, config: Mapping[str, Any]) -> Tracker:
         writer.close()
 
     return Tracker(log, describe, close)
-
-
-def _event_frames(path: Path) -> Iterator[bytes]:
-    """Complete events in a file of TensorBoard: a length of 8 bytes, its checksum, data, their checksum."""
-    content, start = path.read_bytes(), 0
-    while start + 12 <= len(content):
-        end = start + 12 + int.from_bytes(content[start : start + 8], "little")
-        if end + 4 <= len(content):
-            yield content[start + 12 : end]
-        start = end + 4
 
 
 def wandb(out: Path, config: Mapping[str, Any]) -> Tracker:
@@ -156,7 +148,7 @@ def _await_exit(path: Path) -> None:
 
     deadline = time.monotonic() + 10  # a process that has died writes nothing
     while path.exists() and time.monotonic() < deadline:
-        if any(Record.FromString(frame).HasField("exit") for frame in _leveldb_frames(path)):
+        if any(Record.FromString(frame).HasField("exit") for frame in leveldb_frames(path)):
             return
         time.sleep(0.01)
 
@@ -166,30 +158,8 @@ def _wandb_offline(out: Path, run_id: str) -> int:
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
 
     files = (out / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")
-    records = (Record.FromString(frame) for path in files for frame in _leveldb_frames(path))
+    records = (Record.FromString(frame) for path in files for frame in leveldb_frames(path))
     return max((record.history.step.num for record in records if record.HasField("history")), default=0)
-
-
-def _leveldb_frames(path: Path) -> Iterator[bytes]:
-    """Complete records of a log in LevelDB's format, after W&B's header of 7 bytes.
-
-    Blocks of 32 KiB hold pieces: a checksum of 4 bytes, a length of 2, and the kind: 1 is a complete record,
-    2 to 4 are the first, a middle and the last piece of a record. Fewer than 7 bytes at the end of a block
-    are unused.
-    """
-    content, start, record = path.read_bytes(), 7, b""
-    while start + 7 <= len(content):
-        rest = 32768 - start % 32768
-        if rest < 7:
-            start += rest
-            continue
-        kind, end = content[start + 6], start + 7 + int.from_bytes(content[start + 4 : start + 6], "little")
-        if kind not in (1, 2, 3, 4) or end > len(content):
-            return
-        record, start = record + content[start + 7 : end], end
-        if kind in (1, 4):
-            yield record
-            record = b""
 
 
 def mlflow(out: Path, config: Mapping[str, Any]) -> Tracker:
