@@ -33,6 +33,10 @@ def row(rows, client):
     return jax.tree.map(lambda leaf: leaf[client], rows)
 
 
+def initial(model):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
 def round_of(key):
     return Round(jax.random.key(key), jnp.int32(0))
 
@@ -40,7 +44,7 @@ def round_of(key):
 def test_a_slice_is_the_model_without_the_other_channels():
     task = cases.task((8, 8, 1))
     model = fm.models.cnn(task)
-    params = model.init(jax.random.key(0))
+    params = initial(model)
     small = sliced(model, 0.25)
     owned = ownership(model, [small])
     part = take(params, owned, 0)
@@ -49,7 +53,8 @@ def test_a_slice_is_the_model_without_the_other_channels():
     whole = put_back(part, params, owned, 0)
     chex.assert_trees_all_equal(take(whole, owned, 0), part)
     x = task.inputs[:3]
-    np.testing.assert_allclose(small.apply(part, x), model.apply(whole, x), rtol=1e-4, atol=1e-5)
+    logits = jax.jit(small.apply)(part, x), jax.jit(model.apply)(whole, x)
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
 
 def test_residual_networks_have_slices():
@@ -144,18 +149,22 @@ def test_what_a_slice_passes_on_is_as_large_as_what_the_whole_model_does():
     small = sliced(model, ratio)
     owned = ownership(model, [small])
 
-    def spread(apply):
-        keys = jax.random.split(jax.random.key(0), 50)
-        return float(np.mean([np.std(apply(model.init(key))) for key in keys]))
-
     x = task.inputs[:20]
-    whole = spread(lambda params: model.apply(params, x))
-    narrow = spread(lambda params: scaled(small, ratio)(take(params, owned, 0), x))
-    alone = spread(lambda params: small.apply(take(params, owned, 0), x))
+
+    @jax.jit
+    def spreads(key):
+        params = model.init(key)
+        part = take(params, owned, 0)
+        return [
+            jnp.std(y) for y in (model.apply(params, x), scaled(small, ratio)(part, x), small.apply(part, x))
+        ]
+
+    keys = jax.random.split(jax.random.key(0), 50)
+    whole, narrow, alone = np.mean([spreads(key) for key in keys], axis=0)
     assert alone < 0.1 * whole
     assert 0.5 * whole < narrow < 2 * whole
-    params = model.init(jax.random.key(0))
-    np.testing.assert_array_equal(scaled(model, 1.0)(params, x), model.apply(params, x))
+    params = initial(model)
+    np.testing.assert_array_equal(jax.jit(scaled(model, 1.0))(params, x), jax.jit(model.apply)(params, x))
 
 
 def test_a_client_leaves_classes_alone_that_it_does_not_have():

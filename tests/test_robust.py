@@ -332,8 +332,8 @@ def accuracy(kind, defence):
     return run.records[-1]["global_accuracy"]
 
 
-@pytest.mark.parametrize("defence", ["median", "trimmed mean", "clip"])
-@pytest.mark.parametrize("kind", ["scale", "nan"])
+@pytest.mark.parametrize("defence", ["median", pytest.param("trimmed mean", marks=pytest.mark.slow), "clip"])
+@pytest.mark.parametrize("kind", ["scale", pytest.param("nan", marks=pytest.mark.slow)])
 def test_a_robust_merge_keeps_its_accuracy(kind, defence):
     assert accuracy(None, "mean") > 0.9
     assert accuracy(kind, defence) > accuracy(None, "mean") - 0.02
