@@ -59,11 +59,17 @@ def salient(model, task):
 
 
 def final(algorithm, task, rounds=2):
-    simulation = make_simulation(algorithm, task, cohort=4, seeds=(1,), chunk=rounds)
+    simulation = make_simulation(algorithm, task, cohort=4, seeds=(1,), chunk=rounds, plan="scan")
     return jax.device_get(simulation.run(simulation.init(), 0, rounds)[0].server)
 
 
-@pytest.mark.parametrize("federation", FEDERATIONS)
+@pytest.mark.parametrize(
+    "federation",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("fedprox", "fednova") else [])
+        for name in FEDERATIONS
+    ],
+)
 def test_it_is_a_gated_net_in_any_federation(model, task, federation):
     ours = fm.adp(model, SGD, batch_size=4, ratio=0.6, federation=federation)
     theirs = FEDERATIONS[federation](gated(model, ratio=0.6), SGD, batch_size=4)

@@ -37,6 +37,11 @@ def initial(model):
     return jax.jit(model.init)(jax.random.key(0))
 
 
+def started(algorithm, task):
+    """The first state, and a client's training."""
+    return jax.jit(lambda key: algorithm.init(key, task))(jax.random.key(0)), jax.jit(algorithm.train)
+
+
 def round_of(key):
     return Round(jax.random.key(key), jnp.int32(0))
 
@@ -69,7 +74,11 @@ def test_every_parameter_is_the_mean_of_its_owners():
     task = cases.task()
     model, ratios = fm.models.mlp(task, hidden=(8,)), (1.0, 0.5)
     algorithm = fm.heterofl(model, optax.sgd(0.1), batch_size=4, ratios=ratios, **PLAIN)
-    state = algorithm.init(jax.random.key(0), task)
+    state, train = started(algorithm, task)
+    train_narrow = {
+        width: jax.jit(fm.fedavg(fm.models.mlp(task, hidden=(width,)), optax.sgd(0.1), batch_size=4).train)
+        for width in (4, 8)
+    }
     before = state.server.params
     total, weights = jax.tree.map(np.zeros_like, before), jax.tree.map(np.zeros_like, before)
     contributions = []
@@ -79,7 +88,7 @@ def test_every_parameter_is_the_mean_of_its_owners():
         data = cases.data_of(task, client, tier=client % 2)
         profile = row(state.profiles, client)
         message = visitor.poison(algorithm.send(round, state.server, profile))
-        _, upload, _ = algorithm.train(round, message, row(state.clients, client), data)
+        _, upload, _ = train(round, message, row(state.clients, client), data)
         after, part = algorithm.receive(
             round, state.server, profile, visitor.poison(upload), jnp.float32(number)
         )
@@ -93,8 +102,7 @@ def test_every_parameter_is_the_mean_of_its_owners():
             },
             "dense2": {"kernel": before["dense2"]["kernel"][:width], "bias": before["dense2"]["bias"]},
         }
-        narrow = fm.fedavg(fm.models.mlp(task, hidden=(width,)), optax.sgd(0.1), batch_size=4)
-        _, update, _ = narrow.train(round, start, (), data)
+        _, update, _ = train_narrow[width](round, start, (), data)
         for layer, name in (
             ("dense1", "kernel"),
             ("dense1", "bias"),
@@ -114,11 +122,11 @@ def test_bytes_and_flops_are_those_of_the_slice():
     task = cases.task()
     model, ratios = fm.models.mlp(task, hidden=(32,)), (1.0, 0.25)
     algorithm = fm.heterofl(model, SGD, batch_size=4, ratios=ratios, **PLAIN)
-    state = algorithm.init(jax.random.key(0), task)
+    state, train = started(algorithm, task)
     flops = []
     for tier, width in enumerate((32, 8)):
         message = algorithm.send(round_of(1), state.server, row(state.profiles, tier))
-        _, upload, info = algorithm.train(
+        _, upload, info = train(
             round_of(1), message, row(state.clients, tier), cases.data_of(task, tier, tier)
         )
         parameters = (6 + 1) * width + (width + 1) * 3
@@ -133,7 +141,7 @@ def test_a_client_predicts_with_its_slice(scaler):
     task = cases.task()
     model = fm.models.mlp(task, hidden=(8,))
     algorithm = fm.heterofl(model, SGD, ratios=(1.0, 0.5), scaler=scaler)
-    state = algorithm.init(jax.random.key(0), task)
+    state, _ = started(algorithm, task)
     x = task.test_inputs[:5]
     for tier, width in enumerate((1.0, 0.5)):
         small = sliced(model, width)
@@ -170,14 +178,14 @@ def test_what_a_slice_passes_on_is_as_large_as_what_the_whole_model_does():
 def test_a_client_leaves_classes_alone_that_it_does_not_have():
     task = cases.task()
     algorithm = fm.heterofl(fm.models.mlp(task, hidden=(8,)), SGD, batch_size=4, ratios=(1.0, 0.5))
-    state = algorithm.init(jax.random.key(0), task)
+    state, train = started(algorithm, task)
     data = cases.data_of(task, 2)  # a single example
     label = int(data.labels[data.rows[0]])
     own = np.arange(3) == label
     np.testing.assert_array_equal(present(data, 3), own)
     profile = row(state.profiles, 2)
     message = visitor.poison(algorithm.send(round_of(1), state.server, profile))
-    client, upload, _ = algorithm.train(round_of(1), message, row(state.clients, 2), data)
+    client, upload, _ = train(round_of(1), message, row(state.clients, 2), data)
     np.testing.assert_array_equal(client.classes, own)
     np.testing.assert_array_equal(upload.update.mask["dense2"]["kernel"], np.broadcast_to(own, (8, 3)))
     assert size.bits(upload) == 32 * ((6 + 1) * 8 + (8 + 1)) + 3
