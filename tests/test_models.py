@@ -99,18 +99,11 @@ def test_vgg11_split_sizes(split, parameters, activation):
 
 
 DEEP = ("vgg16", "resnet34", "resnet32")  # longer rows of the stages of smaller ones
+EACH = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in MODELS]
 
 
-@pytest.mark.parametrize(
-    ("name", "task"),
-    [
-        *(pytest.param(name, DIGITS, id=f"{name}-digits") for name in MODELS),
-        *(
-            pytest.param(name, MNIST, id=f"{name}-mnist", marks=[pytest.mark.slow] if name in DEEP else [])
-            for name in MODELS
-        ),
-    ],
-)
+@pytest.mark.parametrize("task", [DIGITS, MNIST], ids=["digits", "mnist"])
+@pytest.mark.parametrize("name", EACH)
 def test_every_model_takes_every_image_size(name, task):
     model = narrow(name, task)
     params = shapes(model)
@@ -120,7 +113,7 @@ def test_every_model_takes_every_image_size(name, task):
     assert (logits.shape, logits.dtype) == ((5, 10), jnp.float32)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_kernels_describe_the_parameters(name):
     model = narrow(name)
     params = shapes(model)
