@@ -58,12 +58,30 @@ def salient(model, task):
     return algorithm, *compiled(algorithm, task)
 
 
+@pytest.fixture(scope="module")
+def still(model, task):
+    """With a rate of 0 all examples meet the first model: an upload, facts, logits and gates."""
+    algorithm = fm.adp(model, optax.sgd(0.0), batch_size=4, epochs=2, upload_share=0.5, l1=0.05)
+    message, train = compiled(algorithm, task)
+    data = cases.data_of(task, 3)
+    mine = data.rows[: int(data.size)]
+    logits, gates = jax.jit(gated(model).forward)(message, data.inputs[mine])
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[mine]).mean()
+    return *train(3), float(entropy), jax.device_get(gates)
+
+
 def final(algorithm, task, rounds=2):
-    simulation = make_simulation(algorithm, task, cohort=4, seeds=(1,), chunk=rounds)
+    simulation = make_simulation(algorithm, task, cohort=4, seeds=(1,), chunk=rounds, plan="scan")
     return jax.device_get(simulation.run(simulation.init(), 0, rounds)[0].server)
 
 
-@pytest.mark.parametrize("federation", FEDERATIONS)
+@pytest.mark.parametrize(
+    "federation",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("fedprox", "fednova") else [])
+        for name in FEDERATIONS
+    ],
+)
 def test_it_is_a_gated_net_in_any_federation(model, task, federation):
     ours = fm.adp(model, SGD, batch_size=4, ratio=0.6, federation=federation)
     theirs = FEDERATIONS[federation](gated(model, ratio=0.6), SGD, batch_size=4)
@@ -71,18 +89,11 @@ def test_it_is_a_gated_net_in_any_federation(model, task, federation):
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_gates_pay_for_their_sum(model, task):
-    """At a rate of 0 the reported loss is that of the first model."""
-    algorithm = fm.adp(model, optax.sgd(0.0), batch_size=4, l1=0.05)
-    message, train = compiled(algorithm, task)
-    _, info = train(3)
-    data = cases.data_of(task, 3)
-    mine = data.rows[: int(data.size)]
-    logits, gates = jax.jit(gated(model).forward)(message, data.inputs[mine])
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[mine]).mean()
-    gate_sum = sum(np.asarray(gate.value).sum(-1) for gate in gates.values()).mean()
+def test_gates_pay_for_their_sum(still):
+    _, info, entropy, gates = still
+    gate_sum = sum(gate.value.sum(-1) for gate in gates.values()).mean()
     assert gate_sum > 1
-    assert float(info.loss) == pytest.approx(float(entropy) + 0.05 * gate_sum, rel=1e-5)
+    assert float(info.loss) == pytest.approx(entropy + 0.05 * gate_sum, rel=1e-5)
 
 
 def test_threshold_zeroes_small_weights_of_convolutions_only_and_not_for_ever(model, task):
@@ -104,15 +115,10 @@ def test_threshold_zeroes_small_weights_of_convolutions_only_and_not_for_ever(mo
     assert np.any(np.abs(params["conv2"]["kernel"][was_zero]) > threshold)
 
 
-def test_salient_channels_are_those_most_often_active(model, task):
-    """With a rate of 0 all examples meet the first model."""
-    algorithm = fm.adp(model, optax.sgd(0.0), batch_size=4, epochs=2, upload_share=0.5)
-    message, train = compiled(algorithm, task)
-    upload, _ = train(3)
-    data = cases.data_of(task, 3)
-    _, gates = jax.jit(gated(model).forward)(message, data.inputs[data.rows[: int(data.size)]])
+def test_salient_channels_are_those_most_often_active(still):
+    upload, _, _, gates = still
     for name, chosen in upload.channels.items():
-        often = np.asarray(gates[name].active).sum(0)
+        often = gates[name].active.sum(0)
         best = np.argsort(-often, kind="stable")[: round(0.5 * chosen.size)]
         np.testing.assert_array_equal(np.flatnonzero(chosen), np.sort(best))
 

@@ -48,10 +48,15 @@ def test_time_and_energy_of_a_round_against_the_formula():
     assert cost.joules == pytest.approx(3.5 * 5 + 3 * 2)
 
 
-def test_the_clock_counts_the_bytes_and_flops_of_the_metrics(algorithm):
+@pytest.fixture(scope="module")
+def with_clock(algorithm):
     """In units that give a byte, a FLOP and a round trip different sizes."""
-    population = Population(fleet(flops=1e6, memory=1e30, up=8e3, down=8e4, latency=np.full(9, 1e-3)))
-    _, metrics = simulate(algorithm, population)
+    rates = fleet(flops=1e6, memory=1e30, up=8e3, down=8e4, latency=np.full(9, 1e-3))
+    return simulate(algorithm, Population(rates))
+
+
+def test_the_clock_counts_the_bytes_and_flops_of_the_metrics(with_clock):
+    _, metrics = with_clock
     train = metrics.train
     want = train["flops"] / 1e6 + metrics.bytes_up / 1e3 + metrics.bytes_down / 1e4 + 1e-3
     np.testing.assert_allclose(train["client_seconds"], want, rtol=1e-5)
@@ -80,36 +85,50 @@ def test_every_message_has_an_overhead():
     np.testing.assert_allclose(more["client_seconds"] - plain["client_seconds"], taken, rtol=1e-3)
 
 
-@pytest.mark.parametrize("population", ["available=1e-9", "dropout=1", "deadline=1e-9"])
-def test_the_server_stays_to_the_bit_where_no_upload_arrives(population):
-    """Momentum of the server would go on by itself."""
-    momentum = optax.sgd(1.0, momentum=0.9)
+@pytest.fixture(scope="module")
+def with_momentum():
+    """Momentum of the server, which would go on by itself; its state after two rounds, and after three."""
     model = fm.models.mlp(cases.task(), hidden=(8,))
-    algorithm = fm.fedavg(model, SGD, batch_size=4, server_optimizer=momentum)
-    before, _ = simulate(algorithm, None, rounds=2)
+    algorithm = fm.fedavg(model, SGD, batch_size=4, server_optimizer=optax.sgd(1.0, momentum=0.9))
+    simulation = make_simulation(algorithm, cases.task(), cohort=5, chunk=2, plan="scan")
+    before = jax.device_get(simulation.run(simulation.init(), 0, 2)[0])
+    moved, _ = simulation.run(jax.device_put(before), 2, 1)
+    return algorithm, before, jax.device_get(moved)
+
+
+@pytest.mark.parametrize("population", ["available=1e-9", "dropout=1", "deadline=1e-9"])
+def test_the_server_stays_to_the_bit_where_no_upload_arrives(with_momentum, population):
+    algorithm, before, moved = with_momentum
     gone = make_population(f"rpi4@wifi,{population}", 9)
     simulation = make_simulation(algorithm, cases.task(), cohort=5, chunk=2, plan="scan", population=gone)
     after, (metrics,) = simulation.run(jax.device_put(before), 2, 2)
     assert metrics.dropped.all()
     chex.assert_trees_all_equal(jax.device_get(after.server), before.server)
-    plain = make_simulation(algorithm, cases.task(), cohort=5, chunk=1, plan="scan")
-    moved, _ = plain.run(jax.device_put(before), 2, 1)
     with pytest.raises(AssertionError):
-        chex.assert_trees_all_equal(jax.device_get(moved.server), before.server)
+        chex.assert_trees_all_equal(moved.server, before.server)
 
 
-def test_time_alone_changes_nothing(algorithm):
-    with_clock, timed = simulate(algorithm, make_population("rpi3+rpi4@4g", 9))
+def test_time_alone_changes_nothing(algorithm, with_clock):
+    state, timed = with_clock
     without, plain = simulate(algorithm, None)
-    chex.assert_trees_all_equal(with_clock, without)
+    chex.assert_trees_all_equal(state, without)
     np.testing.assert_array_equal(timed.bytes_up, plain.bytes_up)
     assert not {"client_seconds", "seconds"} & {*plain.train, *plain.server}
 
 
-@pytest.mark.parametrize("plan", ["vmap", "blocks:3", "scan,mesh:8"])
-def test_no_plan_changes_the_clients_that_are_late_or_lost(algorithm, plan):
-    population = make_population("rpi3+rpi4@3g,spread=1,deadline=0.0505,dropout=0.2,available=0.8", 9)
-    (state, metrics), (again, other) = (simulate(algorithm, population, plan=p) for p in ("scan", plan))
+ANYTHING = "rpi3+rpi4@3g,spread=1,deadline=0.0505,dropout=0.2,available=0.8"
+
+
+@pytest.fixture(scope="module")
+def one_by_one(algorithm):
+    """Clients of which some are away, late or lost, one after another."""
+    return simulate(algorithm, make_population(ANYTHING, 9))
+
+
+@pytest.mark.parametrize("plan", [pytest.param("vmap", marks=pytest.mark.slow), "blocks:3", "scan,mesh:8"])
+def test_no_plan_changes_the_clients_that_are_late_or_lost(algorithm, one_by_one, plan):
+    state, metrics = one_by_one
+    again, other = simulate(algorithm, make_population(ANYTHING, 9), plan=plan)
     for name in ("away", "late", "lost"):
         assert 0 < metrics.train[name].sum() < metrics.train[name].size
         np.testing.assert_array_equal(metrics.train[name], other.train[name])
@@ -137,43 +156,27 @@ def test_a_straggler_is_left_out_of_the_merge_and_its_bytes_are_counted(algorith
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, jax.device_get(want))
 
 
-def clients_that_learned(population):
-    """Of nine clients that train locally, those that learned in a round; and its metrics."""
-    local = fm.local(fm.models.mlp(cases.task(), hidden=(8,)), SGD, batch_size=4)
-    start = jax.device_get(make_simulation(local, cases.task(), cohort=9).init())
-    state, metrics = simulate(local, population, rounds=1)
-    pairs = zip(*map(jax.tree.leaves, (state.clients, start.clients)))
+@pytest.mark.parametrize(
+    "chances", [pytest.param({}, marks=pytest.mark.slow), {"available": 0.5, "deadline": 9.0}]
+)
+def test_clients_that_are_away_or_lost_learn_nothing_and_only_the_lost_receive(chances):
+    """Every client keeps a layer of its own, and shares the other."""
+    population = Population(fleet(up=1e6, down=1e6, flops=1e9, memory=1e9), dropout=0.4, **chances)
+    shared = fm.lgfedavg(fm.models.mlp(cases.task(), hidden=(8,)), SGD, batch_size=4)
+    simulation = make_simulation(shared, cases.task(), cohort=9, chunk=1, plan="scan", population=population)
+    start = jax.device_get(simulation.init())
+    state, (metrics,) = simulation.run(jax.device_put(start), 0, 1)
+    pairs = zip(*map(jax.tree.leaves, (jax.device_get(state).clients, start.clients)))
     changed = [np.any(a != b, axis=tuple(range(1, a.ndim))) for a, b in pairs]
-    return np.any(changed, axis=0), metrics
-
-
-def test_a_lost_client_sends_nothing_and_learns_nothing(algorithm):
-    population = Population(fleet(up=1e6, down=1e6, flops=1e9, memory=1e9), dropout=0.5)
-    learned, metrics = clients_that_learned(population)
-    lost = metrics.ids[0][metrics.train["lost"][0] > 0]
-    assert 0 < len(lost) < 9
-    np.testing.assert_array_equal(np.flatnonzero(~learned), lost)
-    np.testing.assert_array_equal(metrics.trained[0], learned[metrics.ids[0]])
-    _, metrics = simulate(algorithm, population, rounds=1)
-    np.testing.assert_array_equal(metrics.bytes_up[0] == 0, metrics.train["lost"][0] > 0)
-    assert metrics.bytes_down.min() > 0
-
-
-def test_a_client_that_is_away_receives_and_spends_nothing(algorithm):
-    rates = fleet(up=1e6, down=1e6, flops=1e9, memory=1e9)
-    population = Population(rates, available=0.5, dropout=0.3, deadline=9.0)
-    learned, metrics = clients_that_learned(population)
-    gone = (metrics.train["away"][0] > 0) | (metrics.train["lost"][0] > 0)
-    np.testing.assert_array_equal(np.flatnonzero(~learned), metrics.ids[0][gone])
-    np.testing.assert_array_equal(metrics.trained[0], ~gone)
-    _, metrics = simulate(algorithm, population, rounds=1)
+    learned = np.any(changed, axis=0)[metrics.ids[0]]
     away, lost = (metrics.train[name][0] > 0 for name in ("away", "lost"))
-    assert 0 < away.sum() < 9
+    assert 0 < lost.sum() < 9
+    assert (0 < away.sum() < 9) == bool(chances)
     assert not (away & lost).any()
-    np.testing.assert_array_equal(metrics.bytes_up[0] == 0, away | lost)
+    for column in (learned, metrics.trained[0], metrics.bytes_up[0] > 0, ~metrics.dropped[0]):
+        np.testing.assert_array_equal(column, ~(away | lost))
     for column in (metrics.bytes_down, metrics.train["client_seconds"], metrics.train["client_joules"]):
         np.testing.assert_array_equal(column[0] == 0, away)
-    np.testing.assert_array_equal(metrics.dropped[0], away | lost)
     assert notes(metrics, 0) == ()
 
 
@@ -260,43 +263,58 @@ def test_a_malformed_trace_is_refused_in_one_line(tmp_path, rows, header, messag
     assert "\n" not in str(error.value)
 
 
-def test_records_add_up_seconds_and_joules(algorithm):
-    population = Population(fleet(flops=1e9, memory=1e9, up=1e6, down=1e6))
+def recorded(algorithm, population, rounds=1, **options):
+    """A run of all nine clients, and the metrics of each of its chunks."""
     seen = []
     run = fm.simulate(
         algorithm,
         cases.task(),
-        rounds=4,
-        cohort=5,
-        eval_every=2,
+        rounds=rounds,
+        cohort=9,
+        plan="scan",
         population=population,
-        on_chunk=[lambda chunk: seen.append(chunk.metrics.server)],
+        on_chunk=[lambda chunk: seen.append(chunk.metrics)],
+        **options,
     )
+    return run.records, seen
+
+
+@pytest.fixture(scope="module")
+def recorded_some(algorithm):
+    """Four rounds in two chunks, in which some clients are away or lost, and most others late."""
+    rates = fleet(up=1e6, down=1e6, flops=1e9, memory=1e9)
+    some = Population(rates, available=0.5, dropout=0.3, deadline=1e-3)
+    return recorded(algorithm, some, rounds=4, eval_every=2)
+
+
+@pytest.fixture(scope="module")
+def recorded_all(algorithm):
+    return recorded(algorithm, None)
+
+
+def test_records_add_up_seconds_and_joules(recorded_some, recorded_all):
+    records, seen = recorded_some
     for key, name in (("sim_seconds", "seconds"), ("energy_joules", "joules")):
-        sums = np.cumsum([float(np.sum(server[name])) for server in seen])
-        np.testing.assert_allclose([record[key] for record in run.records], sums)
-    plain = fm.simulate(algorithm, cases.task(), rounds=1, cohort=5)
-    assert plain.records[0]["sim_seconds"] is None
+        sums = np.cumsum([float(np.sum(metrics.server[name])) for metrics in seen])
+        np.testing.assert_allclose([record[key] for record in records], sums)
+        assert (np.diff(sums) > 0).all()
+    (plain,), _ = recorded_all
+    assert plain["sim_seconds"] is None
 
 
-def test_absent_clients_compute_nothing(algorithm):
-    gone, runs = [], {}
-    for name, population in (("all", None), ("some", Population(fleet(), available=0.5, dropout=0.3))):
-        runs[name] = fm.simulate(
-            algorithm,
-            cases.task(),
-            rounds=1,
-            cohort=9,
-            population=population,
-            on_chunk=[lambda chunk: gone.append(chunk.metrics.train)],
-        )
-    everyone, some = gone
-    present = (some["away"] + some["lost"]) == 0
-    assert 0 < present.sum() < 9
-    total = {name: run.records[-1]["client_flops_total"] for name, run in runs.items()}
-    assert total["all"] == pytest.approx(everyone["flops"].sum())
-    assert total["some"] == pytest.approx(everyone["flops"][present].sum())
-    assert 9 * runs["some"].records[-1]["client_flops"] == pytest.approx(total["some"])
+def test_absent_clients_compute_nothing(recorded_some, recorded_all):
+    (plain,), (everyone,) = recorded_all
+    assert plain["client_flops_total"] == pytest.approx(everyone.train["flops"].sum())
+    records, seen = recorded_some
+    of_rounds = []
+    for metrics in seen:
+        present = (metrics.train["away"] + metrics.train["lost"]) == 0
+        assert 0 < present.sum() < present.size
+        of_rounds.append(np.where(present, metrics.train["flops"], 0).sum(1))
+    totals = [record["client_flops_total"] for record in records]
+    np.testing.assert_allclose(totals, np.cumsum(np.sum(of_rounds, axis=1)))
+    last = [9 * record["client_flops"] for record in records]
+    np.testing.assert_allclose(last, [flops[-1] for flops in of_rounds])
 
 
 def test_servers_that_train_take_time():
@@ -318,24 +336,17 @@ def test_servers_that_train_take_time():
     assert jnp.isfinite(metrics.server["joules"]).all()
 
 
-@pytest.mark.parametrize("available", [0.5, 1e-9])
-def test_records_hold_the_shares_of_a_cohort_that_were_away_late_or_lost(algorithm, available):
-    seen = []
+def test_records_hold_the_shares_of_a_cohort_that_were_away_late_or_lost(algorithm, recorded_some):
     rates = fleet(up=1e6, down=1e6, flops=1e9, memory=1e9)
-    run = fm.simulate(
-        algorithm,
-        cases.task(),
-        rounds=1,
-        cohort=9,
-        population=Population(rates, available=available, dropout=0.3, deadline=1e-3),
-        on_chunk=[lambda chunk: seen.append(chunk.metrics)],
-    )
-    (metrics,) = seen
-    extra = run.records[-1]["extra"]
-    for name in ("away", "late", "lost", "client_seconds", "client_joules"):
-        assert extra[name] == pytest.approx(metrics.train[name][0].sum() / 9)
-    assert extra["away"] == 1 if available < 0.1 else 0 < extra["away"] < 1
-    assert extra["away"] + extra["late"] + extra["lost"] == pytest.approx(metrics.dropped.sum() / 9)
+    nobody = Population(rates, available=1e-9, dropout=0.3, deadline=1e-3)
+    for available, (records, seen) in ((0.5, recorded_some), (0, recorded(algorithm, nobody))):
+        for record, metrics in zip(records, seen, strict=True):
+            extra = record["extra"]
+            for name in ("away", "late", "lost", "client_seconds", "client_joules"):
+                assert extra[name] == pytest.approx(metrics.train[name][-1].sum() / 9)
+            assert 0 < extra["away"] < 1 if available else extra["away"] == 1
+            dropped = metrics.dropped[-1].sum() / 9
+            assert extra["away"] + extra["late"] + extra["lost"] == pytest.approx(dropped)
 
 
 def test_a_spread_beyond_all_floats_is_refused():

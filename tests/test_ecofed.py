@@ -38,6 +38,19 @@ def model(task):
     return fm.models.cnn(task).rebuild((4, 6, 8, 3))
 
 
+@pytest.fixture(scope="module")
+def whole(task, model):
+    """Sent every round, and unquantized."""
+    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv2", period=1, quantized=False)
+    return simulate(algorithm, task, 3)[0][-1]
+
+
+@pytest.fixture(scope="module")
+def unquantized(task, model):
+    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
+    return algorithm, make_simulation(algorithm, task, cohort=COHORT, chunk=1, plan="scan")
+
+
 def simulate(algorithm, task, rounds, *, cohort=COHORT, population=None):
     """The states before and after every round, and all metrics."""
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=1, plan="scan", population=population)
@@ -76,27 +89,25 @@ def test_a_nan_is_not_hidden_by_quantisation():
     assert jnp.isnan(quantize(jnp.array([[1.0, jnp.nan]]), jnp.ones(1, bool))[1])
 
 
-def test_sent_every_round_and_whole_it_is_splitfed_whose_devices_do_not_learn(task, model):
-    ours = fm.ecofed(model, SGD, batch_size=5, split="conv2", period=1, quantized=False)
+def test_sent_every_round_and_whole_it_is_splitfed_whose_devices_do_not_learn(task, model, whole):
     rules = {"moves": SGD, "still": optax.set_to_zero()}
     still = optax.multi_transform(rules, Sides("still", "moves"))
     vanilla = fm.splitfed(model, still, batch_size=5, split="conv2")
-    split, whole = (simulate(algorithm, task, 3)[0][-1] for algorithm in (ours, vanilla))
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), split.server.params, whole.server.server)
-    chex.assert_trees_all_equal(split.server.device, whole.server.device)
+    other = simulate(vanilla, task, 3)[0][-1]
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), whole.server.params, other.server.server)
+    chex.assert_trees_all_equal(whole.server.device, other.server.device)
 
 
-def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(task, model):
-    ours = fm.ecofed(model, SGD, batch_size=5, split="conv2", period=1, quantized=False)
+def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(task, model, whole):
     moves = jax.tree.map(
         lambda a: jnp.ones((1,) * a.ndim, bool), jax.eval_shape(model.init, jax.random.key(0))
     )
     moves = {name: trees.zeros_like(m) if name in ("conv1", "conv2") else m for name, m in moves.items()}
     fit = Trainer(SGD, batch_size=5).supervised(model.apply)
     frozen = averaging(model, partial(fit, update_mask=moves))
-    split, whole = (simulate(algorithm, task, 3)[0][-1] for algorithm in (ours, frozen))
-    both = {**split.server.device, **split.server.params}
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), both, whole.server.params)
+    other = simulate(frozen, task, 3)[0][-1]
+    both = {**whole.server.device, **whole.server.params}
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), both, other.server.params)
 
 
 def test_devices_send_every_other_round_and_never_change(task, model):
@@ -115,10 +126,9 @@ def test_devices_send_every_other_round_and_never_change(task, model):
             chex.assert_trees_all_equal(after.server.params, before.server.params)
 
 
-def test_the_first_replay_is_of_the_first_cohort(task, model):
+def test_the_first_replay_is_of_the_first_cohort(task, unquantized):
     """Other clients' activations are not read."""
-    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
-    simulation = make_simulation(algorithm, task, cohort=COHORT, chunk=1, plan="scan")
+    _, simulation = unquantized
     state, (metrics,) = simulation.run(simulation.init(), 0, 1)
     state = jax.device_get(state)
     others = ~np.isin(np.arange(task.num_clients), metrics.ids)
@@ -154,15 +164,17 @@ def test_replays_are_drawn_evenly_from_all_earlier_cohorts():
     assert np.abs(counts[among] - 300).max() < 61
 
 
-def test_the_cache_holds_the_activations_behind_a_codec(task, model):
+def test_the_cache_holds_the_activations_behind_a_codec(task, unquantized):
     """Two bits leave an example three different values at most."""
-    plain = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
+    plain, simulation = unquantized
     states, metrics = simulate(with_codecs(plain, up=codecs.quantize(2)), task, 2)
     for client in metrics[0].ids[0]:
         assert len(np.unique(states[1].profiles.activations.values[client])) <= 3
-    exact, _ = simulate(plain, task, 2)
+    exact = simulation.init()
+    for number in range(2):
+        exact, _ = simulation.run(exact, number, 1)
     with np.testing.assert_raises(AssertionError):
-        chex.assert_trees_all_close(states[2].server.params, exact[2].server.params, atol=1e-4)
+        chex.assert_trees_all_close(states[2].server.params, exact.server.params, atol=1e-4)
 
 
 def test_lost_clients_are_not_replayed_and_nobody_is_lost_in_a_replay(task, model):
@@ -184,9 +196,11 @@ def test_lost_clients_are_not_replayed_and_nobody_is_lost_in_a_replay(task, mode
     np.testing.assert_allclose(history[1].server["flops"][0], per_step * replayed, rtol=1e-6)
 
 
-def test_late_uploads_stay_out_of_the_cache(task, model):
+def test_late_uploads_stay_out_of_the_cache():
+    task = cases.task()
+    algorithm = fm.ecofed(fm.models.mlp(task, hidden=(8,)), SGD, batch_size=4)
     population = make_population("rpi4@wifi,deadline=1e-9", task.num_clients)
-    states, (metrics, _) = simulate(fm.ecofed(model, SGD, split="conv1"), task, 2, population=population)
+    states, (metrics, _) = simulate(algorithm, task, 2, population=population)
     assert metrics.train["late"].all()
     assert metrics.bytes_up.all()
     assert not states[2].profiles.size.any()
@@ -200,7 +214,7 @@ def test_a_copy_that_diverges_is_left_out_and_counted(task, model):
     chex.assert_trees_all_equal(states[2].server.params, states[0].server.params)
 
 
-@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize("quantized", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_upload_has_the_bytes_of_the_formula(quantized):
     task = cases.task((8, 8, 1))  # ragged clients
     model = fm.models.cnn(task).rebuild((4, 6, 8, 3))
@@ -222,9 +236,8 @@ def test_a_model_of_one_layer_cannot_be_cut():
         fm.ecofed(fm.models.mlp(cases.task(), hidden=()), SGD)
 
 
-def test_the_devices_part_is_installed_once(task, model):
-    algorithm = fm.ecofed(model, SGD, split="conv1")
-    simulation = make_simulation(algorithm, task, cohort=COHORT)
+def test_the_devices_part_is_installed_once(unquantized):
+    _, simulation = unquantized
     assert simulation.setup_bytes == 4 * (3 * 3 * 4 + 4)
 
 

@@ -1,6 +1,7 @@
 """Accuracies under batch statistics depend on the examples alone, not on their order or clients' ids."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -56,35 +57,42 @@ def algorithm(task):
     return base._replace(predict={**base.predict, "personal": base.predict["global"]})
 
 
-def evaluate(task, plan="scan"):
+TASKS = {"same": lambda task: task, "renumbered": renumbered, "by label": by_label}
+
+
+@cache
+def evaluate(name="same", plan="scan"):
+    task = TASKS[name](make_task(RAGGED))
     simulation = make_simulation(algorithm(task), task, cohort=2, chunk=1, plan=plan)
     return simulation.evaluate(simulation.init())[0]
 
 
-@pytest.mark.parametrize("plan", ["scan", "blocks:3,mesh:2"])
+@cache
+def evaluate_in_step(name="same"):
+    """Two runs in step."""
+    task = TASKS[name](make_task(RAGGED))
+    both = {"values": {}, "seeds": [0, 1]}
+    batch = make_simulation(lambda _: algorithm(task), task, cohort=2, chunk=1, plan="scan", **both)
+    return batch.evaluate(batch.init())
+
+
+@pytest.mark.parametrize("plan", ["scan", pytest.param("blocks:3,mesh:2", marks=pytest.mark.slow)])
 def test_ids_of_clients_and_the_order_of_the_test_set_do_not_matter(plan):
-    task = make_task(RAGGED)
-    want = evaluate(task, plan)
+    want = evaluate(plan=plan) if plan != "scan" else evaluate()
     assert np.isnan(want.personal).tolist() == [size == 0 for size in RAGGED]
-    other = evaluate(renumbered(task), plan)
+    other = evaluate("renumbered", plan)
     np.testing.assert_array_equal(other.personal[::-1], want.personal)
-    ordered = evaluate(by_label(task), plan)
+    ordered = evaluate("by label", plan)
     np.testing.assert_array_equal(ordered.personal, want.personal)
     assert ordered.global_accuracy == other.global_accuracy == want.global_accuracy
 
 
 def test_runs_in_step_are_evaluated_alike():
-    task, other = make_task(RAGGED), renumbered(make_task(RAGGED))
-    found = []
-    for each in (task, other):
-        batch = make_simulation(
-            lambda _, task=each: algorithm(task), each, values={}, seeds=[0, 1], cohort=2, chunk=1
-        )
-        found.append(batch.evaluate(batch.init()))
+    found = [evaluate_in_step(), evaluate_in_step("renumbered")]
     for one, two in zip(*found):
         np.testing.assert_array_equal(one.personal, two.personal[::-1])
         assert one.global_accuracy == two.global_accuracy
-    np.testing.assert_array_equal(found[0][0].personal, evaluate(task).personal)
+    np.testing.assert_array_equal(found[0][0].personal, evaluate().personal)
 
 
 def test_a_batch_is_filled_with_examples_of_its_client():
@@ -100,23 +108,39 @@ def test_a_batch_is_filled_with_examples_of_its_client():
     np.testing.assert_allclose(simulation.evaluate(simulation.init())[0].personal, own, rtol=1e-12)
 
 
-@pytest.mark.parametrize("norm", ["batch", None])
-def test_the_global_model_is_evaluated_like_personal_models(norm):
-    """Under batch statistics, a batch holds one client's examples; other models need no second pass."""
+def shared_by_all(task, norm):
+    return fm.fedavg(fm.models.mlp(task, hidden=(16,), norm=norm), optax.sgd(0.1), batch_size=4)
+
+
+def test_the_global_model_is_evaluated_like_personal_models():
+    """Under batch statistics, a batch holds one client's examples."""
     task = make_task(RAGGED)
-    shared = fm.fedavg(fm.models.mlp(task, hidden=(16,), norm=norm), optax.sgd(0.1), batch_size=4)
-    both = {**shared.predict, "personal": shared.predict["global"]}
-    owned = shared._replace(predict=both)
-    found = []
-    for each in (shared, owned):
-        alone = make_simulation(each, task, cohort=2, chunk=1)
-        batch = make_simulation(lambda _, each=each: each, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
-        found.append([*alone.evaluate(alone.init()), *batch.evaluate(batch.init())])
-    for one, two in zip(*found):
+    shared, both = shared_by_all(task, "batch"), {"values": {}, "seeds": [0, 1]}
+    alone = make_simulation(shared, task, cohort=2, chunk=1, plan="scan")
+    batch = make_simulation(lambda _: shared, task, cohort=2, chunk=1, plan="scan", **both)
+    found = [*alone.evaluate(alone.init()), *batch.evaluate(batch.init())]
+    for one, two in zip(found, [evaluate(), *evaluate_in_step()], strict=True):
         np.testing.assert_array_equal(one.personal, two.personal)
         assert one.global_accuracy == two.global_accuracy
-    key, examples = jax.random.key(0), train_examples(task)
-    make, _ = trace_client(lambda _: shared, (), task, key, examples)
+
+
+@pytest.mark.slow
+def test_a_global_model_without_batch_statistics_is_evaluated_as_well_as_personal_models():
+    task = make_task(RAGGED)
+    shared = shared_by_all(task, None)
+    owned = shared._replace(predict={**shared.predict, "personal": shared.predict["global"]})
+    found = []
+    for each in (shared, owned):
+        simulation = make_simulation(each, task, cohort=2, chunk=1, plan="scan")
+        found += simulation.evaluate(simulation.init())
+    np.testing.assert_array_equal(*(one.personal for one in found))
+    assert found[0].global_accuracy == found[1].global_accuracy
+
+
+@pytest.mark.parametrize("norm", ["batch", None])
+def test_only_batch_statistics_need_a_second_pass_by_client(norm):
+    task, shared = make_task(RAGGED), shared_by_all(make_task(RAGGED), norm)
+    make, _ = trace_client(lambda _: shared, (), task, jax.random.key(0), train_examples(task))
     assert ("personal" in make(()).predict) == (norm == "batch")
 
 
@@ -194,8 +218,15 @@ def test_every_model_is_evaluated_under_its_name(name):
     """The global one on the whole test set, all others on each client's part of it."""
     task = make_task(EVEN)
     trained = getattr(fm, name)(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1))
-    simulation = make_simulation(trained, task, cohort=2, chunk=1)
-    state, _ = simulation.run(simulation.init(), 0, 1)
+    simulation = make_simulation(trained, task, cohort=2, chunk=1, plan="scan")
+    state, rng = jax.device_get(simulation.init()), np.random.default_rng(0)
+
+    def changed(leaf):
+        """As if all clients had trained."""
+        noise = rng.normal(size=leaf.shape)
+        return noise > 0 if leaf.dtype == bool else (leaf + noise).astype(leaf.dtype)
+
+    state = jax.device_put(jax.tree.map(changed, state))
     found = simulation.evaluate(state)[0]
     assert set(found.probes) == set(trained.predict) - {"global", "personal"}
     assert (found.global_accuracy is None) == ("global" not in trained.predict)

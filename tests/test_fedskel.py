@@ -1,5 +1,7 @@
 """FedSkel against its paper: skeletons, what moves, what travels, and what is saved."""
 
+from functools import cache
+
 import cases
 import chex
 import jax
@@ -22,23 +24,28 @@ from fedjax_masks.simulation.lanes import lay_out
 from fedjax_masks.simulation.plan import Plan
 
 SGD = optax.sgd(0.01, momentum=0.5)
+DECAY = optax.adamw(0.01, weight_decay=0.1)
 
 
-def train_once(algorithm, task, *, client=3, whole, tier=0):
-    """State before, client after, upload and facts of one client's round."""
-    state = algorithm.init(jax.random.key(0), task)
-    round = Round(jax.random.key(1), jnp.int32(0 if whole else 1))
-    before = jax.tree.map(lambda a: a[client], state.clients)
-    rng = np.random.default_rng(1)
-    skeleton = {}
-    for name, mask in before.skeleton.items():
-        keep = keep_count(mask.size, (0.3, 1.0)[tier])
-        skeleton[name] = jnp.zeros(mask.size, bool).at[rng.permutation(mask.size)[:keep]].set(True)
-    before = before._replace(skeleton=skeleton)
-    message = algorithm.send(round, state.server, skeleton)
-    data = cases.data_of(task, client, tier)
-    after, upload, info = jax.jit(algorithm.train)(round, message, before, data)
-    return before, after, upload, info
+def client_of(algorithm, task, client=3):
+    """``(whole, tier) -> (before, after, upload, facts)`` of one client's round."""
+    state = jax.jit(lambda key: algorithm.init(key, task))(jax.random.key(0))
+    program = jax.jit(algorithm.train)
+
+    def train(*, whole, tier=0):
+        round = Round(jax.random.key(1), jnp.int32(0 if whole else 1))
+        before = jax.tree.map(lambda a: a[client], state.clients)
+        rng = np.random.default_rng(1)
+        skeleton = {}
+        for name, mask in before.skeleton.items():
+            keep = keep_count(mask.size, (0.3, 1.0)[tier])
+            skeleton[name] = jnp.zeros(mask.size, bool).at[rng.permutation(mask.size)[:keep]].set(True)
+        before = before._replace(skeleton=skeleton)
+        message = algorithm.send(round, state.server, skeleton)
+        after, upload, info = program(round, message, before, cases.data_of(task, client, tier))
+        return before, after, upload, info
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +58,11 @@ def model(task):
     return cases.KINDS["small-cnn"][1](task)
 
 
+@pytest.fixture(scope="module")
+def client(model, task):
+    return client_of(fm.fedskel(model, DECAY, batch_size=4, ratios=(0.3, 1.0)), task)
+
+
 @pytest.mark.parametrize(
     ("outputs", "ratio", "kept"),
     [(20, 0.1, 2), (50, 0.1, 5), (64, 0.189, 13), (20, 0.3, 6), (7, 1.0, 7), (5, 0.01, 1)],
@@ -59,23 +71,24 @@ def test_number_of_filters_kept(outputs, ratio, kept):
     assert keep_count(outputs, ratio) == kept
 
 
-@pytest.mark.parametrize("options", [{}, {"stale_mean": True}])
+@pytest.mark.parametrize("options", [{}, pytest.param({"stale_mean": True}, marks=pytest.mark.slow)])
 def test_ratio_one_is_fedavg(model, task, options):
     skeletal = fm.fedskel(model, SGD, batch_size=4, ratios=(1.0,), updates=2, **options)
     cycles = Schedule(select=lambda index, draw: draw(index - index % 3))
     plain = fm.fedavg(model, SGD, batch_size=4)._replace(schedule=cycles)
-    got, want = (fm.make_simulation(a, task, cohort=4, chunk=4) for a in (skeletal, plain))
+    got, want = (fm.make_simulation(a, task, cohort=4, chunk=4, plan="scan") for a in (skeletal, plain))
     state, _ = got.run(got.init(), 0, 4)
     reference, _ = want.run(want.init(), 0, 4)
     chex.assert_trees_all_close(state.server.params, reference.server.params, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "optimizer", [SGD, optax.adamw(0.01, weight_decay=0.1)], ids=["momentum", "weight decay"]
+    "optimizer", [pytest.param(SGD, marks=pytest.mark.slow), DECAY], ids=["momentum", "weight decay"]
 )
-def test_nothing_outside_the_skeleton_moves(model, task, optimizer):
-    algorithm = fm.fedskel(model, optimizer, batch_size=4, ratios=(0.3, 1.0))
-    before, after, _, _ = train_once(algorithm, task, whole=False)
+def test_nothing_outside_the_skeleton_moves(model, task, client, optimizer):
+    if optimizer is not DECAY:
+        client = client_of(fm.fedskel(model, optimizer, batch_size=4, ratios=(0.3, 1.0)), task)
+    before, after, _, _ = client(whole=False)
     for kernel in model.kernels[:-1]:
         for path in (kernel.path, kernel.bias):
             old, new = trees.get(before.params, path), trees.get(after.params, path)
@@ -88,7 +101,7 @@ def test_nothing_outside_the_skeleton_moves(model, task, optimizer):
 def test_skeleton_is_what_was_most_active(model, task):
     """Summed over the client's data; with a rate of 0 the activities are those of the first model."""
     algorithm = fm.fedskel(model, optax.sgd(0.0), batch_size=4, ratios=(0.3, 1.0), epochs=2)
-    before, after, upload, _ = train_once(algorithm, task, whole=True)
+    before, after, upload, _ = client_of(algorithm, task)(whole=True)
     data = cases.data_of(task, 3)
     inputs = data.inputs[data.rows[: int(data.size)]]
     activity = model.forward(before.params, inputs, hook=lambda layer, x: (layer(x), layer.linear(x)))[1]
@@ -99,11 +112,14 @@ def test_skeleton_is_what_was_most_active(model, task):
     chex.assert_trees_all_equal(upload.skeleton.tree, after.skeleton)
 
 
-def test_stale_mean_differs_in_updates_only(model, task):
+def test_stale_mean_differs_in_updates_only():
+    task = cases.task()
+    model, sgd = fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1, momentum=0.5)
+
     def states(stale_mean):
-        sgd = optax.sgd(0.1, momentum=0.5)
-        algorithm = fm.fedskel(model, sgd, batch_size=4, ratios=(0.3,), updates=1, stale_mean=stale_mean)
-        simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=1)
+        options = {"ratios": (0.3,), "updates": 1, "prune_dense": True, "stale_mean": stale_mean}
+        algorithm = fm.fedskel(model, sgd, batch_size=4, **options)
+        simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=1, plan="scan")
         first, _ = simulation.run(simulation.init(), 0, 1)
         first_params = jax.device_get(first.server.params)
         second, _ = simulation.run(first, 1, 1)
@@ -117,20 +133,26 @@ def test_stale_mean_differs_in_updates_only(model, task):
 
 def test_local_dense_layers_train_but_never_travel(model, task):
     algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3, 1.0), local_dense=True)
-    before, after, upload, _ = train_once(algorithm, task, whole=False)
+    before, after, upload, _ = client_of(algorithm, task)(whole=False)
     for kernel in model.kernels:
         if kernel.kind == "dense":
             assert not trees.get(upload.update.mask, kernel.path).any()
             assert np.any(trees.get(before.params, kernel.path) != trees.get(after.params, kernel.path))
 
 
+@cache
+def of_resnet18():
+    """A task, the model, and the shapes of its parameters."""
+    task = synthetic_task((32, 32, 3), 10, np.array([20]), seed=0)
+    model = fm.models.resnet18(task)
+    return task, model, jax.eval_shape(model.init, jax.random.key(0))
+
+
 @pytest.mark.parametrize(("updates", "ratio"), [(3, 0.135), (4, 0.189), (5, 0.22), (9, 0.28)])
 def test_communication_on_resnet18(updates, ratio):
     """The published 64.8 % less, by the formula and by the bits of real messages."""
-    task = synthetic_task((32, 32, 3), 10, np.array([20]), seed=0)
-    model = fm.models.resnet18(task)
+    task, model, params = of_resnet18()
     algorithm = fm.fedskel(model, SGD, ratios=(ratio,), updates=updates)
-    params = jax.eval_shape(model.init, jax.random.key(0))
     dense = 32 * trees.size(params)
     filters = [k for k in model.kernels if k.kind == "conv"]
     outside = sum((k.outputs - keep_count(k.outputs, ratio)) * np.prod(k.shape[:-1]) for k in filters)
@@ -142,33 +164,31 @@ def test_communication_on_resnet18(updates, ratio):
     assert 1 - saved == pytest.approx(formula, rel=1e-9)
     assert saved == pytest.approx(0.648, abs=0.006)
 
-    state = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0))
+    server = jax.eval_shape(lambda key: algorithm.init(key, task).server, jax.random.key(0))
     skeleton = {k.name: jnp.arange(k.outputs) < keep_count(k.outputs, ratio) for k in filters}
 
     def bits(index):
         round = Round(jax.random.key(0), jnp.int32(index))
-        return size.bits(algorithm.send(round, trees.zeros_like(state.server), skeleton))
+        return size.bits(algorithm.send(round, trees.zeros_like(server), skeleton))
 
     assert bits(0) == dense
     assert bits(1) == dense - 32 * outside
 
 
-def test_uploads_carry_the_skeleton_and_its_mask_once(model, task):
-    algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3, 1.0))
-    dense = 32 * trees.size(algorithm.init(jax.random.key(0), task).server.params)
+def test_uploads_carry_the_skeleton_and_its_mask_once(model, client):
+    dense = 32 * trees.size(jax.eval_shape(model.init, jax.random.key(0)))
     filters = [k for k in model.kernels if k.kind == "conv"]
-    _, _, upload, _ = train_once(algorithm, task, whole=True)
+    _, _, upload, _ = client(whole=True)
     assert size.bits(upload) == dense + sum(k.outputs for k in filters)
-    _, _, upload, _ = train_once(algorithm, task, whole=False)
+    _, _, upload, _ = client(whole=False)
     weights = lambda k: np.prod(k.shape[:-1]) + 1
     outside = sum((k.outputs - keep_count(k.outputs, 0.3)) * weights(k) for k in filters)
     assert size.bits(upload) == dense - 32 * outside
 
 
-def test_flops_of_a_client_fall_with_its_ratio(model, task):
-    algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3, 1.0))
+def test_flops_of_a_client_fall_with_its_ratio(model, task, client):
     flops = [
-        float(train_once(algorithm, task, whole=whole, tier=tier)[3].work.flops)
+        float(client(whole=whole, tier=tier)[3].work.flops)
         for whole, tier in [(True, 0), (False, 1), (False, 0)]
     ]
     assert flops[0] == flops[1]

@@ -56,7 +56,8 @@ def case(request):
 
 
 @pytest.mark.parametrize(
-    ("make", "parameters", "of_gates"), [(resnet20, 269_722, 30_368), (resnet32, 464_154, 52_320)]
+    ("make", "parameters", "of_gates"),
+    [(resnet20, 269_722, 30_368), pytest.param(resnet32, 464_154, 52_320, marks=pytest.mark.slow)],
 )
 def test_published_parameter_counts(make, parameters, of_gates):
     net = make(CIFAR)
@@ -96,7 +97,7 @@ def test_exactly_k_channels_are_active_in_every_example(case):
 def test_a_half_is_rounded_to_even(outputs, ratio, kept):
     model = gated(cnn(TASK).rebuild((outputs, 4, 4, 4)), ratio=ratio)
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes(model))
-    _, gates = model.forward(params, images(2))
+    _, gates = jax.jit(lambda params, x: model.forward(params, x, stop="conv1"))(params, images(2))
     # All gates are equal: the lower indices win.
     np.testing.assert_array_equal(gates["conv1"].active, np.arange(outputs)[None] < np.full((2, 1), kept))
 
@@ -105,7 +106,7 @@ def test_a_half_is_rounded_to_even(outputs, ratio, kept):
 def test_against_numpy(saliency):
     model = gated(cnn(TASK).rebuild((7, 9, 8, 4)), ratio=0.6, saliency=saliency)
     params = random_params(model)
-    logits, gates = model.forward(params, images())
+    logits, gates = jax.jit(model.forward)(params, images())
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     x = images().astype(np.float64)
     for name, k in (("conv1", 4), ("conv2", 5)):
@@ -141,12 +142,13 @@ def test_unit_gates_and_ratio_one_are_the_plain_net(case):
         wide, inputs = jax.tree.map(np.float64, (params, images()))
         expected = jax.jit(net.apply)(wide, inputs)
         np.testing.assert_allclose(jax.jit(whole.apply)(wide, inputs), expected, rtol=1e-10, atol=1e-10)
-    assert np.abs(model.apply(params, images()) - np.asarray(expected)).max() > 1e-2
+        some = jax.jit(model.apply)(wide, inputs)
+    assert np.abs(some - expected).max() > 1e-2
 
 
 def test_a_net_and_its_gated_form_start_from_the_same_parameters():
     net = MODELS["cnn"]()
-    params, plain = gated(net).init(jax.random.key(3)), net.init(jax.random.key(3))
+    params, plain = (jax.jit(each.init)(jax.random.key(3)) for each in (gated(net), net))
     for name in ("conv1", "conv2"):
         gate = params[name].pop("gate")
         assert (gate["bias"] == 1).all()
@@ -215,12 +217,13 @@ def test_a_hook_sees_the_layers_and_the_gate_multiplies_what_it_returns(case):
 
 def test_a_gated_model_can_be_cut(case):
     _, model, params, logits, gates = case
+    halves = jax.jit(model.forward, static_argnames=("start", "stop"))
     for split in (model.splits[0], model.splits[-1]):
         first = model.splits[: model.splits.index(split) + 1]
         device = {name: params[name] for name in first}
         server = {name: leaf for name, leaf in params.items() if name not in first}
-        h, before = model.forward(device, images(), stop=split)
-        got, behind = model.forward(server, h, start=split)
+        h, before = halves(device, images(), stop=split)
+        got, behind = halves(server, h, start=split)
         np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4)
         assert set(before) | set(behind) == set(gates)
 
@@ -288,7 +291,7 @@ def test_activity_is_a_share_of_all_examples(case):
     _, model, params, _, _ = case
     if model.kernels[0].norm:
         pytest.skip("statistics of a batch depend on its size")
-    _, gates = model.forward(params, images(10))
+    _, gates = jax.jit(model.forward)(params, images(10))
     for batch_size in (4, 10, 64):
         activity = channel_activity(model, params, images(10), batch_size=batch_size)
         for name, gate in gates.items():
@@ -317,7 +320,8 @@ def test_removing_silent_channels_changes_no_sigmoid_gate():
     keep = channels_in_use({name: gate.active.mean(0) for name, gate in gates.items()}, 1e-9)
     smaller, small_params = keep_outputs(model, params, keep)
     assert trees.size(small_params) < trees.size(params)
-    np.testing.assert_allclose(smaller.apply(small_params, images()), logits, rtol=1e-4, atol=1e-4)
+    got = jax.jit(smaller.apply)(small_params, images())
+    np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_client_keeps_at_least_the_most_active_channel():

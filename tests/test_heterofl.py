@@ -33,6 +33,15 @@ def row(rows, client):
     return jax.tree.map(lambda leaf: leaf[client], rows)
 
 
+def initial(model):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+def started(algorithm, task):
+    """The first state, and a client's training."""
+    return jax.jit(lambda key: algorithm.init(key, task))(jax.random.key(0)), jax.jit(algorithm.train)
+
+
 def round_of(key):
     return Round(jax.random.key(key), jnp.int32(0))
 
@@ -40,7 +49,7 @@ def round_of(key):
 def test_a_slice_is_the_model_without_the_other_channels():
     task = cases.task((8, 8, 1))
     model = fm.models.cnn(task)
-    params = model.init(jax.random.key(0))
+    params = initial(model)
     small = sliced(model, 0.25)
     owned = ownership(model, [small])
     part = take(params, owned, 0)
@@ -49,7 +58,8 @@ def test_a_slice_is_the_model_without_the_other_channels():
     whole = put_back(part, params, owned, 0)
     chex.assert_trees_all_equal(take(whole, owned, 0), part)
     x = task.inputs[:3]
-    np.testing.assert_allclose(small.apply(part, x), model.apply(whole, x), rtol=1e-4, atol=1e-5)
+    logits = jax.jit(small.apply)(part, x), jax.jit(model.apply)(whole, x)
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
 
 def test_residual_networks_have_slices():
@@ -64,7 +74,11 @@ def test_every_parameter_is_the_mean_of_its_owners():
     task = cases.task()
     model, ratios = fm.models.mlp(task, hidden=(8,)), (1.0, 0.5)
     algorithm = fm.heterofl(model, optax.sgd(0.1), batch_size=4, ratios=ratios, **PLAIN)
-    state = algorithm.init(jax.random.key(0), task)
+    state, train = started(algorithm, task)
+    train_narrow = {
+        width: jax.jit(fm.fedavg(fm.models.mlp(task, hidden=(width,)), optax.sgd(0.1), batch_size=4).train)
+        for width in (4, 8)
+    }
     before = state.server.params
     total, weights = jax.tree.map(np.zeros_like, before), jax.tree.map(np.zeros_like, before)
     contributions = []
@@ -74,7 +88,7 @@ def test_every_parameter_is_the_mean_of_its_owners():
         data = cases.data_of(task, client, tier=client % 2)
         profile = row(state.profiles, client)
         message = visitor.poison(algorithm.send(round, state.server, profile))
-        _, upload, _ = algorithm.train(round, message, row(state.clients, client), data)
+        _, upload, _ = train(round, message, row(state.clients, client), data)
         after, part = algorithm.receive(
             round, state.server, profile, visitor.poison(upload), jnp.float32(number)
         )
@@ -88,8 +102,7 @@ def test_every_parameter_is_the_mean_of_its_owners():
             },
             "dense2": {"kernel": before["dense2"]["kernel"][:width], "bias": before["dense2"]["bias"]},
         }
-        narrow = fm.fedavg(fm.models.mlp(task, hidden=(width,)), optax.sgd(0.1), batch_size=4)
-        _, update, _ = narrow.train(round, start, (), data)
+        _, update, _ = train_narrow[width](round, start, (), data)
         for layer, name in (
             ("dense1", "kernel"),
             ("dense1", "bias"),
@@ -109,11 +122,11 @@ def test_bytes_and_flops_are_those_of_the_slice():
     task = cases.task()
     model, ratios = fm.models.mlp(task, hidden=(32,)), (1.0, 0.25)
     algorithm = fm.heterofl(model, SGD, batch_size=4, ratios=ratios, **PLAIN)
-    state = algorithm.init(jax.random.key(0), task)
+    state, train = started(algorithm, task)
     flops = []
     for tier, width in enumerate((32, 8)):
         message = algorithm.send(round_of(1), state.server, row(state.profiles, tier))
-        _, upload, info = algorithm.train(
+        _, upload, info = train(
             round_of(1), message, row(state.clients, tier), cases.data_of(task, tier, tier)
         )
         parameters = (6 + 1) * width + (width + 1) * 3
@@ -128,7 +141,7 @@ def test_a_client_predicts_with_its_slice(scaler):
     task = cases.task()
     model = fm.models.mlp(task, hidden=(8,))
     algorithm = fm.heterofl(model, SGD, ratios=(1.0, 0.5), scaler=scaler)
-    state = algorithm.init(jax.random.key(0), task)
+    state, _ = started(algorithm, task)
     x = task.test_inputs[:5]
     for tier, width in enumerate((1.0, 0.5)):
         small = sliced(model, width)
@@ -144,31 +157,35 @@ def test_what_a_slice_passes_on_is_as_large_as_what_the_whole_model_does():
     small = sliced(model, ratio)
     owned = ownership(model, [small])
 
-    def spread(apply):
-        keys = jax.random.split(jax.random.key(0), 50)
-        return float(np.mean([np.std(apply(model.init(key))) for key in keys]))
-
     x = task.inputs[:20]
-    whole = spread(lambda params: model.apply(params, x))
-    narrow = spread(lambda params: scaled(small, ratio)(take(params, owned, 0), x))
-    alone = spread(lambda params: small.apply(take(params, owned, 0), x))
+
+    @jax.jit
+    def spreads(key):
+        params = model.init(key)
+        part = take(params, owned, 0)
+        return [
+            jnp.std(y) for y in (model.apply(params, x), scaled(small, ratio)(part, x), small.apply(part, x))
+        ]
+
+    keys = jax.random.split(jax.random.key(0), 50)
+    whole, narrow, alone = np.mean([spreads(key) for key in keys], axis=0)
     assert alone < 0.1 * whole
     assert 0.5 * whole < narrow < 2 * whole
-    params = model.init(jax.random.key(0))
-    np.testing.assert_array_equal(scaled(model, 1.0)(params, x), model.apply(params, x))
+    params = initial(model)
+    np.testing.assert_array_equal(jax.jit(scaled(model, 1.0))(params, x), jax.jit(model.apply)(params, x))
 
 
 def test_a_client_leaves_classes_alone_that_it_does_not_have():
     task = cases.task()
     algorithm = fm.heterofl(fm.models.mlp(task, hidden=(8,)), SGD, batch_size=4, ratios=(1.0, 0.5))
-    state = algorithm.init(jax.random.key(0), task)
+    state, train = started(algorithm, task)
     data = cases.data_of(task, 2)  # a single example
     label = int(data.labels[data.rows[0]])
     own = np.arange(3) == label
     np.testing.assert_array_equal(present(data, 3), own)
     profile = row(state.profiles, 2)
     message = visitor.poison(algorithm.send(round_of(1), state.server, profile))
-    client, upload, _ = algorithm.train(round_of(1), message, row(state.clients, 2), data)
+    client, upload, _ = train(round_of(1), message, row(state.clients, 2), data)
     np.testing.assert_array_equal(client.classes, own)
     np.testing.assert_array_equal(upload.update.mask["dense2"]["kernel"], np.broadcast_to(own, (8, 3)))
     assert size.bits(upload) == 32 * ((6 + 1) * 8 + (8 + 1)) + 3

@@ -1,5 +1,6 @@
 import math
-from types import SimpleNamespace
+from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,17 @@ import pytest
 
 from fedjax_masks.claims.nets import NETS, Net, parameter_count
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.models import MODELS, build_model, mlp, resnet18, resnet20, vgg11, vgg16
+from fedjax_masks.models import MODELS, build_model, mlp, resnet18, vgg11, vgg16
 from fedjax_masks.models.functional import adaptive_average_pool, max_pool, relu_max_pool
 
 
+class Problem(NamedTuple):
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+
 def problem(*input_shape, classes=10):
-    return SimpleNamespace(input_shape=input_shape, num_classes=classes)
+    return Problem(input_shape, classes)
 
 
 DIGITS, MNIST, CIFAR = problem(8, 8, 1), problem(28, 28, 1), problem(32, 32, 3)
@@ -28,6 +34,12 @@ NARROW = {
 }
 
 
+@cache
+def narrow(name, task=DIGITS):
+    return build_model(name, task, **NARROW.get(name, {}))
+
+
+@cache
 def shapes(model):
     return jax.eval_shape(model.init, jax.random.key(0))
 
@@ -86,10 +98,14 @@ def test_vgg11_split_sizes(split, parameters, activation):
     assert math.prod(y.shape) == activation
 
 
+DEEP = ("vgg16", "resnet34", "resnet32")  # longer rows of the stages of smaller ones
+EACH = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in MODELS]
+
+
 @pytest.mark.parametrize("task", [DIGITS, MNIST], ids=["digits", "mnist"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_every_model_takes_every_image_size(name, task):
-    model = build_model(name, task, **NARROW.get(name, {}))
+    model = narrow(name, task)
     params = shapes(model)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     x = jax.ShapeDtypeStruct((5, *task.input_shape), jnp.uint8)
@@ -97,9 +113,9 @@ def test_every_model_takes_every_image_size(name, task):
     assert (logits.shape, logits.dtype) == ((5, 10), jnp.float32)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_kernels_describe_the_parameters(name):
-    model = build_model(name, DIGITS, **NARROW.get(name, {}))
+    model = narrow(name)
     params = shapes(model)
     paths = {
         tuple(entry.key for entry in path): leaf.shape
@@ -119,7 +135,7 @@ def test_kernels_describe_the_parameters(name):
 @pytest.mark.parametrize("name", ["mlp", "lenet", "vgg16", "resnet18"])
 def test_permuting_the_outputs_of_a_kernel_and_its_reader_changes_nothing(name):
     """What ``successor`` and ``repeats`` promise."""
-    model = build_model(name, DIGITS, **NARROW.get(name, {}))
+    model = narrow(name)
     params, x = random_params(model), images(DIGITS)
     permuted = jax.tree.map(lambda leaf: leaf, params)
     rng = np.random.default_rng(0)
@@ -140,7 +156,7 @@ def test_permuting_the_outputs_of_a_kernel_and_its_reader_changes_nothing(name):
 
 @pytest.mark.parametrize(("name", "split"), [("cnn", "conv2"), ("resnet20", "block4")])
 def test_cut_model_equals_whole(name, split):
-    model = build_model(name, DIGITS, **NARROW.get(name, {}))
+    model = narrow(name)
     params, x = random_params(model), images(DIGITS)
     index = model.splits.index(split) + 1
     device = {key: params[key] for key in model.splits[:index]}
@@ -203,7 +219,9 @@ def test_init_is_he_with_zero_biases_and_depends_on_the_key():
     assert not np.array_equal(params["dense1"]["kernel"], other["dense1"]["kernel"])
 
 
-@pytest.mark.parametrize("name", ["cnn", "vgg11", "resnet20", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["cnn", "vgg11", "resnet20", pytest.param("resnet18", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("norm", [None, "batch", "group"])
 def test_norm_is_a_choice(name, norm):
     model = build_model(name, DIGITS, norm=norm, **NARROW.get(name, {}))
@@ -225,7 +243,7 @@ def test_batch_norm_uses_the_statistics_of_the_batch():
 
 
 def test_rebuild_with_other_widths():
-    model = resnet20(DIGITS, channels=(4, 6, 8))
+    model = narrow("resnet20")
     widths = [k.outputs if k.successor is None else k.outputs - 1 for k in model.kernels]
     smaller = model.rebuild(widths)
     assert [kernel.outputs for kernel in smaller.kernels] == widths
@@ -297,7 +315,7 @@ def test_images_that_are_too_small_for_unpadded_convolutions_are_refused(shape):
     ],
 )
 def test_other_models_take_images_of_one_pixel(name):
-    model = build_model(name, problem(1, 1, 1, classes=3), **NARROW.get(name, {}))
+    model = narrow(name, problem(1, 1, 1, classes=3))
     logits = jax.eval_shape(model.apply, shapes(model), jax.ShapeDtypeStruct((2, 1, 1, 1), np.float32))
     assert logits.shape == (2, 3)
     assert all(min(kernel.shape) > 0 and kernel.positions > 0 for kernel in model.kernels)
