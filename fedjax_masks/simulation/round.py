@@ -121,4 +121,5 @@ def run_chunk(
         update = partial(jax.lax.dynamic_update_index_in_dim, index=step, axis=0)
         return state, jax.tree.map(update, history, report)
 
-    return jax.lax.fori_loop(0, num_rounds, body, (state, trees.zeros_like(shape)))
+    # The literal 0 would make ``step`` weakly typed: for jax, other arguments, so it would trace again.
+    return jax.lax.fori_loop(jnp.int32(0), num_rounds, body, (state, trees.zeros_like(shape)))
