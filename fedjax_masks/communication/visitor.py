@@ -197,7 +197,7 @@ def map_sent(
 
     Args:
       fn: ``(part) -> replacement`` of the array: an array or a pytree.
-      payload: PyTree payload, or a cohort's payloads stacked on axis 0.
+      payload: Any payload, or a cohort's payloads stacked on axis 0.
       condition: ``(bool array) -> bool array``: replaces masks and flags. The argument is the conjunction of
         a mask or flag with all conditions around it.
       known: Whether to visit arrays inside :class:`AlreadyKnown`, too.

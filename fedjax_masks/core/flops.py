@@ -21,7 +21,7 @@ def count_flops(function: Callable[..., Any], *args: PyTree) -> float:
     """The FLOPs of one call; the body of a loop with a traced trip count counts once.
 
     Args:
-      function: PyTree traceable function.
+      function: Any traceable function.
       *args: Its arguments, or their shapes as ``jax.ShapeDtypeStruct``.
 
     >>> x = jax.ShapeDtypeStruct((2, 3), "float32")

@@ -70,7 +70,7 @@ def unit_path(optimizer: optax.GradientTransformation, steps: jax.Array) -> jax.
     gradients, which this distance leaves out.
 
     Args:
-      optimizer: PyTree optax optimizer that treats all parameters alike.
+      optimizer: Any optax optimizer that treats all parameters alike.
       steps: ``[]``, any numeric dtype; counts as 1 where it is less.
 
     Returns:

@@ -18,7 +18,7 @@ def with_checks(algorithm: FederatedAlgorithm, num_clients: int | None = None) -
     """Wraps an algorithm's functions in checks of their results.
 
     Args:
-      algorithm: PyTree algorithm.
+      algorithm: Any algorithm.
       num_clients: The leading axis of clients' states and profiles; None for any.
 
     Returns:

@@ -55,7 +55,7 @@ def count(function: Callable[..., Any], *args: PyTree) -> WorkCount:
     """Traces a function and adds up the work that it marks.
 
     Args:
-      function: PyTree traceable function.
+      function: Any traceable function.
       *args: Its arguments, or their shapes as ``jax.ShapeDtypeStruct``.
 
     >>> def train(x):
