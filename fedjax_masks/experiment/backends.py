@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,22 +144,27 @@ def _check_wandb() -> None:
 
 def _await_exit(path: Path) -> None:
     """Waits for the end of a file, which W&B's own process writes after a run has finished."""
-    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
-
-    deadline = time.monotonic() + 10  # a process that has died writes nothing
+    deadline, size = time.monotonic() + 10, -1  # a process that has died writes nothing
     while path.exists() and time.monotonic() < deadline:
-        if any(Record.FromString(frame).HasField("exit") for frame in leveldb_frames(path)):
+        # A long run's file is large: it is read again only where it has grown.
+        old_size, size = size, path.stat().st_size
+        if size != old_size and any(record.HasField("exit") for record in _wandb_records(path)):
             return
         time.sleep(0.01)
 
 
 def _wandb_offline(out: Path, run_id: str) -> int:
     """The last round in the offline files of W&B; a killed process loses its last seconds."""
+    files = (out / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")
+    records = (record for path in files for record in _wandb_records(path))
+    return max((record.history.step.num for record in records if record.HasField("history")), default=0)
+
+
+def _wandb_records(path: Path) -> Iterator[Any]:
+    """The records in an offline file of W&B."""
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue, reportMissingImports]
 
-    files = (out / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")
-    records = (Record.FromString(frame) for path in files for frame in leveldb_frames(path))
-    return max((record.history.step.num for record in records if record.HasField("history")), default=0)
+    return map(Record.FromString, leveldb_frames(path))
 
 
 def mlflow(out: Path, config: Mapping[str, Any]) -> Tracker:
