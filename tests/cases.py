@@ -118,7 +118,7 @@ COHORT = 5
 
 # What a case runs on, unless it says otherwise: the shape of inputs, and a small model for them.
 KINDS: dict[str, tuple[tuple[int, ...], Callable[[Task], Model]]] = {
-    "mlp": ((6,), partial(fm.models.mlp, hidden=(8,))),
+    "mlp": ((6,), partial(fm.models.mlp, hidden=(32,))),
     "cnn": ((8, 8, 1), fm.models.cnn),
     "small-cnn": ((8, 8, 1), lambda task: fm.models.cnn(task).rebuild((6, 8, 16, task.num_classes))),
 }
@@ -133,7 +133,7 @@ def kind_of(name: str) -> str:
 def task(shape: tuple[int, ...] = (6,), num_classes: int = 3) -> Task:
     """Ragged clients, one of them with a single example."""
     sizes = np.array([7, 12, 1, 20, 9, 5, 16, 11, 8])
-    return synthetic_task(shape, num_classes, sizes, seed=3)
+    return synthetic_task(shape, num_classes, sizes, seed=3, noise=0.3)
 
 
 @cache

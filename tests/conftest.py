@@ -17,6 +17,8 @@ _FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # small programs: threads cost more than they win
+    "--xla_cpu_multi_thread_eigen=false",
 ]
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know the flag
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
@@ -33,6 +35,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 def pytest_unconfigure():
     if _OWN_CACHE:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def pytest_collection_finish(session):
+    """Collects garbage less often: tracing makes much that is alive, and the imports stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _group(item):

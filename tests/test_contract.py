@@ -36,7 +36,7 @@ def fast_for(*fast):
     )
 
 
-# Their transforms and options do not decide how they learn.
+# Cases of one algorithm that differ in what surrounds its training.
 VARIANTS = (
     "fedavg-wired",
     "fedavg-robust",
@@ -45,6 +45,7 @@ VARIANTS = (
     "fedmask-own",
     "adp-salient",
 )
+FROZEN = ("fedmask", "fedmask-entropy", "fedmask-own")
 # Ranking and rounding to a grid turn one ulp into a step: plans agree on these in float64 only.
 SMOOTH = [name for name in cases.CASES if "wired" not in name]
 
@@ -117,7 +118,7 @@ def assert_close(actual, expected, tolerance, flips):
     assert not differing or np.mean(np.concatenate(differing)) <= flips
 
 
-@every_case
+@fast_for(*set(cases.CASES) - set(VARIANTS))
 def test_neither_plan_nor_padding_nor_unsent_values_decide(name, monkeypatch):
     """One program for three laws, which the slow tests try one by one: compiling takes long."""
     pad(monkeypatch)
@@ -151,7 +152,7 @@ def test_plans_agree_in_float64(name, plan):
     assert_close(simulate(name, plan=plan, x64=True)[0], simulate(name, x64=True)[0], 1e-12, 0.0)
 
 
-@fast_for("ecofed", "fedmask-own")
+@fast_for("ecofed")
 def test_x64_changes_neither_types_nor_costs(name):
     plan = "blocks:3"  # sums over a block are where jax would widen integers
     state, metrics = simulate(name, plan=plan)
@@ -193,7 +194,7 @@ def test_absent_clients_are_untouched(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, before)
 
 
-@fast_for("fedmask-own", "scaffold", "ecofed")
+@fast_for("scaffold", "ecofed")
 def test_it_does_not_matter_where_states_lie(name):
     """Packed in a file between chunks, of which one has a round; the last state of every client."""
     algorithm, task = cases.algorithm(name), own_task(name)
@@ -299,17 +300,28 @@ def test_in_a_limit_it_is_fedavg(name):
     np.testing.assert_array_equal(sent, bytes_up)
 
 
-@fast_for(*set(cases.CASES) - set(VARIANTS))
+def assert_learned(simulation, state, first, last):
+    assert simulation.evaluate(state)[0].personal.mean() > 2 * (1 / 3)
+    loss = lambda metrics: metrics.mean("loss") if "loss" in metrics.train else metrics.server["loss"]
+    assert loss(last)[-1] < loss(first)[0]
+
+
+@pytest.mark.parametrize("name", [name for name in cases.CASES if name not in FROZEN])
 def test_learns(name):
-    shape = cases.KINDS[cases.kind_of(name)][0]
-    task = synthetic_task(shape, 3, [40] * 4, noise=0.3, test_per_client=50)
-    model = fm.models.mlp(task, hidden=(32,)) if len(shape) == 1 else fm.models.cnn(task)
-    algorithm = cases.CASES[name](model)
+    simulation, (state, first) = compiled(name), simulate(name)
+    for start in range(ROUNDS, 10 * ROUNDS, ROUNDS):
+        state, (last,) = simulation.run(state, start, ROUNDS)
+    assert_learned(simulation, state, first, last)
+
+
+@pytest.mark.parametrize("name", [*FROZEN[:2], pytest.param(FROZEN[2], marks=pytest.mark.slow)])
+def test_masks_of_frozen_weights_learn(name):
+    """They need more examples than the clients of the other tests have."""
+    task = synthetic_task((6,), 3, [40] * 4, noise=0.3, test_per_client=50)
+    algorithm = cases.CASES[name](fm.models.mlp(task, hidden=(32,)))
     simulation = make_simulation(algorithm, task, cohort=4, chunk=20, plan="scan")
     state, (metrics,) = simulation.run(simulation.init(), 0, 20)
-    assert simulation.evaluate(state)[0].personal.mean() > 2 * (1 / 3)
-    loss = metrics.mean("loss") if "loss" in metrics.train else metrics.server["loss"]
-    assert loss[-1] < loss[0]
+    assert_learned(simulation, state, metrics, metrics)
 
 
 @every_case

@@ -163,7 +163,7 @@ def test_the_server_takes_each_weights_mean_over_its_owners():
 
 def test_bytes_are_those_of_living_weights_and_of_a_mask_that_changes():
     algorithm = lotteryfl(optax.sgd(0.1))
-    state, densities = started(algorithm), []
+    state, densities = started(algorithm, other_params()), []
     mask = jax.tree.map(lambda a: a[3], state.profiles)
     for _ in range(6):
         alive = sum(int(m.sum()) for m in mask.values())
@@ -178,7 +178,7 @@ def test_bytes_are_those_of_living_weights_and_of_a_mask_that_changes():
 
 def test_clients_and_server_agree_on_every_mask():
     task = cases.task()
-    simulation = make_simulation(cases.algorithm("lotteryfl"), task, cohort=9, chunk=4)
+    simulation = make_simulation(lotteryfl(optax.sgd(0.1), epochs=2), task, cohort=9, chunk=4)
     state, (metrics,) = simulation.run(simulation.init(), 0, 4)
     chex.assert_trees_all_equal(state.clients.mask, state.profiles)
     assert metrics.mean("density")[-1] < 1
