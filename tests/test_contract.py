@@ -262,10 +262,9 @@ def test_padding_changes_nothing(name, monkeypatch):
 
 @every_case
 def test_counted_bits_are_the_bytes_really_written(name):
-    algorithm, task = cases.algorithm(name), own_task(name)
-    state = algorithm.init(jax.random.key(0), task)
+    algorithm, state = cases.algorithm(name), jax.device_get(compiled(name).init())
     client, profile = (jax.tree.map(lambda a: a[3], part) for part in state[1:])
-    data = cases.data_of(task, 3)
+    data = cases.data_of(own_task(name), 3)
     round = fm.Round(jax.random.key(1), jnp.int32(0))
     payloads = []
     for _ in range(2):  # a second visit may know more than the first
