@@ -84,12 +84,9 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
             "speedup": {str(r): measure.speedup(seconds[1.0], seconds[r]) for r in RATIOS},
             "roofline_ms": _roofline(conv, RATIOS[-1], rates),
         }
-    steps = measure.time_in_turns(
-        {r: _training_steps(model, r) for r in (1.0, *RATIOS)}
-        | {"forward": _training_steps(model, 1.0, forward_alone=True)},
-        turns,
-        title="training steps by ratio",
-    )
+    programs = {r: _training_steps(model, r) for r in (1.0, *RATIOS)}
+    programs |= {"forward": _training_steps(model, 1.0, forward_alone=True)}
+    steps = measure.time_in_turns(programs, turns, title="training steps by ratio")
     return {
         "device": measure.device(),
         "conv_backward_speedup": {str(r): measure.speedup(totals[1.0], totals[r]) for r in RATIOS},
