@@ -8,12 +8,11 @@ model, and sums up the activity of each filter; the most active filters are its 
 rounds (*UpdateSkel*) the forward pass is whole, the backward pass is computed for the skeleton alone, and
 only the skeleton travels, in both directions. The other filters stay as the client has them.
 
-Where the paper is silent we choose: a cohort stays for a whole cycle; the server averages each filter
-over the clients that sent it (``stale_mean`` averages whole models, as published); a client's tier
-is its id modulo the number of ratios.
+Where the paper is silent we choose: the options ``cohorts``, ``rest``, ``absent`` and ``warm_up`` name the
+choices. A client's tier is its id modulo the number of ratios.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, Unpack
 
@@ -29,22 +28,39 @@ from fedjax_masks.core import algorithm, trees
 from fedjax_masks.core.aggregation import MaskedSum, WeightedSum, masked, masked_mean, weighted, weighted_mean
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, Schedule, State, Task
 from fedjax_masks.core.masks import all_filters
-from fedjax_masks.core.options import Count, PositiveShare, checks_options
+from fedjax_masks.core.options import Count, Natural, PositiveShare, checks_options
+from fedjax_masks.core.participation import Draw
 from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
 from fedjax_masks.core.types import Params, PyTree
 from fedjax_masks.models import Model, prunable_kernels
 
+Cohorts = Literal["cycle", "fresh"]
+Rest = Literal["own", "revert"]
+Absent = Literal["ignore", "zero", "stale"]
+
+
+class Cycle(NamedTuple):
+    """A client's profile: where it is in its cycle of rounds. The client has a copy.
+
+    Attributes:
+      skeleton: The client's skeleton.
+      visits: ``int32[]``: the number of its rounds after the warm-up.
+    """
+
+    skeleton: Skeleton
+    visits: jax.Array
+
 
 class Client(NamedTuple):
-    """A client's state. A client's profile is its skeleton.
+    """A client's state.
 
     Attributes:
       params: The client's model.
-      skeleton: The client's skeleton.
+      cycle: The client's copy of its profile.
     """
 
     params: Params
-    skeleton: Skeleton
+    cycle: Cycle
 
 
 class Server(NamedTuple):
@@ -64,7 +80,7 @@ class Upload(NamedTuple):
       update: Its parameters less those that it started from; in UpdateSkel rounds of the skeleton.
       skeleton: The new skeleton, in SetSkel rounds.
       params: The client's model as the server knows it: the client sent each filter when it last changed.
-        Empty unless ``stale_mean``.
+        Empty unless ``absent="stale"``.
     """
 
     update: Masked
@@ -82,7 +98,10 @@ def fedskel(
     updates: Count = 4,
     prune_dense: bool = False,
     local_dense: bool = False,
-    stale_mean: bool = False,
+    cohorts: Cohorts = "cycle",
+    rest: Rest = "own",
+    absent: Absent = "ignore",
+    warm_up: Natural = 0,
     **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedSkel.
@@ -98,7 +117,14 @@ def fedskel(
       updates: UpdateSkel rounds after each SetSkel round, the paper's k.
       prune_dense: Hidden dense layers have skeletons too, of neurons.
       local_dense: Dense layers are never exchanged (LG-FedAvg, Liang et al. 2020, arXiv 2001.01523).
-      stale_mean: The server averages the clients' whole models, stale filters included.
+      cohorts: ``"cycle"``: a cohort stays for a cycle. ``"fresh"``: every round has a cohort of its own, and
+        every client counts the rounds of its own cycle.
+      rest: The filters outside the skeleton after a SetSkel round. ``"own"``: they stay as the client has
+        trained them. ``"revert"``: they go back to what the server sent.
+      absent: What a client says of a filter that it does not send. ``"ignore"``: nothing, a filter's update
+        is the mean over the clients that sent it. ``"zero"``: an update of 0. ``"stale"``: its own old
+        filter, as in the authors' mean over whole models.
+      warm_up: The number of rounds of FedAvg before the first cycle.
       **training: Fields of the trainer.
 
     Returns:
@@ -124,8 +150,11 @@ def fedskel(
     set_skeleton = train_whole(model, trainer, counts)
     update_skeleton = [train_skeleton(model, trainer, kernels, numbers) for numbers in counts]
 
-    def is_whole(round: Round) -> jax.Array:
-        return round.index % (updates + 1) == 0
+    def is_warm_up(round: Round) -> jax.Array:
+        return round.index < warm_up
+
+    def is_whole(round: Round, cycle: Cycle) -> jax.Array:
+        return is_warm_up(round) | (cycle.visits % (updates + 1) == 0)
 
     def exchange_mask(params: Params, skeleton: Skeleton, whole: jax.Array) -> PyTree:
         mask = skeleton_mask(kernels, params, {name: m | whole for name, m in skeleton.items()})
@@ -133,32 +162,36 @@ def fedskel(
 
     def init(key: chex.PRNGKey, task: Task) -> State:
         params = model.init(key)
-        clients = trees.replicate(Client(params, all_filters(kernels)), task.num_clients)
-        return State(Server(params), clients, clients.skeleton)
+        client = Client(params, Cycle(all_filters(kernels), jnp.int32(0)))
+        clients = trees.replicate(client, task.num_clients)
+        return State(Server(params), clients, clients.cycle)
 
-    def send(round: Round, server: Server, profile: Skeleton) -> Masked:
+    def send(round: Round, server: Server, profile: Cycle) -> Masked:
         # The client knows the mask: it has chosen its skeleton, and counts the rounds.
-        return Masked(server.params, exchange_mask(server.params, profile, is_whole(round)))
+        return Masked(server.params, exchange_mask(server.params, profile.skeleton, is_whole(round, profile)))
 
     def train(round: Round, message: Masked, client: Client, data: ClientData) -> tuple[Client, Upload, Info]:
-        whole = is_whole(round)
-        mask = exchange_mask(client.params, client.skeleton, whole)
+        warm, whole, old = is_warm_up(round), is_whole(round, client.cycle), client.cycle.skeleton
+        mask = exchange_mask(client.params, old, whole)
         start = jax.tree.map(jnp.where, mask, message.values, client.params)
-        arguments = (round, start, data, client.skeleton)
+        arguments = (round, start, data, old)
         branches = [partial(update, *arguments) for update in update_skeleton]
         params, info, skeleton = jax.lax.cond(
             whole, partial(set_skeleton, *arguments), lambda: jax.lax.switch(data.tier, branches)
         )
 
-        share = sum(jnp.sum(m) for m in client.skeleton.values()) / sum(k.outputs for k in kernels)
+        share = sum(jnp.sum(m) for m in old.values()) / sum(k.outputs for k in kernels)
         info = info._replace(extra={"density": jnp.where(whole, 1.0, share)})
         upload = Upload(
             # The server knows the mask: it got the skeleton in the last SetSkel round, and counts the rounds.
             Masked(trees.sub(params, start), mask),
-            Conditional(whole, skeleton),
-            AlreadyKnown(params if stale_mean else ()),
+            Conditional(whole & ~warm, skeleton),
+            AlreadyKnown(params if absent == "stale" else ()),
         )
-        return Client(params, skeleton), upload, info
+        if rest == "revert":
+            kept = skeleton_mask(kernels, params, {name: m | warm for name, m in skeleton.items()})
+            params = jax.tree.map(jnp.where, kept, params, start)
+        return Client(params, _next(client.cycle, skeleton, warm)), upload, info
 
     def personal(server: Server, client: Client, x: jax.Array) -> jax.Array:
         del server
@@ -168,29 +201,46 @@ def fedskel(
         del client
         return model.apply(server.params, x)
 
-    receive, merge = _server_side(stale_mean=stale_mean)
+    def select(index: int, draw: Draw) -> np.ndarray:
+        later = index - warm_up
+        return draw(index if cohorts == "fresh" or later < 0 else index - later % (updates + 1))
+
     models = {"global": globally, "personal": personal}
-    schedule = Schedule(lambda index, draw: draw(index - index % (updates + 1)), len(ratios), tier_of)
-    return FederatedAlgorithm(init, send, train, receive, merge, models, schedule)
+    receive, merge = _server_side(absent, is_warm_up)
+    return FederatedAlgorithm(
+        init, send, train, receive, merge, models, Schedule(select, len(ratios), tier_of)
+    )
 
 
-def _server_side(*, stale_mean: bool) -> tuple[algorithm.Receive, algorithm.Merge]:
+def _next(cycle: Cycle, skeleton: Skeleton, warm_up: jax.Array) -> Cycle:
+    """A client's cycle after a round."""
+    return trees.where(warm_up, cycle, Cycle(skeleton, cycle.visits + 1))
+
+
+def _server_side(
+    absent: Absent, is_warm_up: Callable[[Round], jax.Array]
+) -> tuple[algorithm.Receive, algorithm.Merge]:
     """Reception and merging of uploads."""
 
     def receive(
-        round: Round, server: Server, profile: Skeleton, upload: Upload, weight: jax.Array
-    ) -> tuple[Skeleton, WeightedSum | MaskedSum]:
-        del round, server
-        skeleton = trees.where(upload.skeleton.flag, upload.skeleton.tree, profile)
-        if stale_mean:
-            return skeleton, weighted(upload.params.tree, weight)
-        return skeleton, masked(upload.update.values, upload.update.mask, weight)
+        round: Round, server: Server, profile: Cycle, upload: Upload, weight: jax.Array
+    ) -> tuple[Cycle, WeightedSum | MaskedSum]:
+        del server
+        skeleton = trees.where(upload.skeleton.flag, upload.skeleton.tree, profile.skeleton)
+        profile = _next(profile, skeleton, is_warm_up(round))
+        values, mask = upload.update
+        if absent == "ignore":
+            return profile, masked(values, mask, weight)
+        if absent == "zero":
+            return profile, weighted(jax.tree.map(lambda v, m: jnp.where(m, v, 0), values, mask), weight)
+        return profile, weighted(upload.params.tree, weight)
 
     def merge(round: Round, server: Server, total: WeightedSum | MaskedSum) -> tuple[Server, None]:
         del round
-        if isinstance(total, WeightedSum):
+        if absent == "stale" and isinstance(total, WeightedSum):
             return Server(weighted_mean(total, default=server.params)), None
-        update = masked_mean(total, trees.zeros_like(server.params))
+        none = trees.zeros_like(server.params)
+        update = masked_mean(total, none) if isinstance(total, MaskedSum) else weighted_mean(total, none)
         return Server(trees.add(server.params, update)), None
 
     return receive, merge
