@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.fedskel import Cycle, fedskel
 from fedjax_masks.algorithms.skeletons import keep_count
 from fedjax_masks.claims import nets
 from fedjax_masks.claims.claim import Claim, bounded_claim, exact_claim
@@ -112,10 +112,11 @@ def _message_bits(model: models.Model, task: Task, updates: int, ratio: float) -
     server = jax.eval_shape(lambda key: algorithm.init(key, task), jax.random.key(0)).server
     server = server._replace(params=trees.zeros_like(server.params))
     filters = [kernel for kernel in model.kernels if kernel.kind == "conv"]
-    skeletons = {k.name: jnp.arange(k.outputs) < keep_count(k.outputs, ratio) for k in filters}
+    skeleton = {k.name: jnp.arange(k.outputs) < keep_count(k.outputs, ratio) for k in filters}
 
     def bits(index: int) -> int:
-        return size.bits(algorithm.send(Round(jax.random.key(0), jnp.int32(index)), server, skeletons))
+        cycle = Cycle(skeleton, jnp.int32(index))
+        return size.bits(algorithm.send(Round(jax.random.key(0), jnp.int32(index)), server, cycle))
 
     return bits
 
