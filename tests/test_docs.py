@@ -84,7 +84,10 @@ def test_the_readme_has_one_screen_and_eight_lines_that_run(monkeypatch):
     assert len(block.splitlines()) <= 8
     assert len(text.splitlines()) <= 60
     assert f" {len(REGISTRY)} algorithms " in text
-    exec(compile(block.replace("rounds=20", "rounds=1"), "README.md", "exec"), {})
+    for long, short in (("rounds=20, cohort=10", "rounds=1, cohort=2"), ("epochs=5", "epochs=1")):
+        assert long in block
+        block = block.replace(long, short)
+    exec(compile(block, "README.md", "exec"), {})
 
 
 def test_links_in_the_readme_and_the_notes_lead_to_files():
@@ -139,9 +142,14 @@ def small(**options):
     return task, fm.models.mlp(task, hidden=(8,)), {"rounds": 2, "cohort": 3, **options}
 
 
-def test_fine_tuning_takes_thirty_lines_and_both_trainings_count():
-    finetuned, lines = own("finetuned")
-    assert len(lines) <= 30
+@pytest.mark.parametrize(("name", "most"), [("finetuned", 30), ("fedper", 20)])
+def test_a_personal_method_takes_few_lines(name, most):
+    assert len(own(name)[1]) <= most
+
+
+@pytest.mark.slow
+def test_both_trainings_of_fine_tuning_count():
+    finetuned, _ = own("finetuned")
     task, model, options = small()
     plain, tuned = (
         fm.simulate(algorithm, task, **options)
@@ -156,9 +164,9 @@ def test_fine_tuning_takes_thirty_lines_and_both_trainings_count():
     assert tuned.records[-1]["personal_accuracy_mean_seen"] > plain.records[-1]["personal_accuracy_mean_seen"]
 
 
-def test_fedper_takes_twenty_lines_and_shares_what_lgfedavg_keeps():
-    fedper, lines = own("fedper")
-    assert len(lines) <= 20
+@pytest.mark.slow
+def test_fedper_shares_what_lgfedavg_keeps():
+    fedper, _ = own("fedper")
     task, model, options = small()
     ours, other = (
         fm.simulate(algorithm, task, **options).records[-1]

@@ -139,7 +139,11 @@ def test_work_counts_examples_and_padding(params, data):
 
 
 @pytest.mark.parametrize(
-    "update_mask", [None, {"kernel": jnp.ones((1, 1), bool), "bias": jnp.zeros(1, bool)}]
+    "update_mask",
+    [
+        None,
+        pytest.param({"kernel": jnp.ones((1, 1), bool), "bias": jnp.zeros(1, bool)}, marks=pytest.mark.slow),
+    ],
 )
 def test_clip_norm_is_a_link_before_the_optimizer(params, data, update_mask):
     chained = optax.chain(optax.clip_by_global_norm(0.1), SGD)
@@ -198,16 +202,23 @@ def schedule(index):
 def test_a_schedule_scales_the_learning_rate_of_each_round(make):
     task, model = cases.task(), fm.models.mlp(cases.task(), hidden=(8,))
 
-    def simulation(optimizer, chunk, **options):
-        algorithm = fm.fedavg(model, optimizer, batch_size=4, **options)
-        return make_simulation(algorithm, task, cohort=5, chunk=chunk, plan="scan")
-
-    whole = simulation(make(0.1), 2, schedule=schedule)
+    scheduled = fm.fedavg(model, make(0.1), batch_size=4, schedule=schedule)
+    whole = make_simulation(scheduled, task, cohort=5, chunk=2, plan="scan")
     state, (metrics,) = whole.run(whole.init(), 0, 2)
+    alone = make_simulation(  # of two runs, each at the rate of one round
+        lambda options: fm.fedavg(model, make(options["rate"]), batch_size=4),
+        task,
+        cohort=5,
+        chunk=1,
+        seeds=(0, 0),
+        values={"rate": [0.1 * schedule(index) for index in range(2)]},
+        plan="scan,mesh:1",
+    )
     expected, losses = whole.init(), []
     for index in range(2):
-        expected, (alone,) = simulation(make(0.1 * schedule(index)), 1).run(expected, index, 1)
-        losses.append(alone.train["loss"][0])
+        states, found = alone.run(alone.stack([expected, expected]), index, 1)
+        expected = alone.take(states, index)
+        losses.append(found[index].train["loss"][0])
     chex.assert_trees_all_close(state, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics.train["loss"], losses, rtol=1e-5)
 
@@ -278,12 +289,17 @@ def test_a_schedule_that_restarts_in_every_round_is_warned_of_once(caplog):
     """30 steps a round never reach step 60, at which the rate is to fall to 0."""
     task = synthetic_task((6,), 3, [30] * 4, seed=0)
     model = fm.models.mlp(task, hidden=(8,))
-    states = []
-    for rate in (FALLING, 0.1):
-        algorithm = fm.fedskel(model, optax.sgd(rate), batch_size=1, prune_dense=True)
-        simulation = make_simulation(algorithm, task, cohort=4, chunk=3, plan="scan")
-        states.append(simulation.run(simulation.init(), 0, 3)[0])
-    jax.tree.map(np.testing.assert_array_equal, *states)
+
+    def algorithm(options):
+        rate = lambda step: jnp.where(step < 60, 0.1, options["late"])
+        return fm.fedskel(model, optax.sgd(rate), batch_size=1, prune_dense=True)
+
+    values = {"late": (0.0, 0.1)}
+    simulation = make_simulation(
+        algorithm, task, cohort=4, chunk=3, seeds=(0, 0), values=values, plan="scan,mesh:1"
+    )
+    state, _ = simulation.run(simulation.init(), 0, 3)
+    jax.tree.map(np.testing.assert_array_equal, simulation.take(state, 0), simulation.take(state, 1))
     (warning,) = [record for record in caplog.records if record.name.startswith("fedjax_masks")]
     assert "its schedule counts the steps of one round, and starts again in the next" in warning.getMessage()
 
@@ -340,16 +356,17 @@ def test_an_optimizer_is_a_trainer_with_the_defaults():
 
 
 def test_a_trainer_and_its_fields_one_by_one_are_the_same():
-    found = []
-    for algorithm in (
-        fedavg(SGD, epochs=2, batch_size=4, clip_norm=0.5),
-        fedavg(Trainer(SGD, epochs=2, batch_size=4, clip_norm=0.5)),
-        fedavg(Trainer(SGD, epochs=9, batch_size=4), epochs=2, clip_norm=0.5),
-    ):
-        simulation = make_simulation(algorithm, cases.task(), cohort=5, chunk=1, plan="scan")
-        found.append(jax.device_get(simulation.run(simulation.init(), 0, 1)[0]))
-    for state in found[1:]:
-        chex.assert_trees_all_equal(state, found[0])
+    start = fm.models.mlp(cases.task(), hidden=(8,)).init(jax.random.key(0))
+    first, *others = (
+        jax.jit(algorithm.train)(ROUND, start, (), cases.data_of(cases.task(), 3))
+        for algorithm in (
+            fedavg(SGD, epochs=2, batch_size=4, clip_norm=0.5),
+            fedavg(Trainer(SGD, epochs=2, batch_size=4, clip_norm=0.5)),
+            fedavg(Trainer(SGD, epochs=9, batch_size=4), epochs=2, clip_norm=0.5),
+        )
+    )
+    for result in others:
+        chex.assert_trees_all_equal(result, first)
 
 
 @pytest.mark.parametrize(
