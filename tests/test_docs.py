@@ -76,7 +76,13 @@ def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
         exec(compile(block, str(page.relative_to(ROOT)), "exec"), names)
 
 
-def test_the_readme_has_one_screen_and_eight_lines_that_run(monkeypatch):
+SHORT = {"rounds=20, cohort=10": "rounds=1, cohort=2", "epochs=5": "epochs=1"}
+QUICK = {"models.cnn(": "models.mlp("}
+
+
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
+def test_the_readme_has_one_screen_and_eight_lines_that_run(model, monkeypatch):
+    """With a perceptron, and as they are."""
     monkeypatch.setenv("MPLBACKEND", "agg")
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
@@ -84,7 +90,7 @@ def test_the_readme_has_one_screen_and_eight_lines_that_run(monkeypatch):
     assert len(block.splitlines()) <= 8
     assert len(text.splitlines()) <= 60
     assert f" {len(REGISTRY)} algorithms " in text
-    for long, short in (("rounds=20, cohort=10", "rounds=1, cohort=2"), ("epochs=5", "epochs=1")):
+    for long, short in (SHORT | QUICK if model == "mlp" else SHORT).items():
         assert long in block
         block = block.replace(long, short)
     exec(compile(block, "README.md", "exec"), {})

@@ -202,23 +202,16 @@ def schedule(index):
 def test_a_schedule_scales_the_learning_rate_of_each_round(make):
     task, model = cases.task(), fm.models.mlp(cases.task(), hidden=(8,))
 
-    scheduled = fm.fedavg(model, make(0.1), batch_size=4, schedule=schedule)
-    whole = make_simulation(scheduled, task, cohort=5, chunk=2, plan="scan")
+    def simulation(optimizer, chunk, **options):
+        algorithm = fm.fedavg(model, optimizer, batch_size=4, **options)
+        return make_simulation(algorithm, task, cohort=5, chunk=chunk, plan="scan")
+
+    whole = simulation(make(0.1), 2, schedule=schedule)
     state, (metrics,) = whole.run(whole.init(), 0, 2)
-    alone = make_simulation(  # of two runs, each at the rate of one round
-        lambda options: fm.fedavg(model, make(options["rate"]), batch_size=4),
-        task,
-        cohort=5,
-        chunk=1,
-        seeds=(0, 0),
-        values={"rate": [0.1 * schedule(index) for index in range(2)]},
-        plan="scan,mesh:1",
-    )
     expected, losses = whole.init(), []
     for index in range(2):
-        states, found = alone.run(alone.stack([expected, expected]), index, 1)
-        expected = alone.take(states, index)
-        losses.append(found[index].train["loss"][0])
+        expected, (alone,) = simulation(make(0.1 * schedule(index)), 1).run(expected, index, 1)
+        losses.append(alone.train["loss"][0])
     chex.assert_trees_all_close(state, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics.train["loss"], losses, rtol=1e-5)
 
