@@ -147,10 +147,10 @@ def fedmask(
       >>> task = fm.load_task("digits", clients=4, partition="shards:2")
       >>> algorithm = fm.fedmask(fm.models.mlp(task, hidden=(16,)), optax.sgd(100.0), epochs=2)
       >>> coded = with_codecs(algorithm, up=codecs.entropy(), down=codecs.entropy())
-      >>> run = fm.simulate(coded, task, rounds=1, cohort=2)
+      >>> run = fm.simulate(coded, task, rounds=2, cohort=2)
       >>> run.records[-1]["extra"]["flip_fraction"] > 0
       True
-      >>> run.records[-1]["bytes_up"] < 2 * (64 * 16 + 16 * 10) / 8  # two masks, uncoded a bit per weight
+      >>> run.records[-1]["bytes_down"] < 2 * (64 * 16 + 16 * 10) / 8  # two masks, uncoded a bit per weight
       True
     """
     layers = {kernel.name: kernel.path for kernel in weighted_kernels(model)}
