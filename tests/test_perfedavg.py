@@ -55,7 +55,7 @@ def test_a_client_predicts_with_the_newest_model_after_one_step_on_its_data(mode
     state = algorithm.init(jax.random.key(0), task)
     before = jax.tree.map(lambda a: a[client], state.clients)
     round = Round(jax.random.key(1), jnp.int32(0))
-    after, _, _ = algorithm.train(round, state.server.params, before, cases.data_of(task, client))
+    after, _, _ = jax.jit(algorithm.train)(round, state.server.params, before, cases.data_of(task, client))
     mine = rows_of(task.train, client)
     np.testing.assert_array_equal(np.sort(after.inputs, axis=0), np.sort(task.inputs[mine], axis=0))
     newest = state.server._replace(params=model.init(jax.random.key(5)))
