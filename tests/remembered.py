@@ -7,6 +7,15 @@ import jax
 import pytest
 
 from fedjax_masks.experiment import build, experiment, loop
+from fedjax_masks.simulation import chunks
+
+
+@contextlib.contextmanager
+def without_rounds():
+    """Simulations made within the block have no program of rounds: they begin and evaluate only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "fit_plan", lambda compile_plan, plan: (None, plan, 0))
+        yield
 
 
 @contextlib.contextmanager
