@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_masks.models import build_model, cnn, femnist_cnn, mlp, resnet20
+from fedjax_masks.models import build_model, cnn, femnist_cnn, mlp, resnet9, resnet20
 from fedjax_masks.models.compaction import compact, parameter_count
 
 DIGITS = SimpleNamespace(input_shape=(8, 8, 1), num_classes=10)
@@ -65,10 +65,13 @@ CASES = [
 SLOW = {"lenet", "cifar-cnn", "vgg16", "resnet18"}  # their layers are those of the others
 
 
-@pytest.mark.parametrize(
+each_case = pytest.mark.parametrize(
     ("name", "task", "options"),
     [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] if case[0] in SLOW else []) for case in CASES],
 )
+
+
+@each_case
 def test_same_logits_and_fewer_parameters(name, task, options):
     rng = np.random.default_rng(0)
     model = build_model(name, task, **options)
@@ -88,7 +91,7 @@ def test_same_logits_and_fewer_parameters(name, task, options):
     assert_same_logits(model, params, smaller, small_params, task)
 
 
-@pytest.mark.parametrize(("name", "task", "options"), CASES, ids=[case[0] for case in CASES])
+@each_case
 def test_nothing_is_removed_where_nothing_is_dead(name, task, options):
     model = build_model(name, task, **options)
     params = random_params(model, np.random.default_rng(0))
@@ -192,8 +195,13 @@ def test_channels_under_group_norm_stay():
     assert outputs(compact(model, params)[0]) == [32, 64, 127, 10]
 
 
-def test_batch_norm_emits_its_bias():
-    model = resnet20(DIGITS, channels=(4, 4, 4))
+@pytest.mark.parametrize(
+    ("build", "task", "channels"),
+    [(resnet9, SMALL, (4,) * 4), pytest.param(resnet20, DIGITS, (4,) * 3, marks=pytest.mark.slow)],
+    ids=["resnet9", "resnet20"],
+)
+def test_batch_norm_emits_its_bias(build, task, channels):
+    model = build(task, channels=channels)
     params = random_params(model, np.random.default_rng(0))
     block = params["block2"]["conv1"]
     block["kernel"][..., :3] = 0
@@ -202,7 +210,7 @@ def test_batch_norm_emits_its_bias():
     inner = {kernel.name: kernel.outputs for kernel in smaller.kernels}
     assert inner.pop("block2/conv1") == 2  # 0.5 would have to be folded through padding: it stays
     assert {width for name, width in inner.items() if name != "dense"} == {4}
-    assert_same_logits(model, params, smaller, small_params, DIGITS)
+    assert_same_logits(model, params, smaller, small_params, task)
 
 
 def test_a_layer_keeps_its_last_channel():
