@@ -14,16 +14,23 @@ DIGITS = SimpleNamespace(input_shape=(8, 8, 1), num_classes=10)
 SMALL = SimpleNamespace(input_shape=(16, 16, 3), num_classes=10)
 
 
+@pytest.fixture(autouse=True)
+def in_float64():
+    """Other sums round otherwise; what is the same in float64 is the same function."""
+    with jax.enable_x64(True):
+        yield
+
+
 def random_params(model, rng):
     def draw(leaf):
         scale = math.sqrt(2 / math.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.3
-        return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
+        return scale * rng.normal(size=leaf.shape)
 
     return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def images(task, batch=4):
-    return np.random.default_rng(7).uniform(-1, 1, (batch, *task.input_shape)).astype(np.float32)
+    return np.random.default_rng(7).uniform(-1, 1, (batch, *task.input_shape))
 
 
 def at(params, path):
@@ -49,7 +56,7 @@ def assert_same_logits(model, params, smaller, small_params, task):
     both = jax.jit(lambda params, small_params: (model.apply(params, x), smaller.apply(small_params, x)))
     expected, got = both(params, small_params)
     assert np.ptp(expected) > 1e-3
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
 
 
 CASES = [
@@ -119,7 +126,7 @@ def test_unstructured_masks_on_perceptrons(seed, density, depth):
     smaller, small_params = compact(model, params)
     small_params = jax.tree.map(np.asarray, small_params)
     x = rng.normal(size=(4, 5)).astype(np.float32)
-    np.testing.assert_allclose(mlp_by_hand(small_params, x), mlp_by_hand(params, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mlp_by_hand(small_params, x), mlp_by_hand(params, x), rtol=1e-10, atol=1e-10)
     assert min(outputs(smaller)) >= 1
     for kernel in smaller.kernels[:-1]:  # a fixpoint: what is left is alive and read
         reader = at(small_params, smaller.kernels[kernel.successor].path)
@@ -156,7 +163,7 @@ def test_removal_cascades_in_both_directions():
     assert outputs(smaller) == [5, 4, 3, 10]
     x = images(DIGITS)
     small_params = jax.tree.map(np.asarray, small_params)
-    np.testing.assert_allclose(mlp_by_hand(small_params, x), mlp_by_hand(params, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mlp_by_hand(small_params, x), mlp_by_hand(params, x), rtol=1e-10, atol=1e-10)
 
 
 def test_constant_is_folded_into_unpadded_readers_only():
