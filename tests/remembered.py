@@ -34,9 +34,10 @@ def compile_once():
             simulation = make(algorithm, task, storage=storage, **options)
             if simulation.store is not None:  # it has a file of its own
                 return simulation
-            start = jax.device_get(simulation.init())
+            first = simulation.init()
+            start, places = jax.device_get(first), jax.tree.map(lambda leaf: leaf.sharding, first)
             # The algorithm and the task are kept alive, or their ids could be given again.
-            entry = algorithm, task, simulation._replace(init=lambda: jax.device_put(start))
+            entry = algorithm, task, simulation._replace(init=lambda: jax.device_put(start, places))
             # A run that is resumed asks for the place that was chosen.
             made[key(storage.clients)] = made[key(simulation.state_place)] = entry
         return made[key(storage.clients)][-1]
