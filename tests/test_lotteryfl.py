@@ -93,7 +93,7 @@ def test_a_client_that_does_well_prunes_the_received_weights_and_rewinds(thresho
     """A learning rate of 0 leaves the weights where training started."""
     state = started(lotteryfl(), other_params())
     before = some_mask(4)
-    new, _, upload, info = visit(lotteryfl(threshold=threshold, held_out=3), state, mask=before)
+    new, _, upload, info = visit(lotteryfl(threshold=threshold, held_out=2), state, mask=before)
     pruned = not threshold
     assert 0 < info.extra["validation_accuracy"] < 1
     assert upload.mask.flag == pruned
@@ -115,8 +115,8 @@ def test_a_client_that_does_well_prunes_the_received_weights_and_rewinds(thresho
 def test_accuracy_is_that_of_the_received_weights_on_the_examples_held_out():
     task, state = cases.task(), started(lotteryfl(), other_params())
     mask = some_mask(4)
-    _, _, _, info = visit(lotteryfl(threshold=0.0, held_out=3), state, mask=mask)
-    held = rows_of(task.train, 3)[2::3]
+    _, _, _, info = visit(lotteryfl(threshold=0.0, held_out=2), state, mask=mask)
+    held = rows_of(task.train, 3)[1::2]
     params = {n: {**p, "kernel": p["kernel"] * mask[n]} for n, p in state.server.params.items()}
     guesses = np.argmax(mlp().apply(params, jnp.asarray(task.inputs[held])), -1)
     assert info.extra["validation_accuracy"] == pytest.approx(np.mean(guesses == task.labels[held]))
