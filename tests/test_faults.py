@@ -90,7 +90,7 @@ def test_records_of_cohorts_that_drop_out_entirely():
     ("size", "momentum"),
     [
         (1e20, 0.9),
-        (3e38, None),
+        pytest.param(3e38, None, marks=pytest.mark.slow),
         pytest.param(1e20, None, marks=pytest.mark.slow),
         pytest.param(3e38, 0.9, marks=pytest.mark.slow),
     ],

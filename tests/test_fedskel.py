@@ -100,6 +100,7 @@ def test_ratio_one_is_fedavg_on_convolutions(model, task, options):
     assert_fedavg_in_the_limit(model, task, **options)
 
 
+@pytest.mark.slow
 def test_a_skeleton_of_all_filters_trains_as_the_whole_model_does(client):
     (before, whole, _, _), (_, all_filters, _, _) = (
         client(whole=True, tier=1, index=UPDATES + 1),

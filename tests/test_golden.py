@@ -22,10 +22,6 @@ COMMAND = (
     *("--rounds", "8", "--eval-every", "4", "--batch-size", "10", "--seed", "7"),
 )
 RECORDED = "0.10.2"  # another version of jax rounds otherwise, which training amplifies
-FAST = "fedsgd"
-NAMES = [
-    pytest.param(name, marks=[] if name == FAST else pytest.mark.slow) for name in sorted(registry.REGISTRY)
-]
 
 
 def records(name, out):
@@ -42,8 +38,9 @@ def flat(record):
     return {**{k: v for k, v in record.items() if k != "extra"}, **record["extra"]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.__version__ != RECORDED, reason="recorded with another jax")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(registry.REGISTRY))
 def test_an_algorithm_repeats_its_golden_trajectory(name, tmp_path):
     golden = [json.loads(line) for line in (GOLDEN / f"{name}.jsonl").read_text().splitlines()]
     for record, expected in zip(records(name, tmp_path / "run"), golden, strict=True):

@@ -133,17 +133,9 @@ def task():
     return synthetic_task((6,), 3, sizes=[12, 7, 20, 12, 5])
 
 
-@pytest.mark.parametrize(
-    ("plan", "personal"),
-    [
-        ("blocks:2", True),
-        *(
-            pytest.param(plan, False, marks=pytest.mark.slow)
-            for plan in ("scan", "vmap", "blocks:2", "scan,mesh:1")
-        ),
-        *(pytest.param(plan, True, marks=pytest.mark.slow) for plan in ("scan", "vmap", "scan,mesh:1")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["scan", "vmap", "blocks:2", "scan,mesh:1"])
+@pytest.mark.parametrize("personal", [False, True])
 def test_runs_in_step_give_what_they_give_alone(task, plan, personal):
     factory = fm.local if personal else fm.fedavg
     model = fm.models.mlp(task, hidden=(4,))

@@ -170,6 +170,7 @@ def test_tensorboard_holds_the_numbers_of_the_records(tmp_path):
         assert history == [(round, pytest.approx(value, rel=1e-6)) for round, value in numbers]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_seeds_of_one_program_are_runs_of_their_own(offline, tmp_path):
     (tmp_path / "sweep.toml").write_text(SWEEP)
