@@ -52,6 +52,7 @@ def fractals(seed):
     return fractal_images((16, 12, 3), classes=4, per_class=6, seed=seed)
 
 
+@pytest.mark.slow
 def test_fractals_follow_from_the_seed_and_fill_the_image():
     (a, labels), (b, _), (c, _) = fractals(0), fractals.__wrapped__(0), fractals(1)
     np.testing.assert_array_equal(a, b)
