@@ -91,6 +91,7 @@ def final(algorithm, task, rounds=2):
     return jax.device_get(simulation.run(simulation.init(), 0, rounds)[0].server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "federation",
     [pytest.param(name, marks=[] if name == "fedavg" else [pytest.mark.slow]) for name in FEDERATIONS],
@@ -168,6 +169,7 @@ def test_server_averages_each_channel_over_its_senders(salient, task):
     assert held
 
 
+@pytest.mark.slow
 def test_uploading_all_channels_is_fedavg(model, task, gated_upload):
     """A share that rounds to all channels, but is not 1, takes the other way."""
     algorithm = fm.adp(model, SGD, batch_size=4, ratio=0.6, upload_share=0.999)

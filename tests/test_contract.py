@@ -297,7 +297,7 @@ def trained(make_algorithm):
     return np.asarray(predict(state.server, client, task.test_inputs[:50])), metrics.bytes_up
 
 
-@pytest.mark.parametrize("name", cases.FEDAVG_LIMITS)
+@fast_for("fedprox", "topk", "heterofl", "lotteryfl", among=cases.FEDAVG_LIMITS)
 def test_in_a_limit_it_is_fedavg(name):
     logits, sent = trained(cases.FEDAVG_LIMITS[name])
     expected, bytes_up = trained(cases.fedavg_twice)

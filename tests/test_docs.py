@@ -58,7 +58,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 # The page on own algorithms says most; the others train what the suite trains elsewhere.
-FAST = {OWN_ALGORITHM.stem, "own-data", "sweeps"}
+FAST = {"own-data", "sweeps"}
 RUNNING = [
     pytest.param(page, id=page.stem, marks=[] if page.stem in FAST else pytest.mark.slow)
     for page in PAGES

@@ -151,6 +151,7 @@ def test_only_batch_statistics_need_a_second_pass_by_client(norm):
     assert ("personal" in make(()).predict) == (norm == "batch")
 
 
+@pytest.mark.slow
 def test_a_normalised_residual_network_shared_by_all_is_evaluated_by_client():
     task = synthetic_task((8, 8, 1), 3, [5, 5, 5], seed=1, noise=1.5, test_per_client=7)
     shared = fm.fedavg(fm.models.resnet20(task, norm="batch", channels=(1, 1, 1)), optax.sgd(0.1))

@@ -129,6 +129,7 @@ def test_of_equal_weights_those_of_most_support_stay():
         np.testing.assert_array_equal(jax.jit(strongest)(weights, support, count), expected)
 
 
+@pytest.mark.slow
 def test_the_share_to_drop_decays_by_half_a_cosine_and_stops(moving):
     server, drops = start(), drop_share(jnp.arange(19), EVERY, SHARE, UNTIL)
     for number, drop in enumerate(drops.tolist(), start=1):

@@ -142,6 +142,7 @@ def test_skeleton_is_what_was_most_active(model, task, client):
     chex.assert_trees_all_equal(upload.skeleton.tree, after.skeleton)
 
 
+@pytest.mark.slow
 def test_stale_mean_differs_in_updates_only():
     """The same clients' rounds, averaged in both ways."""
     task = cases.task()

@@ -111,6 +111,7 @@ def test_processes_that_were_started_differently_end_in_one_line_each(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_port_in_use_and_a_first_process_that_is_not_there_end_in_one_line(tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("", 0))

@@ -179,6 +179,7 @@ def test_bytes_are_those_of_living_weights_and_of_a_mask_that_changes():
     assert densities[-1] == densities[-2] == 0.5 < densities[0]
 
 
+@pytest.mark.slow
 def test_clients_and_server_agree_on_every_mask():
     task = cases.task()
     simulation = make_simulation(lotteryfl(optax.sgd(0.1), epochs=2), task, cohort=9, chunk=4)

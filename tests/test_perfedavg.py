@@ -49,6 +49,7 @@ def test_against_numpy(model, alpha):
     np.testing.assert_array_equal(metrics.bytes_up, 4 * trees.size(state.server.params))
 
 
+@pytest.mark.slow
 def test_a_client_predicts_with_the_newest_model_after_one_step_on_its_data(model):
     task, client = cases.task(), 3  # has 20 examples
     algorithm = fm.perfedavg(model, optax.sgd(0.1), alpha=0.5, batch_size=4, support=20)

@@ -63,6 +63,7 @@ def test_fractals_follow_from_the_seed_and_fill_the_image():
     assert (a > 0).mean((1, 2, 3)).min() > 0.05
 
 
+@pytest.mark.slow
 def test_images_of_a_class_are_alike():
     images, labels = fractals(0)
     flat = images.reshape(len(labels), -1).astype(float)

@@ -122,6 +122,7 @@ def test_clipping_is_exact_and_leaves_short_uploads_alone():
     assert not np.any(got)
 
 
+@pytest.mark.slow
 def test_a_trim_of_0_of_clients_of_equal_weight_is_the_algorithm():
     """So is the merge without defences, which the contract suite compares."""
     task = fm.load_task("digits", clients=10, examples_per_client=20)

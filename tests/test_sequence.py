@@ -123,6 +123,7 @@ def test_versions_and_masks_of_one_algorithm_rest_while_the_other_runs(model, ta
     chex.assert_trees_all_equal(state.clients.second.mask, masks)
 
 
+@pytest.mark.slow
 def test_models_and_facts_are_those_that_both_have(model, task):
     def reporting(algorithm, **facts):
         def train(*args):

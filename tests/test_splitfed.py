@@ -246,6 +246,7 @@ def test_who_vanishes_says_nothing(task, model):
     np.testing.assert_array_equal(metrics.bytes_down[lost], 4 * (4 * 10 + 6 * 37))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [pytest.param("scan", marks=pytest.mark.slow), "blocks:2"])
 def test_memory_does_not_grow_with_the_cohort(plan):
     """The server's private copies live a block at a time."""

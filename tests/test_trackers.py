@@ -197,6 +197,7 @@ def test_seeds_of_one_program_are_runs_of_their_own(offline, tmp_path):
     assert len(losses) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.slow), "after"])
 @pytest.mark.filterwarnings("default")
 def test_a_killed_run_that_goes_on_logs_no_round_twice_and_leaves_none_out(offline, tmp_path, moment):
