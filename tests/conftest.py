@@ -51,8 +51,15 @@ def _group(item):
     return item.path
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Orders the contract suite by case, so that the programs of few cases are alive at a time."""
+    """Marks examples that simulate as slow, and orders the contract suite by case.
+
+    So the programs of few cases are alive at a time.
+    """
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and any("simulat" in e.source for e in item.dtest.examples):
+            item.add_marker(pytest.mark.slow)
     groups = {}
     for item in items:
         groups.setdefault(_group(item), []).append(item)

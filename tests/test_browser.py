@@ -97,7 +97,8 @@ def look(page, width, tmp_path):
     return json.loads(unescape(found[1]))
 
 
-@pytest.mark.parametrize(("width", "abreast"), [(1280, 2), (390, 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "abreast"), [pytest.param(1280, 2, marks=pytest.mark.slow), (390, 1)])
 def test_nothing_sticks_out_at_any_width(page, tmp_path, width, abreast):
     found = look(page, width, tmp_path)
     assert found["scroll"] <= found["client"] <= width

@@ -33,7 +33,7 @@ MISSED = {
 """What is counted and is not what was published; every row says why."""
 
 PARTS = {module.__name__.rpartition(".")[2]: module for module in claims._SYSTEMS}
-FAST = ("fedmask", "fedskel", "adp")  # the others take half a minute
+FAST = ("fedmask",)  # the others take half a minute
 every_part = pytest.mark.parametrize(
     "part", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in PARTS]
 )

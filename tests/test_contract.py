@@ -26,13 +26,12 @@ ROUNDS = 3
 SEED = 0  # of nine clients, two are in no cohort of the first three rounds
 BROKEN = 6  # in the first two of these rounds
 PLANS = ("vmap", "blocks:3", "scan,mesh:8")  # and a fourth one, together with other laws, in the fast suite
-every_case = pytest.mark.parametrize("name", cases.CASES)
 
 
-def fast_for(*fast):
+def fast_for(*fast, among=tuple(cases.CASES)):
     """All cases; the fast tests try these."""
     return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in cases.CASES]
+        "name", [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in among]
     )
 
 
@@ -44,6 +43,13 @@ VARIANTS = (
     "masked-fedavg-median",
     "fedmask-own",
     "adp-salient",
+)
+every_case = fast_for(*set(cases.CASES) - set(VARIANTS))
+
+# Between them they have every kind of state, message, merge and branch.
+OWN_STATES = (
+    *("fedavg", "scaffold", "heterofl", "fedskel", "mpfl", "fedpm", "lotteryfl", "feddst"),
+    *("ecofed", "fedgkt", "adp", "fedmask"),
 )
 FROZEN = ("fedmask", "fedmask-entropy", "fedmask-own")
 # Ranking and rounding to a grid turn one ulp into a step: plans agree on these in float64 only.
@@ -118,7 +124,7 @@ def assert_close(actual, expected, tolerance, flips):
     assert not differing or np.mean(np.concatenate(differing)) <= flips
 
 
-@fast_for(*set(cases.CASES) - set(VARIANTS))
+@fast_for(*OWN_STATES)
 def test_neither_plan_nor_padding_nor_unsent_values_decide(name, monkeypatch):
     """One program for three laws, which the slow tests try one by one: compiling takes long."""
     pad(monkeypatch)
@@ -291,7 +297,7 @@ def trained(make_algorithm):
     return np.asarray(predict(state.server, client, task.test_inputs[:50])), metrics.bytes_up
 
 
-@pytest.mark.parametrize("name", cases.FEDAVG_LIMITS)
+@fast_for("fedprox", "topk", "heterofl", "lotteryfl", among=cases.FEDAVG_LIMITS)
 def test_in_a_limit_it_is_fedavg(name):
     logits, sent = trained(cases.FEDAVG_LIMITS[name])
     expected, bytes_up = trained(cases.fedavg_twice)
@@ -305,7 +311,7 @@ def assert_learned(simulation, state, first, last):
     assert loss(last)[-1] < loss(first)[0]
 
 
-@pytest.mark.parametrize("name", [name for name in cases.CASES if name not in FROZEN])
+@fast_for(*set(cases.CASES) - set(VARIANTS), among=[name for name in cases.CASES if name not in FROZEN])
 def test_learns(name):
     simulation, (state, first) = compiled(name), simulate(name)
     for start in range(ROUNDS, 10 * ROUNDS, ROUNDS):
@@ -313,7 +319,7 @@ def test_learns(name):
     assert_learned(simulation, state, first, last)
 
 
-@pytest.mark.parametrize("name", [*FROZEN[:2], pytest.param(FROZEN[2], marks=pytest.mark.slow)])
+@fast_for(*FROZEN[:2], among=FROZEN)
 def test_masks_of_frozen_weights_learn(name):
     """They need more examples than the clients of the other tests have."""
     task = synthetic_task((6,), 3, [40] * 4, noise=0.3, test_per_client=50)

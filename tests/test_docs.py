@@ -58,7 +58,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 # The page on own algorithms says most; the others train what the suite trains elsewhere.
-FAST = {OWN_ALGORITHM.stem, "own-data", "sweeps"}
+FAST = {"own-data", "sweeps"}
 RUNNING = [
     pytest.param(page, id=page.stem, marks=[] if page.stem in FAST else pytest.mark.slow)
     for page in PAGES
@@ -76,7 +76,13 @@ def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
         exec(compile(block, str(page.relative_to(ROOT)), "exec"), names)
 
 
-def test_the_readme_has_one_screen_and_eight_lines_that_run(monkeypatch):
+SHORT = {"rounds=20, cohort=10": "rounds=1, cohort=2", "epochs=5": "epochs=1"}
+QUICK = {"models.cnn(": "models.mlp("}
+
+
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
+def test_the_readme_has_one_screen_and_eight_lines_that_run(model, monkeypatch):
+    """With a perceptron, and as they are."""
     monkeypatch.setenv("MPLBACKEND", "agg")
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
@@ -84,7 +90,10 @@ def test_the_readme_has_one_screen_and_eight_lines_that_run(monkeypatch):
     assert len(block.splitlines()) <= 8
     assert len(text.splitlines()) <= 60
     assert f" {len(REGISTRY)} algorithms " in text
-    exec(compile(block.replace("rounds=20", "rounds=1"), "README.md", "exec"), {})
+    for long, short in (SHORT | QUICK if model == "mlp" else SHORT).items():
+        assert long in block
+        block = block.replace(long, short)
+    exec(compile(block, "README.md", "exec"), {})
 
 
 def test_links_in_the_readme_and_the_notes_lead_to_files():
@@ -139,9 +148,14 @@ def small(**options):
     return task, fm.models.mlp(task, hidden=(8,)), {"rounds": 2, "cohort": 3, **options}
 
 
-def test_fine_tuning_takes_thirty_lines_and_both_trainings_count():
-    finetuned, lines = own("finetuned")
-    assert len(lines) <= 30
+@pytest.mark.parametrize(("name", "most"), [("finetuned", 30), ("fedper", 20)])
+def test_a_personal_method_takes_few_lines(name, most):
+    assert len(own(name)[1]) <= most
+
+
+@pytest.mark.slow
+def test_both_trainings_of_fine_tuning_count():
+    finetuned, _ = own("finetuned")
     task, model, options = small()
     plain, tuned = (
         fm.simulate(algorithm, task, **options)
@@ -156,9 +170,9 @@ def test_fine_tuning_takes_thirty_lines_and_both_trainings_count():
     assert tuned.records[-1]["personal_accuracy_mean_seen"] > plain.records[-1]["personal_accuracy_mean_seen"]
 
 
-def test_fedper_takes_twenty_lines_and_shares_what_lgfedavg_keeps():
-    fedper, lines = own("fedper")
-    assert len(lines) <= 20
+@pytest.mark.slow
+def test_fedper_shares_what_lgfedavg_keeps():
+    fedper, _ = own("fedper")
     task, model, options = small()
     ours, other = (
         fm.simulate(algorithm, task, **options).records[-1]

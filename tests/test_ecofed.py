@@ -30,7 +30,7 @@ COHORT = 3
 
 @pytest.fixture(scope="module")
 def task():
-    return synthetic_task((8, 8, 1), 3, [12] * 8, seed=1)
+    return cases.task((8, 8, 1))  # ragged clients
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +38,38 @@ def model(task):
     return fm.models.cnn(task).rebuild((4, 6, 8, 3))
 
 
-@pytest.fixture(scope="module")
-def whole(task, model):
-    """Sent every round, and unquantized."""
-    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv2", period=1, quantized=False)
-    return simulate(algorithm, task, 3)[0][-1]
+@pytest.fixture(scope="module", params=["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
+def whole(request, model):
+    """Sent every round, and unquantized: a task of clients that weigh alike, the model, the last state."""
+    task = synthetic_task({"mlp": (6,), "cnn": (8, 8, 1)}[request.param], 3, [12] * 8, seed=1)
+    net = fm.models.mlp(task, hidden=(8, 8)) if request.param == "mlp" else model
+    algorithm = fm.ecofed(net, SGD, batch_size=5, split=net.splits[1], period=1, quantized=False)
+    return task, net, simulate(algorithm, task, 3)[0][-1]
 
 
 @pytest.fixture(scope="module")
 def unquantized(task, model):
+    """The algorithm, its simulation, the states before and after each of five rounds, and their metrics."""
     algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv1", quantized=False)
-    return algorithm, make_simulation(algorithm, task, cohort=COHORT, chunk=1, plan="scan")
+    simulation = make_simulation(algorithm, task, cohort=COHORT, chunk=1, plan="scan")
+    return algorithm, simulation, *run(simulation, 5)
+
+
+@pytest.fixture(scope="module")
+def lossy(task, model):
+    """The states before and after each of six rounds with clients who get lost, and the metrics."""
+    population = make_population("rpi4@wifi,dropout=0.4,available=0.8", task.num_clients)
+    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv2")
+    return simulate(algorithm, task, 6, cohort=5, population=population)
 
 
 def simulate(algorithm, task, rounds, *, cohort=COHORT, population=None):
     """The states before and after every round, and all metrics."""
     simulation = make_simulation(algorithm, task, cohort=cohort, chunk=1, plan="scan", population=population)
+    return run(simulation, rounds)
+
+
+def run(simulation, rounds):
     states, history = [jax.device_get(simulation.init())], []
     for number in range(rounds):
         state, (metrics,) = simulation.run(jax.device_put(states[-1]), number, 1)
@@ -89,29 +105,32 @@ def test_a_nan_is_not_hidden_by_quantisation():
     assert jnp.isnan(quantize(jnp.array([[1.0, jnp.nan]]), jnp.ones(1, bool))[1])
 
 
-def test_sent_every_round_and_whole_it_is_splitfed_whose_devices_do_not_learn(task, model, whole):
+@pytest.mark.slow
+def test_sent_every_round_and_whole_it_is_splitfed_whose_devices_do_not_learn(whole):
+    task, model, ours = whole
     rules = {"moves": SGD, "still": optax.set_to_zero()}
     still = optax.multi_transform(rules, Sides("still", "moves"))
-    vanilla = fm.splitfed(model, still, batch_size=5, split="conv2")
+    vanilla = fm.splitfed(model, still, batch_size=5, split=model.splits[1])
     other = simulate(vanilla, task, 3)[0][-1]
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), whole.server.params, other.server.server)
-    chex.assert_trees_all_equal(whole.server.device, other.server.device)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), ours.server.params, other.server.server)
+    chex.assert_trees_all_equal(ours.server.device, other.server.device)
 
 
-def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(task, model, whole):
+def test_sent_every_round_and_whole_it_is_fedavg_whose_devices_do_not_learn(whole):
+    task, model, ours = whole
     moves = jax.tree.map(
         lambda a: jnp.ones((1,) * a.ndim, bool), jax.eval_shape(model.init, jax.random.key(0))
     )
-    moves = {name: trees.zeros_like(m) if name in ("conv1", "conv2") else m for name, m in moves.items()}
+    moves = {name: trees.zeros_like(m) if name in model.splits[:2] else m for name, m in moves.items()}
     fit = Trainer(SGD, batch_size=5).supervised(model.apply)
     frozen = averaging(model, partial(fit, update_mask=moves))
     other = simulate(frozen, task, 3)[0][-1]
-    both = {**whole.server.device, **whole.server.params}
+    both = {**ours.server.device, **ours.server.params}
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), both, other.server.params)
 
 
-def test_devices_send_every_other_round_and_never_change(task, model):
-    states, history = simulate(fm.ecofed(model, SGD, batch_size=5, split="conv1"), task, 5)
+def test_devices_send_every_other_round_and_never_change(unquantized):
+    _, _, states, history = unquantized
     sends = [metrics.bytes_up.sum() > 0 for metrics in history]
     assert sends == [True, False, True, False, True]
     assert not sum(metrics.bytes_down.sum() for metrics in history)
@@ -128,9 +147,7 @@ def test_devices_send_every_other_round_and_never_change(task, model):
 
 def test_the_first_replay_is_of_the_first_cohort(task, unquantized):
     """Other clients' activations are not read."""
-    _, simulation = unquantized
-    state, (metrics,) = simulation.run(simulation.init(), 0, 1)
-    state = jax.device_get(state)
+    _, simulation, (_, state, *_), (metrics, *_) = unquantized
     others = ~np.isin(np.arange(task.num_clients), metrics.ids)
     activations = state.profiles.activations
     values = np.where(others.reshape(-1, *(1,) * 5), np.nan, activations.values)
@@ -166,22 +183,21 @@ def test_replays_are_drawn_evenly_from_all_earlier_cohorts():
 
 def test_the_cache_holds_the_activations_behind_a_codec(task, unquantized):
     """Two bits leave an example three different values at most."""
-    plain, simulation = unquantized
+    plain, _, exact, _ = unquantized
     states, metrics = simulate(with_codecs(plain, up=codecs.quantize(2)), task, 2)
     for client in metrics[0].ids[0]:
         assert len(np.unique(states[1].profiles.activations.values[client])) <= 3
-    exact = simulation.init()
-    for number in range(2):
-        exact, _ = simulation.run(exact, number, 1)
     with np.testing.assert_raises(AssertionError):
-        chex.assert_trees_all_close(states[2].server.params, exact.server.params, atol=1e-4)
+        chex.assert_trees_all_close(states[2].server.params, exact[2].server.params, atol=1e-4)
 
 
-def test_lost_clients_are_not_replayed_and_nobody_is_lost_in_a_replay(task, model):
-    population = make_population("rpi4@wifi,dropout=0.4,available=0.8", task.num_clients)
-    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv1")
-    states, history = simulate(algorithm, task, 6, cohort=5, population=population)
-    gone = [(metrics.train["lost"] + metrics.train["away"])[0] > 0 for metrics in history]
+def who_is_gone(metrics):
+    return (metrics.train["lost"] + metrics.train["away"])[0] > 0
+
+
+def test_lost_clients_are_not_replayed_and_nobody_is_lost_in_a_replay(lossy):
+    states, history = lossy
+    gone = [who_is_gone(metrics) for metrics in history]
     assert any(each.any() for each in gone[::2])
     assert not any(each.any() for each in gone[1::2])
     assert not any(metrics.train["late"].any() for metrics in history)
@@ -207,22 +223,27 @@ def test_late_uploads_stay_out_of_the_cache():
     chex.assert_trees_all_equal(states[2].server, states[0].server)
 
 
-def test_a_copy_that_diverges_is_left_out_and_counted(task, model):
-    algorithm = fm.ecofed(model, optax.sgd(1e30), batch_size=5, split="conv1")
-    states, (metrics, _) = simulate(algorithm, task, 2)
-    assert metrics.dropped.all()
-    chex.assert_trees_all_equal(states[2].server.params, states[0].server.params)
+def test_a_copy_that_diverges_is_left_out_and_counted(unquantized):
+    """From weights whose products overflow, no step is finite."""
+    _, simulation, (state, *_), _ = unquantized
+    huge = jax.tree.map(lambda a: np.full_like(a, 1e30), state.server.params)
+    state, before = state._replace(server=state.server._replace(params=huge)), huge
+    for number in range(2):
+        state, (metrics,) = simulation.run(jax.device_put(jax.device_get(state)), number, 1)
+        assert metrics.dropped.all()
+    chex.assert_trees_all_equal(jax.device_get(state).server.params, before)
 
 
-@pytest.mark.parametrize("quantized", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_an_upload_has_the_bytes_of_the_formula(quantized):
-    task = cases.task((8, 8, 1))  # ragged clients
-    model = fm.models.cnn(task).rebuild((4, 6, 8, 3))
-    algorithm = fm.ecofed(model, SGD, batch_size=5, split="conv2", quantized=quantized)
-    _, (metrics,) = simulate(algorithm, task, 1, cohort=task.num_clients)
-    examples, activations = task.train.sizes[metrics.ids[0]], 2 * 2 * 6
-    formula = examples * activations * (1 if quantized else 4) + 4 * -(-examples // 5) + 8 * examples
-    np.testing.assert_array_equal(metrics.bytes_up[0], formula)
+@pytest.mark.parametrize("quantized", [True, False])
+def test_an_upload_has_the_bytes_of_the_formula(request, task, quantized):
+    *_, history = request.getfixturevalue("lossy" if quantized else "unquantized")
+    activations = 2 * 2 * 6 if quantized else 4 * 4 * 4
+    for metrics in history[::2]:
+        sent = ~who_is_gone(metrics) if quantized else np.ones(COHORT, bool)
+        examples = task.train.sizes[metrics.ids[0][sent]]
+        formula = examples * activations * (1 if quantized else 4) + 4 * -(-examples // 5) + 8 * examples
+        np.testing.assert_array_equal(metrics.bytes_up[0][sent], formula)
+        assert sent.any()
 
 
 @pytest.mark.parametrize("split", ["dense9", "dense2", ""])
@@ -237,7 +258,7 @@ def test_a_model_of_one_layer_cannot_be_cut():
 
 
 def test_the_devices_part_is_installed_once(unquantized):
-    _, simulation = unquantized
+    _, simulation, *_ = unquantized
     assert simulation.setup_bytes == 4 * (3 * 3 * 4 + 4)
 
 

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+from remembered import without_rounds
 
 import fedjax_masks as fm
 from fedjax_masks.cli import main
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import index_of, synthetic_task
-from fedjax_masks.simulation import make_simulation
+from fedjax_masks.simulation import make_simulation as make_whole
 from fedjax_masks.simulation.arrays import train_examples, with_shuffled_test
 from fedjax_masks.simulation.tracing import trace_client
 
@@ -25,6 +26,12 @@ def make_task(sizes):
     task = synthetic_task((6,), 3, [5] * len(sizes), seed=1, noise=1.5, test_per_client=60)
     rows = np.random.default_rng(0).permutation(len(task.test_labels))
     return replace(task, test=index_of(np.split(rows, np.cumsum(sizes))[:-1]))
+
+
+def make_simulation(*args, **options):
+    """A simulation that evaluates and does not train."""
+    with without_rounds():
+        return make_whole(*args, **options)
 
 
 def parts(index):
@@ -144,6 +151,7 @@ def test_only_batch_statistics_need_a_second_pass_by_client(norm):
     assert ("personal" in make(()).predict) == (norm == "batch")
 
 
+@pytest.mark.slow
 def test_a_normalised_residual_network_shared_by_all_is_evaluated_by_client():
     task = synthetic_task((8, 8, 1), 3, [5, 5, 5], seed=1, noise=1.5, test_per_client=7)
     shared = fm.fedavg(fm.models.resnet20(task, norm="batch", channels=(1, 1, 1)), optax.sgd(0.1))
@@ -177,9 +185,9 @@ def test_batch_statistics_of_one_example_are_refused(make, batch_size):
     task = make_task(EVEN)
     trained = make(model_of(task), optax.sgd(0.1), batch_size=batch_size)
     with pytest.raises(UserError, match="norm='batch': must see two examples or more at a time"):
-        make_simulation(trained, task, cohort=2, chunk=1)
+        make_whole(trained, task, cohort=2, chunk=1)
     with pytest.raises(UserError, match="norm='batch'"):
-        make_simulation(lambda _: trained, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
+        make_whole(lambda _: trained, task, values={}, seeds=[0, 1], cohort=2, chunk=1)
 
 
 def test_group_normalisation_takes_one_example():

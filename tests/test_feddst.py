@@ -1,5 +1,6 @@
 """FedDST against its paper: densities of layers, pruning and growing, the server's mask, bytes."""
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,8 +55,10 @@ def visit(algorithm, server, *, index=0, version=-1, mask=None):
     return message, upload, info
 
 
-def start(algorithm):
-    return algorithm.init(jax.random.key(0), cases.task()).server
+@cache
+def start():
+    """The server's first state, which only the model and the sparsity decide."""
+    return feddst().init(jax.random.key(0), cases.task()).server
 
 
 EVERY, SHARE, UNTIL = 3, 0.4, 12
@@ -123,11 +126,12 @@ def test_of_equal_weights_those_of_most_support_stay():
     ranked = sorted(range(60), key=lambda i: (support[i] == 0, -abs(weights[i]), -support[i], i))
     for count in (5, 20, 35):
         expected = np.isin(np.arange(60), ranked[:count])
-        np.testing.assert_array_equal(strongest(jnp.array(weights), jnp.array(support), count), expected)
+        np.testing.assert_array_equal(jax.jit(strongest)(weights, support, count), expected)
 
 
+@pytest.mark.slow
 def test_the_share_to_drop_decays_by_half_a_cosine_and_stops(moving):
-    server, drops = start(moving), drop_share(jnp.arange(19), EVERY, SHARE, UNTIL)
+    server, drops = start(), drop_share(jnp.arange(19), EVERY, SHARE, UNTIL)
     for number, drop in enumerate(drops.tolist(), start=1):
         expected = 0.2 * (1 + np.cos(np.pi * number / 12)) if number in (3, 6, 9) else 0.0
         assert drop == pytest.approx(expected, abs=1e-6)
@@ -139,7 +143,7 @@ def test_the_share_to_drop_decays_by_half_a_cosine_and_stops(moving):
 def test_a_client_grows_where_the_gradient_over_its_data_is_largest():
     """Nothing is learnt before, so that the gradient is that at the weights received."""
     task, algorithm = cases.task(), feddst(optax.sgd(0.0), adjust_every=1, adjust_share=0.5)
-    server = start(algorithm)
+    server = start()
     _, upload, info = visit(algorithm, server)
     rows = rows_of(task.train, 3)
     inputs = task.inputs[rows].astype(np.float64)
@@ -160,7 +164,7 @@ def test_a_client_grows_where_the_gradient_over_its_data_is_largest():
 
 def test_the_server_averages_over_holders_and_prunes_to_the_target():
     algorithm = feddst()
-    server = start(algorithm)
+    server = start()
     rng, weights = np.random.default_rng(0), [3.0, 1.0, 0.0]
     counts = {name: int(m.sum()) for name, m in server.mask.items()}
     uploads, masks, values = [], [], []
@@ -173,12 +177,16 @@ def test_the_server_averages_over_holders_and_prunes_to_the_target():
             visitor.poison(Upload(payload.Masked(jax.tree.map(jnp.asarray, values[-1]), kept), bitmap))
         )
     round, stale = Round(jax.random.key(0), jnp.int32(0)), jnp.int32(-1)
-    received = [
-        algorithm.receive(round, server, stale, up, jnp.float32(w)) for up, w in zip(uploads, weights)
-    ]
-    # A client of weight 0 adds nothing.
-    total = jax.tree.map(lambda *parts: sum(parts), *(part for _, part in received))
-    after, _ = algorithm.merge(round, server, total)
+
+    @jax.jit
+    def averaged(uploads):
+        received = [
+            algorithm.receive(round, server, stale, up, jnp.float32(w)) for up, w in zip(uploads, weights)
+        ]
+        total = jax.tree.map(lambda *parts: sum(parts), *(part for _, part in received))
+        return algorithm.merge(round, server, total)[0], [version for version, _ in received]
+
+    after, versions = averaged(uploads)  # a client of weight 0 adds nothing
     for name in LAYERS:
         owners = sum(w * m[name] for w, m in zip(weights, masks))
         sums = sum(w * np.where(m[name], v[name]["kernel"], 0) for w, m, v in zip(weights, masks, values))
@@ -190,7 +198,7 @@ def test_the_server_averages_over_holders_and_prunes_to_the_target():
         np.testing.assert_allclose(after.params[name]["bias"], bias, rtol=1e-5)
     # The mask has changed, and nobody has the new one.
     assert after.version == 1
-    assert [int(version) for version, _ in received] == [0, 0, 0]
+    assert [int(version) for version in versions] == [0, 0, 0]
 
 
 def test_the_mask_moves_in_its_rounds_only_and_keeps_its_size(rounds):

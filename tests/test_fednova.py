@@ -59,6 +59,7 @@ def test_path_turns_an_update_into_a_mean_of_gradients():
     np.testing.assert_allclose(mean, weights @ gradients / weights.sum(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_equal_numbers_of_steps_are_fedavg():
     task = synthetic_task((6,), 3, np.array([9, 12, 10, 11, 9]), seed=3)
     model, optimizer = fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1, momentum=0.9)

@@ -50,6 +50,7 @@ def test_against_numpy(model):
     reference.assert_close(params, expected)
 
 
+@pytest.mark.slow
 def test_a_stronger_pull_leaves_clients_nearer_to_the_global_model(model):
     task = cases.task()
 

@@ -28,12 +28,12 @@ DECAY = optax.adamw(0.01, weight_decay=0.1)
 
 
 def client_of(algorithm, task, client=3):
-    """``(whole, tier) -> (before, after, upload, facts)`` of one client's round."""
+    """``(whole, tier, index) -> (before, after, upload, facts)`` of one client's round."""
     state = jax.jit(lambda key: algorithm.init(key, task))(jax.random.key(0))
     program = jax.jit(algorithm.train)
 
-    def train(*, whole, tier=0):
-        round = Round(jax.random.key(1), jnp.int32(0 if whole else 1))
+    def train(*, whole, tier=0, index=None):
+        round = Round(jax.random.key(1), jnp.int32(not whole if index is None else index))
         before = jax.tree.map(lambda a: a[client], state.clients)
         rng = np.random.default_rng(1)
         skeleton = {}
@@ -58,9 +58,18 @@ def model(task):
     return cases.KINDS["small-cnn"][1](task)
 
 
+RATIOS, EPOCHS, UPDATES = (0.3, 1.0), 2, 4
+
+
+def training(optimizer):
+    """In round 0 nothing is learnt: all activities are those of the first model."""
+    schedule = lambda index: jnp.where(index > 0, 1.0, 0.0)
+    return fm.Trainer(optimizer, batch_size=4, epochs=EPOCHS, schedule=schedule)
+
+
 @pytest.fixture(scope="module")
 def client(model, task):
-    return client_of(fm.fedskel(model, DECAY, batch_size=4, ratios=(0.3, 1.0)), task)
+    return client_of(fm.fedskel(model, training(DECAY), ratios=RATIOS, updates=UPDATES), task)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +80,7 @@ def test_number_of_filters_kept(outputs, ratio, kept):
     assert keep_count(outputs, ratio) == kept
 
 
-@pytest.mark.parametrize("options", [{}, pytest.param({"stale_mean": True}, marks=pytest.mark.slow)])
-def test_ratio_one_is_fedavg(model, task, options):
+def assert_fedavg_in_the_limit(model, task, **options):
     skeletal = fm.fedskel(model, SGD, batch_size=4, ratios=(1.0,), updates=2, **options)
     cycles = Schedule(select=lambda index, draw: draw(index - index % 3))
     plain = fm.fedavg(model, SGD, batch_size=4)._replace(schedule=cycles)
@@ -82,12 +90,33 @@ def test_ratio_one_is_fedavg(model, task, options):
     chex.assert_trees_all_close(state.server.params, reference.server.params, rtol=1e-4, atol=1e-5)
 
 
+def test_ratio_one_is_fedavg():
+    assert_fedavg_in_the_limit(fm.models.mlp(cases.task(), hidden=(8,)), cases.task(), prune_dense=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"stale_mean": True}])
+def test_ratio_one_is_fedavg_on_convolutions(model, task, options):
+    assert_fedavg_in_the_limit(model, task, **options)
+
+
+@pytest.mark.slow
+def test_a_skeleton_of_all_filters_trains_as_the_whole_model_does(client):
+    (before, whole, _, _), (_, all_filters, _, _) = (
+        client(whole=True, tier=1, index=UPDATES + 1),
+        client(whole=False, tier=1),
+    )
+    chex.assert_trees_all_close(all_filters.params, whole.params, rtol=1e-4, atol=1e-5)
+    moved = jax.tree.map(lambda old, new: np.abs(old - new).max(), before.params, whole.params)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+
+
 @pytest.mark.parametrize(
     "optimizer", [pytest.param(SGD, marks=pytest.mark.slow), DECAY], ids=["momentum", "weight decay"]
 )
 def test_nothing_outside_the_skeleton_moves(model, task, client, optimizer):
     if optimizer is not DECAY:
-        client = client_of(fm.fedskel(model, optimizer, batch_size=4, ratios=(0.3, 1.0)), task)
+        client = client_of(fm.fedskel(model, training(optimizer), ratios=RATIOS), task)
     before, after, _, _ = client(whole=False)
     for kernel in model.kernels[:-1]:
         for path in (kernel.path, kernel.bias):
@@ -98,13 +127,14 @@ def test_nothing_outside_the_skeleton_moves(model, task, client, optimizer):
             assert moved[skeleton].any()
 
 
-def test_skeleton_is_what_was_most_active(model, task):
-    """Summed over the client's data; with a rate of 0 the activities are those of the first model."""
-    algorithm = fm.fedskel(model, optax.sgd(0.0), batch_size=4, ratios=(0.3, 1.0), epochs=2)
-    before, after, upload, _ = client_of(algorithm, task)(whole=True)
+def test_skeleton_is_what_was_most_active(model, task, client):
+    """Summed over the client's data."""
+    before, after, upload, _ = client(whole=True)
+    chex.assert_trees_all_equal(after.params, before.params)
     data = cases.data_of(task, 3)
     inputs = data.inputs[data.rows[: int(data.size)]]
-    activity = model.forward(before.params, inputs, hook=lambda layer, x: (layer(x), layer.linear(x)))[1]
+    linear = lambda layer, x: (layer(x), layer.linear(x))
+    activity = jax.jit(lambda params: model.forward(params, inputs, hook=linear)[1])(before.params)
     for name, skeleton in after.skeleton.items():
         score = np.abs(np.asarray(activity[name], np.float64)).sum((0, 1, 2))
         np.testing.assert_array_equal(np.flatnonzero(skeleton), np.sort(np.argsort(-score)[: skeleton.sum()]))
@@ -112,27 +142,46 @@ def test_skeleton_is_what_was_most_active(model, task):
     chex.assert_trees_all_equal(upload.skeleton.tree, after.skeleton)
 
 
+@pytest.mark.slow
 def test_stale_mean_differs_in_updates_only():
+    """The same clients' rounds, averaged in both ways."""
     task = cases.task()
     model, sgd = fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1, momentum=0.5)
+    options = {"ratios": (0.3,), "updates": 1, "prune_dense": True, "batch_size": 4}
+    fresh, stale = (fm.fedskel(model, sgd, stale_mean=stale_mean, **options) for stale_mean in (False, True))
+    state, ids = stale.init(jax.random.key(0), task), (3, 4)
 
-    def states(stale_mean):
-        options = {"ratios": (0.3,), "updates": 1, "prune_dense": True, "stale_mean": stale_mean}
-        algorithm = fm.fedskel(model, sgd, batch_size=4, **options)
-        simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=1, plan="scan")
-        first, _ = simulation.run(simulation.init(), 0, 1)
-        first_params = jax.device_get(first.server.params)
-        second, _ = simulation.run(first, 1, 1)
-        return first_params, jax.device_get(second.server.params)
+    @jax.jit
+    def visit(round, server, clients):
+        visits = [
+            stale.train(round, stale.send(round, server, own.skeleton), own, cases.data_of(task, client))
+            for client, own in zip(ids, clients)
+        ]
+        clients, uploads, _ = zip(*visits)
 
-    (fresh, fresh_later), (stale, stale_later) = states(False), states(True)
-    chex.assert_trees_all_close(fresh, stale, rtol=1e-4, atol=1e-6)
-    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), fresh_later, stale_later)
+        def mean(algorithm):
+            parts = [
+                algorithm.receive(round, server, own.skeleton, upload, jnp.float32(task.train.sizes[client]))[
+                    1
+                ]
+                for client, own, upload in zip(ids, clients, uploads)
+            ]
+            return algorithm.merge(round, server, jax.tree.map(lambda *leaves: sum(leaves), *parts))[0]
+
+        return clients, mean(fresh), mean(stale)
+
+    server, clients = state.server, tuple(jax.tree.map(lambda a, i=i: a[i], state.clients) for i in ids)
+    for index in range(2):
+        clients, by_filter, of_models = visit(Round(jax.random.key(1), jnp.int32(index)), server, clients)
+        difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), by_filter.params, of_models.params)
+        if index == 0:
+            chex.assert_trees_all_close(by_filter.params, of_models.params, rtol=1e-4, atol=1e-6)
+            server = by_filter
     assert max(jax.tree.leaves(difference)) > 1e-4
 
 
 def test_local_dense_layers_train_but_never_travel(model, task):
-    algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3, 1.0), local_dense=True)
+    algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3,), local_dense=True)
     before, after, upload, _ = client_of(algorithm, task)(whole=False)
     for kernel in model.kernels:
         if kernel.kind == "dense":
@@ -199,7 +248,7 @@ def test_flops_of_a_client_fall_with_its_ratio(model, task, client):
         f * gradients * (1 - keep_count(k.outputs, 0.3) / k.outputs)
         for f, k, gradients in zip(forward, convs, [1] + [2] * (len(convs) - 1))
     ]
-    steps = -(-int(task.train.sizes[3]) // 4)
+    steps = EPOCHS * -(-int(task.train.sizes[3]) // 4)
     assert flops[0] - flops[2] == pytest.approx(steps * sum(spared), rel=1e-6)
 
 

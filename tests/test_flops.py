@@ -49,13 +49,13 @@ STEPS = {
 }
 
 
-BREADTH = ("every other filter", "gates", "skeleton, whole round")
+BREADTH = ("skeleton", "dense layers", "every other filter", "gates", "skeleton, whole round")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("dense layers", "convolutions", "skeleton"),
+        "convolutions",
         *(pytest.param(name, marks=pytest.mark.slow) for name in BREADTH),
     ],
 )

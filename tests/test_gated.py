@@ -45,7 +45,12 @@ def images(num=6, seed=1):
     return np.random.default_rng(seed).uniform(-1, 1, (num, *TASK.input_shape)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["cnn", "cnn-norm", pytest.param("resnet18", marks=pytest.mark.slow)])
+def marked(*fast):
+    """All models; the fast tests try these."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
+
+@pytest.fixture(scope="module", params=marked("cnn"))
 def case(request):
     """Net, gated net, its parameters, and the gates of a batch."""
     net = MODELS[request.param]()
@@ -92,7 +97,12 @@ def test_exactly_k_channels_are_active_in_every_example(case):
 
 
 @pytest.mark.parametrize(
-    ("outputs", "ratio", "kept"), [(16, 0.7, 11), (15, 0.7, 10), (64, 0.7, 45), (5, 0.5, 2)]
+    ("outputs", "ratio", "kept"),
+    [
+        (15, 0.7, 10),
+        (64, 0.7, 45),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in [(16, 0.7, 11), (5, 0.5, 2)]),
+    ],
 )
 def test_a_half_is_rounded_to_even(outputs, ratio, kept):
     model = gated(cnn(TASK).rebuild((outputs, 4, 4, 4)), ratio=ratio)
@@ -148,7 +158,7 @@ def test_unit_gates_and_ratio_one_are_the_plain_net(case):
 
 def test_a_net_and_its_gated_form_start_from_the_same_parameters():
     net = MODELS["cnn"]()
-    params, plain = (jax.jit(each.init)(jax.random.key(3)) for each in (gated(net), net))
+    params, plain = jax.jit(lambda key: (gated(net).init(key), net.init(key)))(jax.random.key(3))
     for name in ("conv1", "conv2"):
         gate = params[name].pop("gate")
         assert (gate["bias"] == 1).all()
@@ -176,6 +186,7 @@ def test_suppressed_pairs_have_no_gradient():
     assert moved > 1000
 
 
+@pytest.mark.parametrize("case", marked("cnn-norm"), indirect=True)
 def test_channels_that_are_suppressed_in_all_examples_have_no_gradient(case):
     """With batch normalisation, too: nothing reads them."""
     _, model, params, _, gates = case
@@ -292,12 +303,13 @@ def test_activity_is_a_share_of_all_examples(case):
     if model.kernels[0].norm:
         pytest.skip("statistics of a batch depend on its size")
     _, gates = jax.jit(model.forward)(params, images(10))
-    for batch_size in (4, 10, 64):
+    for batch_size in (4, 64):  # whole batches and a rest, and one that is not full
         activity = channel_activity(model, params, images(10), batch_size=batch_size)
         for name, gate in gates.items():
             np.testing.assert_allclose(activity[name], gate.active.mean(0), atol=1e-6)
 
 
+@pytest.mark.parametrize("case", marked("cnn-norm"), indirect=True)
 def test_removing_channels_that_a_client_never_uses_changes_nothing(case):
     _, model, params, logits, gates = case
     activity = {name: gate.active.mean(0) for name, gate in gates.items()}

@@ -108,7 +108,7 @@ def test_commands_about_names_and_files_import_no_jax(light_commands, argv):
     assert heavy == []
 
 
-def test_configurations_are_made_without_jax(tmp_path):
+def test_configurations_are_made_and_a_task_is_loaded_without_jax(tmp_path):
     (tmp_path / "run.toml").write_text('rounds = 3\n[algorithm]\nname = "fedavg"\n')
     given = {
         "attack.kind": "nan",
@@ -123,25 +123,16 @@ def test_configurations_are_made_without_jax(tmp_path):
     }
     code = f"""
 import sys
+from fedjax_masks.data import load_task
 from fedjax_masks.experiment.config import make_config, read_file
 from fedjax_masks.experiment.grid import read_sweep
 config = make_config(read_file(sys.argv[1]) | {given})
 assert len(read_sweep(sys.argv[1])) == 1
+assert load_task("digits", clients=5).num_clients == 5
 print(config.rounds, *sys.modules, file=sys.stderr)
 """
     rounds, modules = modules_of(code, tmp_path / "run.toml")
     assert rounds == "3"
-    assert not HEAVY & modules
-
-
-def test_a_task_is_loaded_without_jax():
-    code = """
-import sys
-from fedjax_masks.data import load_task
-print(load_task("digits", clients=5).num_clients, *sys.modules, file=sys.stderr)
-"""
-    clients, modules = modules_of(code)
-    assert clients == "5"
     assert not HEAVY & modules
 
 

@@ -139,7 +139,11 @@ def test_work_counts_examples_and_padding(params, data):
 
 
 @pytest.mark.parametrize(
-    "update_mask", [None, {"kernel": jnp.ones((1, 1), bool), "bias": jnp.zeros(1, bool)}]
+    "update_mask",
+    [
+        None,
+        pytest.param({"kernel": jnp.ones((1, 1), bool), "bias": jnp.zeros(1, bool)}, marks=pytest.mark.slow),
+    ],
 )
 def test_clip_norm_is_a_link_before_the_optimizer(params, data, update_mask):
     chained = optax.chain(optax.clip_by_global_norm(0.1), SGD)
@@ -278,12 +282,17 @@ def test_a_schedule_that_restarts_in_every_round_is_warned_of_once(caplog):
     """30 steps a round never reach step 60, at which the rate is to fall to 0."""
     task = synthetic_task((6,), 3, [30] * 4, seed=0)
     model = fm.models.mlp(task, hidden=(8,))
-    states = []
-    for rate in (FALLING, 0.1):
-        algorithm = fm.fedskel(model, optax.sgd(rate), batch_size=1, prune_dense=True)
-        simulation = make_simulation(algorithm, task, cohort=4, chunk=3, plan="scan")
-        states.append(simulation.run(simulation.init(), 0, 3)[0])
-    jax.tree.map(np.testing.assert_array_equal, *states)
+
+    def algorithm(options):
+        rate = lambda step: jnp.where(step < 60, 0.1, options["late"])
+        return fm.fedskel(model, optax.sgd(rate), batch_size=1, prune_dense=True)
+
+    values = {"late": (0.0, 0.1)}
+    simulation = make_simulation(
+        algorithm, task, cohort=4, chunk=3, seeds=(0, 0), values=values, plan="scan,mesh:1"
+    )
+    state, _ = simulation.run(simulation.init(), 0, 3)
+    jax.tree.map(np.testing.assert_array_equal, simulation.take(state, 0), simulation.take(state, 1))
     (warning,) = [record for record in caplog.records if record.name.startswith("fedjax_masks")]
     assert "its schedule counts the steps of one round, and starts again in the next" in warning.getMessage()
 
@@ -340,16 +349,17 @@ def test_an_optimizer_is_a_trainer_with_the_defaults():
 
 
 def test_a_trainer_and_its_fields_one_by_one_are_the_same():
-    found = []
-    for algorithm in (
-        fedavg(SGD, epochs=2, batch_size=4, clip_norm=0.5),
-        fedavg(Trainer(SGD, epochs=2, batch_size=4, clip_norm=0.5)),
-        fedavg(Trainer(SGD, epochs=9, batch_size=4), epochs=2, clip_norm=0.5),
-    ):
-        simulation = make_simulation(algorithm, cases.task(), cohort=5, chunk=1, plan="scan")
-        found.append(jax.device_get(simulation.run(simulation.init(), 0, 1)[0]))
-    for state in found[1:]:
-        chex.assert_trees_all_equal(state, found[0])
+    start = fm.models.mlp(cases.task(), hidden=(8,)).init(jax.random.key(0))
+    first, *others = (
+        jax.jit(algorithm.train)(ROUND, start, (), cases.data_of(cases.task(), 3))
+        for algorithm in (
+            fedavg(SGD, epochs=2, batch_size=4, clip_norm=0.5),
+            fedavg(Trainer(SGD, epochs=2, batch_size=4, clip_norm=0.5)),
+            fedavg(Trainer(SGD, epochs=9, batch_size=4), epochs=2, clip_norm=0.5),
+        )
+    )
+    for result in others:
+        chex.assert_trees_all_equal(result, first)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ NARROW = {
     "mlp": {"hidden": (16, 8)},
     "vgg11": {"channels": (4,) * 8, "hidden": (8, 6)},
     "vgg16": {"channels": (4,) * 13, "hidden": (8, 6)},
+    "resnet9": {"channels": (4, 6, 8, 10)},
     "resnet18": {"channels": (4, 6, 8, 10)},
     "resnet34": {"channels": (4, 6, 8, 10)},
     "resnet20": {"channels": (4, 6, 8)},
@@ -63,11 +64,17 @@ def images(task, batch=3, seed=1):
 @pytest.mark.parametrize(
     "net",
     [
-        *NETS,
-        Net("", "femnist-cnn", (28, 28, 1), 62, 1_206_590),
-        Net("", "resnet34", (32, 32, 3), 10, 21_282_122),
+        pytest.param(
+            net,
+            marks=[pytest.mark.slow] if net.name in ("resnet34", "resnet32") else [],
+            id=f"{net.name}-{net.num_classes}",
+        )
+        for net in (
+            *NETS,
+            Net("", "femnist-cnn", (28, 28, 1), 62, 1_206_590),
+            Net("", "resnet34", (32, 32, 3), 10, 21_282_122),
+        )
     ],
-    ids=lambda net: f"{net.name}-{net.num_classes}",
 )
 def test_published_parameter_counts(net):
     assert parameter_count(net.build()) == net.parameters
@@ -100,10 +107,21 @@ def test_vgg11_split_sizes(split, parameters, activation):
 
 DEEP = ("vgg16", "resnet34", "resnet32")  # longer rows of the stages of smaller ones
 EACH = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in MODELS]
+SIZES = {"digits": DIGITS, "mnist": MNIST}
+SIZED = [
+    pytest.param(
+        name,
+        task,
+        # Paddings and poolings of the larger ones are among those of the smaller ones.
+        marks=[pytest.mark.slow] if name in DEEP or (size == "mnist" and name[:3] in ("res", "vgg")) else [],
+        id=f"{name}-{size}",
+    )
+    for name in MODELS
+    for size, task in SIZES.items()
+]
 
 
-@pytest.mark.parametrize("task", [DIGITS, MNIST], ids=["digits", "mnist"])
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize(("name", "task"), SIZED)
 def test_every_model_takes_every_image_size(name, task):
     model = narrow(name, task)
     params = shapes(model)
@@ -132,7 +150,15 @@ def test_kernels_describe_the_parameters(name):
     assert listed == set(paths)
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "vgg16", "resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp",
+        "lenet",
+        "resnet9",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg16", "resnet18")),
+    ],
+)
 def test_permuting_the_outputs_of_a_kernel_and_its_reader_changes_nothing(name):
     """What ``successor`` and ``repeats`` promise."""
     model = narrow(name)
@@ -154,7 +180,10 @@ def test_permuting_the_outputs_of_a_kernel_and_its_reader_changes_nothing(name):
     assert sum(kernel.successor is not None for kernel in model.kernels) >= 2
 
 
-@pytest.mark.parametrize(("name", "split"), [("cnn", "conv2"), ("resnet20", "block4")])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("cnn", "conv2"), ("resnet9", "block1"), pytest.param("resnet20", "block4", marks=pytest.mark.slow)],
+)
 def test_cut_model_equals_whole(name, split):
     model = narrow(name)
     params, x = random_params(model), images(DIGITS)
@@ -165,9 +194,11 @@ def test_cut_model_equals_whole(name, split):
     @jax.jit
     def cut(device, server, x):
         activation, _ = model.forward(device, x, stop=split)
-        return model.forward(server, activation, start=split)[0]
+        return model.forward(server, activation, start=split)[0], activation
 
-    np.testing.assert_allclose(cut(device, server, x), jax.jit(model.apply)(params, x), rtol=1e-5, atol=1e-5)
+    logits, activation = cut(device, server, x)
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(params, x), rtol=1e-5, atol=1e-5)
+    assert activation.ndim == 4
 
 
 def test_hook_sees_every_layer_and_replaces_it():
@@ -220,7 +251,8 @@ def test_init_is_he_with_zero_biases_and_depends_on_the_key():
 
 
 @pytest.mark.parametrize(
-    "name", ["cnn", "vgg11", "resnet20", pytest.param("resnet18", marks=pytest.mark.slow)]
+    "name",
+    ["cnn", "resnet20", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg11", "resnet18"))],
 )
 @pytest.mark.parametrize("norm", [None, "batch", "group"])
 def test_norm_is_a_choice(name, norm):
@@ -243,7 +275,7 @@ def test_batch_norm_uses_the_statistics_of_the_batch():
 
 
 def test_rebuild_with_other_widths():
-    model = narrow("resnet20")
+    model = narrow("resnet9")
     widths = [k.outputs if k.successor is None else k.outputs - 1 for k in model.kernels]
     smaller = model.rebuild(widths)
     assert [kernel.outputs for kernel in smaller.kernels] == widths

@@ -25,12 +25,13 @@ from fedjax_masks.models.compaction import compact
 
 SGD = optax.sgd(0.05, momentum=0.9)
 N = 10
+COMPILED = {name: jax.jit(rule) for name, rule in RULES.items()}
 
 
 def decide(rule, votes, required, *, voters=N, norms=None):
     norms = np.ones(len(votes)) if norms is None else norms
-    arguments = (jnp.array(votes), jnp.array(voters), jnp.float32(required), jnp.array(norms, jnp.float32))
-    return np.asarray(RULES[rule](*arguments)).astype(int).tolist()
+    arguments = (np.array(votes), np.array(voters), np.float32(required), np.array(norms, np.float32))
+    return np.asarray(COMPILED[rule](*arguments)).astype(int).tolist()
 
 
 def scan(votes, required, thresholds):
@@ -107,7 +108,7 @@ def test_no_rule_empties_a_layer(rule):
 def test_a_client_prunes_its_smallest_living_filters(living, share, pruned):
     rng = np.random.default_rng(living)
     norms, alive = rng.random(2 * living), rng.permutation(2 * living) < living
-    kept = np.asarray(keep_largest(jnp.array(norms, jnp.float32), jnp.array(alive), share))
+    kept = np.asarray(jax.jit(keep_largest)(norms.astype(np.float32), alive, share))
     smallest = [i for i in np.argsort(norms) if alive[i]][:pruned]
     np.testing.assert_array_equal(kept, alive & ~np.isin(np.arange(2 * living), smallest))
 
@@ -159,16 +160,19 @@ def expected_ballot(model, params, filters):
     return {name: keep_largest(norms[name], jnp.asarray(mask), 0.2) for name, mask in filters.items()}
 
 
+FAST = optax.sgd(5.0)
+
+
 def test_nothing_is_pruned_in_the_first_iteration(model, task, filters):
     whole = jax.tree.map(np.ones_like, filters)
-    _, ballot = ballot_of(model, task, whole, iteration=0)
+    _, ballot = ballot_of(model, task, whole, iteration=0, optimizer=FAST)
     chex.assert_trees_all_equal(ballot, whole)
 
 
 def test_a_client_ranks_the_masked_initial_weights_after_its_own_training(model, task, filters):
     """Rewinding: its training is that of a masked model that starts from the initial weights."""
-    initial, ballot = ballot_of(model, task, filters, optimizer=optax.sgd(5.0))
-    training = fm.masked_fedavg(model, optax.sgd(5.0), filters=filters, epochs=2, batch_size=4)
+    initial, ballot = ballot_of(model, task, filters, optimizer=FAST)
+    training = fm.masked_fedavg(model, FAST, filters=filters, epochs=2, batch_size=4)
     state = training.init(jax.random.key(0), task)
     chex.assert_trees_all_equal(
         state.server.model.params,
@@ -196,18 +200,51 @@ def test_identical_clients_vote_identical_masks(model, task, filters):
             assert decide(rule, votes, required, voters=2, norms=filters[name]) == mask.astype(int).tolist()
 
 
+SEARCHING = 3  # rounds
+SPARSE_ENOUGH = {"iterations": 4, "max_sparsity": 0.35}
+ENDS = {True: SPARSE_ENOUGH, False: {"iterations": SEARCHING}}
+
+
+@cache
+def both_phases(model, *, prune_bias):
+    """MPFL, its simulation, the states before and after each round of all clients, and the rounds' facts.
+
+    With ``prune_bias`` the search ends when the mask is sparse enough, without it after its iterations.
+    """
+    algorithm = fm.mpfl(
+        model,
+        SGD,
+        batch_size=4,
+        prune_share=0.2,
+        search_epochs=1,
+        prune_dense=True,
+        prune_bias=prune_bias,
+        **ENDS[prune_bias],
+    )
+    return algorithm, *rounds_of(algorithm, 5, cohort=9)
+
+
+def rounds_of(algorithm, number, *, cohort, task=None):
+    simulation = fm.make_simulation(algorithm, task or cases.task(), cohort=cohort, chunk=1, plan="scan")
+    state, facts = simulation.init(), []
+    states = [jax.device_get(state)]
+    for index in range(number):
+        state, (metrics,) = simulation.run(state, index, 1)
+        states.append(jax.device_get(state))
+        facts.append(metrics)
+    return simulation, states, facts
+
+
 def test_the_search_never_changes_the_initial_weights(model, task):
-    algorithm = fm.mpfl_search(model, SGD, epochs=1, batch_size=4, prune_dense=True)
-    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=4, plan="scan")
-    before = jax.device_get(simulation.init())
-    state, _ = simulation.run(simulation.init(), 0, 4)
-    after = jax.device_get(state)
-    chex.assert_trees_all_equal(after.server.initial, before.server.initial)
-    assert [mask.sum() for mask in after.server.filters.values()] == [10 - 3, 12 - 4]
+    algorithm, _, (before, *states), _ = both_phases(model, prune_bias=True)
     x = jnp.asarray(task.test_inputs[:8])
-    mask = survivors(model.kernels, after.server.initial, after.server.filters, prune_bias=False)
-    expected = model.apply(prune(after.server.initial, mask), x)
-    np.testing.assert_allclose(algorithm.predict["global"](after.server, None, x), expected, rtol=1e-5)
+    for after in states[:SEARCHING]:
+        chex.assert_trees_all_equal(after.server.first.initial, before.server.first.initial)
+    initial, filters, _ = states[1].server.first
+    assert [mask.sum() for mask in filters.values()] == [10 - 2, 12 - 2]
+    mask = survivors(model.kernels, initial, filters, prune_bias=True)
+    expected = model.apply(prune(initial, mask), x)
+    np.testing.assert_allclose(algorithm.predict["global"](states[1].server, None, x), expected, rtol=1e-5)
 
 
 ADAMW = optax.adamw(0.01, weight_decay=0.1)
@@ -217,7 +254,7 @@ ADAMW = optax.adamw(0.01, weight_decay=0.1)
     ("optimizer", "prune_bias"),
     [
         pytest.param(ADAMW, True, id="weight decay, biases too"),
-        pytest.param(SGD, False, id="momentum"),
+        pytest.param(SGD, False, id="momentum", marks=pytest.mark.slow),
         pytest.param(ADAMW, False, id="weight decay", marks=pytest.mark.slow),
         pytest.param(SGD, True, id="momentum, biases too", marks=pytest.mark.slow),
     ],
@@ -250,21 +287,13 @@ def test_pruned_weights_never_move(model, task, filters, optimizer, prune_bias):
 
 
 @pytest.mark.parametrize("prune_bias", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_bytes_of_both_phases(model, task, prune_bias):
+def test_bytes_of_both_phases(model, prune_bias):
     """The mask goes up in every iteration and down after it; then survivors alone, both ways."""
-    algorithm = fm.mpfl(
-        model,
-        SGD,
-        batch_size=4,
-        iterations=3,
-        prune_share=0.2,
-        search_epochs=1,
-        prune_dense=True,
-        prune_bias=prune_bias,
-    )
-    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=5, plan="scan")
-    state, (metrics,) = simulation.run(simulation.init(), 0, 5)
-    filters = jax.device_get(state.server.second.filters)
+    _, simulation, states, facts = both_phases(model, prune_bias=prune_bias)
+    state = states[-1]
+    bytes_up = np.concatenate([metrics.bytes_up for metrics in facts])
+    bytes_down = np.concatenate([metrics.bytes_down for metrics in facts])
+    filters = state.server.second.filters
     assert [mask.sum() for mask in filters.values()] == [10 - 4, 12 - 5]
     total = trees.size(state.server.first.initial)
     # Weights, and with prune_bias three numbers more for each filter.
@@ -274,41 +303,38 @@ def test_bytes_of_both_phases(model, task, prune_bias):
     def whole_bytes(*bits):
         return np.tile(-(-np.array(bits)[:, None] // 8), (1, 9))
 
-    np.testing.assert_array_equal(metrics.bytes_up, whole_bytes(*[mask_bits] * 3, dense, dense))
-    np.testing.assert_array_equal(
-        metrics.bytes_down, whole_bytes(0, mask_bits, mask_bits, mask_bits + dense, dense)
-    )
+    np.testing.assert_array_equal(bytes_up, whole_bytes(*[mask_bits] * SEARCHING, dense, dense))
+    np.testing.assert_array_equal(bytes_down, whole_bytes(0, mask_bits, mask_bits, mask_bits + dense, dense))
     assert simulation.setup_bytes == 4 * total
 
 
-def test_a_client_is_sent_the_mask_once(model, task, filters):
-    algorithm = fm.masked_fedavg(model, SGD, filters=filters, batch_size=4)
-    simulation = fm.make_simulation(algorithm, task, cohort=3, chunk=8, plan="scan")
-    _, (metrics,) = simulation.run(simulation.init(), 0, 8)
-    seen = set()
-    for ids, sizes in zip(metrics.ids.tolist(), metrics.bytes_down):
+@cache
+def masked(model):
+    """A simulation of the second phase alone, the states before and after its rounds, and their facts."""
+    filters = some_filters(model)
+    algorithm = fm.masked_fedavg(model, SGD, filters=filters, prune_bias=True, batch_size=4)
+    return rounds_of(algorithm, 6, cohort=4)
+
+
+def test_a_client_is_sent_the_mask_once(model):
+    _, _, facts = masked(model)
+    seen, least = set(), min(metrics.bytes_up.min() for metrics in facts)
+    for metrics in facts:
+        ids = metrics.ids[0].tolist()
         extra = [0 if client in seen else 3 for client in ids]  # 22 bits
-        np.testing.assert_array_equal(sizes, metrics.bytes_up.min() + extra)
+        np.testing.assert_array_equal(metrics.bytes_down[0], least + extra)
         seen |= set(ids)
-    assert len(seen) > 3
+    assert len(seen) > 4
 
 
-def test_the_search_ends_when_sparse_enough(model, task):
-    algorithm = fm.mpfl(
-        model,
-        SGD,
-        batch_size=4,
-        prune_share=0.3,
-        iterations=4,
-        max_sparsity=0.5,
-        search_epochs=1,
-        prune_dense=True,
-    )
-    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=4, plan="scan")
-    state, (metrics,) = simulation.run(simulation.init(), 0, 4)
-    assert int(state.server.first.iteration) == 3
-    assert bool(state.server.later)
-    np.testing.assert_allclose(metrics.mean("density"), [1, 1, 1 - 7 / 22, 1 - 13 / 22], atol=1e-6)
+def test_the_search_ends_when_sparse_enough(model):
+    _, _, states, facts = both_phases(model, prune_bias=True)
+    state = states[-1]
+    assert SPARSE_ENOUGH["iterations"] > SEARCHING
+    assert int(state.server.first.iteration) == SEARCHING
+    assert [bool(each.server.later) for each in states] == [False] * SEARCHING + [True] * 3
+    densities = [metrics.mean("density")[0] for metrics in facts]
+    np.testing.assert_allclose(densities, [1, 1, 1 - 4 / 22, 1 - 9 / 22, 1 - 9 / 22], atol=1e-6)
 
 
 IMAGES = cases.task((8, 8, 1))
@@ -319,21 +345,32 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["cnn", pytest.param("vgg", marks=pytest.mark.slow)])
-def test_the_compacted_model_trains_to_the_same_parameters(kind):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETS)
+def test_the_compacted_network_trains_to_the_same_parameters(kind):
     model = NETS[kind]()
     filters = some_filters(model)
     sgd = optax.sgd(RATES[kind], momentum=0.9)
     masked = fm.masked_fedavg(model, sgd, filters=filters, prune_bias=True, batch_size=4)
-    large = fm.make_simulation(masked, IMAGES, cohort=4, chunk=3, plan="scan")
-    start = jax.device_get(large.init()).server.model.params
-    smaller, small_start = compact(model, start)
-    assert [k.outputs for k in smaller.kernels if k.kind == "conv"] == [m.sum() for m in filters.values()]
-    plain = fm.fedavg(smaller._replace(init=lambda key: small_start), sgd, batch_size=4)
-    small = fm.make_simulation(plain, IMAGES, cohort=4, chunk=3, plan="scan")
-    large_state, _ = large.run(large.init(), 0, 3)
-    small_state, _ = small.run(small.init(), 0, 3)
-    _, extracted = compact(model, jax.device_get(large_state.server.model.params))
+    _, states, _ = rounds_of(masked, 3, cohort=4, task=IMAGES)
+    assert_compacted_trains_alike(model, filters, states[:4], sgd, IMAGES)
+
+
+def test_the_compacted_model_trains_to_the_same_parameters(model, filters):
+    _, states, _ = masked(model)
+    assert_compacted_trains_alike(model, filters, states[:4], SGD, cases.task())
+
+
+def assert_compacted_trains_alike(model, filters, states, optimizer, task):
+    """Training the masked model and removing what it masks, and the reverse."""
+    smaller, small_start = compact(model, states[0].server.model.params)
+    widths = [kernel.outputs for kernel in smaller.kernels if kernel.name in filters]
+    assert widths == [mask.sum() for mask in filters.values()]
+    plain = fm.fedavg(smaller._replace(init=lambda key: small_start), optimizer, batch_size=4)
+    rounds = len(states) - 1
+    small = fm.make_simulation(plain, task, cohort=4, chunk=rounds, plan="scan")
+    small_state, _ = small.run(small.init(), 0, rounds)
+    _, extracted = compact(model, states[-1].server.model.params)
     chex.assert_trees_all_close(small_state.server.params, extracted, rtol=1e-5, atol=1e-5)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), small_state.server.params, small_start)
     assert np.median(jax.tree.leaves(moved)) > 1e-3

@@ -220,8 +220,15 @@ def test_max_pool_and_gradient_equal_reduce_window(shape, window, ties):
     jax.tree.map(np.testing.assert_array_equal, *both(x, dy))
 
 
+# None, the default, chooses among the others.
 @EACH_HALF
-@pytest.mark.parametrize("lowering", [*OWN, "lax", None])
+@pytest.mark.parametrize(
+    "lowering",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("canonical", "im2col", "lax")),
+        *("winograd", None),
+    ],
+)
 def test_skeleton_gradients_are_those_of_an_output_gradient_that_is_zero_elsewhere(lowering, half):
     def layer(case, x, kernel, bias):
         _, _, strides, padding = case

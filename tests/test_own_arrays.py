@@ -417,6 +417,7 @@ def test_the_default_cohort_is_ten_or_all(tmp_path):
         config_of("digits", cohort=6, **{"data.clients": 5})
 
 
+@pytest.mark.slow
 def test_a_client_of_a_single_example_takes_part_and_has_no_accuracy(tmp_path, caplog):
     owner = np.concatenate([np.repeat(np.arange(3), 10), [3]])
     name = save(tmp_path, x=RNG.random((31, 3)), y=np.arange(31) % 2, client=owner)

@@ -357,7 +357,9 @@ def test_codes_and_indices_out_of_range_are_refused():
         encode(Sparse(np.ones(1), np.array([9]), np.zeros((3, 3, 0))))
 
 
-@pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize(
+    "density", [0.05, 0.5, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.2, 0.8, 0.95))]
+)
 def test_entropy_code_is_within_one_percent_of_the_entropy(density):
     mask = np.random.default_rng(2).random((401, 503)) < density
     p = mask.mean()

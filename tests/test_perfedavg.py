@@ -49,13 +49,14 @@ def test_against_numpy(model, alpha):
     np.testing.assert_array_equal(metrics.bytes_up, 4 * trees.size(state.server.params))
 
 
+@pytest.mark.slow
 def test_a_client_predicts_with_the_newest_model_after_one_step_on_its_data(model):
     task, client = cases.task(), 3  # has 20 examples
     algorithm = fm.perfedavg(model, optax.sgd(0.1), alpha=0.5, batch_size=4, support=20)
     state = algorithm.init(jax.random.key(0), task)
     before = jax.tree.map(lambda a: a[client], state.clients)
     round = Round(jax.random.key(1), jnp.int32(0))
-    after, _, _ = algorithm.train(round, state.server.params, before, cases.data_of(task, client))
+    after, _, _ = jax.jit(algorithm.train)(round, state.server.params, before, cases.data_of(task, client))
     mine = rows_of(task.train, client)
     np.testing.assert_array_equal(np.sort(after.inputs, axis=0), np.sort(task.inputs[mine], axis=0))
     newest = state.server._replace(params=model.init(jax.random.key(5)))

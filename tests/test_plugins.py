@@ -118,7 +118,6 @@ def said(shell):
         "out of range": [*RUN, "damped", "--set", "algorithm.factor=2"],
         "misspelt": [*RUN, "damped", "--set", "algorithm.factr=1"],
         "broken": [*RUN, "broken"],
-        "run": [*RUN, "damped", "--epochs", "1", *TINY],
     }
     return dict(zip(commands, shell(*commands.values()), strict=True))
 
@@ -166,8 +165,10 @@ def test_its_options_are_checked_and_its_faults_are_one_line(said):
     assert broken.count("\n") == 1
 
 
-def test_it_runs(said, folder):
-    assert "damped" in text_of(said["run"])
+@pytest.mark.slow
+def test_it_runs(shell, folder):
+    (found,) = shell([*RUN, "damped", "--epochs", "1", *TINY])
+    assert "damped" in text_of(found)
     assert json.loads((folder / "run" / "summary.json").read_text())["round"] == 2
 
 

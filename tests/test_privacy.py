@@ -197,6 +197,7 @@ def test_the_summary_of_a_private_run_has_its_guarantee(tmp_path):
     ids=["fedmask", "dropout"],
 )
 def test_runs_without_a_guarantee_are_refused(tmp_path, values, words):
+    config = make_config({"privacy.norm": 1.0, "model.name": "mlp", "model.hidden": "8", **values})
     with pytest.raises(UserError, match=words):
-        run_experiment(make_config({"privacy.norm": 1.0, **values}), tmp_path / "run", quiet=True)
+        run_experiment(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()

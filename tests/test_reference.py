@@ -29,7 +29,7 @@ def fedavg(params, task, *, seed, rounds, cohort, lr, **batches):
     return params
 
 
-@pytest.mark.parametrize("plan", ["scan", "blocks:4"])
+@pytest.mark.parametrize("plan", ["scan", pytest.param("blocks:4", marks=pytest.mark.slow)])
 def test_fedavg_is_the_textbook_algorithm(plan):
     task = cases.task()
     algorithm = fm.fedavg(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1), batch_size=4, epochs=2)

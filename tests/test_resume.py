@@ -17,6 +17,7 @@ import pytest
 from remembered import compile_once
 
 import fedjax_masks as fm
+from fedjax_masks.analysis import canvas
 from fedjax_masks.cli import main
 from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
@@ -46,6 +47,11 @@ VALUES = {
 def shared_programs():
     with compile_once():
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr(canvas, "save_figure", lambda *args: None)
 
 
 def config_with(**values):

@@ -122,17 +122,17 @@ def test_clipping_is_exact_and_leaves_short_uploads_alone():
     assert not np.any(got)
 
 
+@pytest.mark.slow
 def test_a_trim_of_0_of_clients_of_equal_weight_is_the_algorithm():
-    """Without hostile clients, so is the merge without defences."""
+    """So is the merge without defences, which the contract suite compares."""
     task = fm.load_task("digits", clients=10, examples_per_client=20)
     plain = fm.fedavg(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1))
     states = []
-    for algorithm in (plain, with_robust_merge(plain), with_robust_merge(plain, trimmed_mean(0.0))):
+    for algorithm in (plain, with_robust_merge(plain, trimmed_mean(0.0))):
         simulation = make_simulation(algorithm, task, cohort=5, chunk=2, plan="scan")
         states.append(jax.device_get(simulation.run(simulation.init(), 0, 2)[0]))
     assert len(set(task.train.sizes.tolist())) == 1
-    for state in states[1:]:
-        chex.assert_trees_all_close(state, states[0], rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(*states, rtol=1e-5, atol=1e-6)
 
 
 def server_of(receive, merge):
@@ -237,7 +237,7 @@ def test_profiles_of_clients_are_kept_beside_a_robust_merge():
 
 def test_a_dialogue_is_counted_once_beside_a_robust_merge():
     talk = Dialogue(jnp.uint32(80), jnp.uint32(160), jnp.float32(2), jnp.float32(3))
-    plain, found = cases.algorithm("fedavg"), []
+    plain = cases.algorithm("fedavg")
 
     def train(round, message, client, data):
         client, update, info = plain.train(round, message, client, data)
@@ -246,14 +246,14 @@ def test_a_dialogue_is_counted_once_beside_a_robust_merge():
     def receive(round, server, profile, upload, weight):
         return profile, weighted(upload[0], weight)
 
-    talking = plain._replace(train=train, receive=receive)
-    for algorithm in (plain, talking, with_robust_merge(talking, trimmed_mean(0.2))):
-        simulation = make_simulation(algorithm, cases.task(), cohort=5, chunk=1, plan="scan")
-        found.append(simulation.run(simulation.init(), 0, 1)[1][0])
-    for metrics in found[1:]:
-        np.testing.assert_array_equal(metrics.bytes_up - found[0].bytes_up, 10)
-        np.testing.assert_array_equal(metrics.bytes_down - found[0].bytes_down, 20)
-        np.testing.assert_array_equal(metrics.server["flops"], 5 * 3)
+    talking = with_robust_merge(plain._replace(train=train, receive=receive), trimmed_mean(0.2))
+    simulation = make_simulation(talking, cases.task(), cohort=5, chunk=1, plan="scan")
+    state = simulation.init()
+    model = 4 * trees.size(state.server.params)
+    _, (metrics,) = simulation.run(state, 0, 1)
+    np.testing.assert_array_equal(metrics.bytes_up, model + 10)
+    np.testing.assert_array_equal(metrics.bytes_down, model + 20)
+    np.testing.assert_array_equal(metrics.server["flops"], 5 * 3)
 
 
 def test_impossible_defences_and_attacks_are_refused():
@@ -333,7 +333,10 @@ def accuracy(kind, defence):
     return run.records[-1]["global_accuracy"]
 
 
-@pytest.mark.parametrize("defence", ["median", pytest.param("trimmed mean", marks=pytest.mark.slow), "clip"])
+BREADTH = [pytest.param(name, marks=pytest.mark.slow) for name in ("trimmed mean", "clip")]
+
+
+@pytest.mark.parametrize("defence", ["median", *BREADTH])
 @pytest.mark.parametrize("kind", ["scale", pytest.param("nan", marks=pytest.mark.slow)])
 def test_a_robust_merge_keeps_its_accuracy(kind, defence):
     assert accuracy(None, "mean") > 0.9
@@ -342,4 +345,8 @@ def test_a_robust_merge_keeps_its_accuracy(kind, defence):
 
 def test_the_mean_loses_its_accuracy_to_large_uploads():
     assert accuracy("scale", "mean") < 0.5
-    assert accuracy("nan", "mean") > accuracy(None, "mean") - 0.02  # the engine leaves NaN out
+
+
+@pytest.mark.slow
+def test_the_mean_keeps_its_accuracy_where_the_engine_leaves_nan_out():
+    assert accuracy("nan", "mean") > accuracy(None, "mean") - 0.02

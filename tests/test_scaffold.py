@@ -19,6 +19,7 @@ from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import make_simulation
 
 
+@pytest.mark.slow
 def test_one_client_is_plain_sgd():
     task = synthetic_task((6,), 3, np.array([22]), seed=3)
     algorithm = fm.scaffold(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1), batch_size=4, epochs=2)
@@ -34,12 +35,15 @@ def test_one_client_is_plain_sgd():
 
 
 @cache
-def ran(momentum):
-    """The states before and after three rounds of five clients."""
+def ran(momentum, *, scheduled=False):
+    """The states before and after three rounds of five clients, at a rate of 0.1, or of half of 0.2."""
     task = cases.task()
     model = fm.models.mlp(task, hidden=(8,))
-    algorithm = fm.scaffold(model, optax.sgd(0.1, momentum=momentum), batch_size=4, epochs=2)
-    simulation = make_simulation(algorithm, task, cohort=5, seeds=(7,), chunk=3)
+    rate, schedule = (0.2, lambda index: 0.5) if scheduled else (0.1, None)
+    trainer = fm.Trainer(optax.sgd(rate, momentum=momentum), batch_size=4, epochs=2, schedule=schedule)
+    simulation = make_simulation(
+        fm.scaffold(model, trainer), task, cohort=5, seeds=(7,), chunk=3, plan="scan"
+    )
     state = simulation.init()
     before = jax.device_get(state)
     return before, jax.device_get(simulation.run(state, 0, 3)[0])
@@ -104,13 +108,7 @@ def test_one_long_step_is_a_step_of_centralised_descent():
 
 
 def test_a_schedule_over_rounds_is_a_smaller_step():
-    task = cases.task()
-    model = fm.models.mlp(task, hidden=(8,))
-    ends = []
-    for rate, schedule in ((0.1, lambda index: 0.5), (0.05, None)):
-        trainer = fm.Trainer(optax.sgd(rate), batch_size=4, schedule=schedule)
-        simulation = make_simulation(fm.scaffold(model, trainer), task, cohort=5, chunk=3)
-        ends.append(simulation.run(simulation.init(), 0, 3)[0])
+    ends = ran(0.5)[1], ran(0.5, scheduled=True)[1]
     chex.assert_trees_all_close(*(end.server.control for end in ends), rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(*(end.clients for end in ends), rtol=1e-4, atol=1e-5)
 

@@ -72,9 +72,37 @@ def counting(algorithm, number):
     return algorithm._replace(init=init, train=train, receive=receive)
 
 
-def test_states_and_profiles_of_one_algorithm_rest_while_the_other_runs(model, task):
-    plain = fm.fedavg(model, SGD, batch_size=4)
-    state, metrics = run(at_once(counting(plain, -1), counting(plain, 10)), task, 3, poison=True)
+def installing(algorithm):
+    """The algorithm, whose clients have had ten numbers since before the first round."""
+    return algorithm._replace(
+        send=lambda *args: (algorithm.send(*args), Installed(jnp.zeros(10))),
+        train=lambda round, message, client, data: algorithm.train(round, message[0], client, data),
+    )
+
+
+def reporting(algorithm, **facts):
+    """The algorithm, whose server reports facts of merging."""
+
+    def merge(*args):
+        return algorithm.merge(*args)[0], Info(**facts)
+
+    return algorithm._replace(merge=merge)
+
+
+@pytest.fixture(scope="module")
+def busy(model, task):
+    """Three rounds of two algorithms that count visits, install numbers, and report facts of merging."""
+    plain = installing(fm.fedavg(model, SGD, batch_size=4))
+    work = no_work()._replace(flops=jnp.float32(7))
+    first = reporting(counting(plain, -1), loss=jnp.float32(1), work=work, extra={"a": 1, "b": 2})
+    second = reporting(counting(plain, 10), extra={"b": 3.0})
+    simulation = fm.make_simulation(at_once(first, second), task, cohort=4, chunk=3, poison=True)
+    state, (metrics,) = simulation.run(simulation.init(), 0, 3)
+    return jax.device_get(state), metrics, simulation.setup_bytes
+
+
+def test_states_and_profiles_of_one_algorithm_rest_while_the_other_runs(busy, task):
+    state, metrics, _ = busy
     first, *rest = (np.isin(np.arange(task.num_clients), ids) for ids in metrics.ids)
     for found in (state.clients, state.profiles):
         np.testing.assert_array_equal(found.first, -1 + first)
@@ -95,6 +123,7 @@ def test_versions_and_masks_of_one_algorithm_rest_while_the_other_runs(model, ta
     chex.assert_trees_all_equal(state.clients.second.mask, masks)
 
 
+@pytest.mark.slow
 def test_models_and_facts_are_those_that_both_have(model, task):
     def reporting(algorithm, **facts):
         def train(*args):
@@ -117,6 +146,7 @@ def test_models_and_facts_are_those_that_both_have(model, task):
         chex.assert_trees_all_close(logits, model.apply(params, x), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_server_that_trains_reports_its_work_in_its_own_rounds(model, task):
     average = fm.fedavg(model, SGD, batch_size=4)
     eco = fm.ecofed(model, SGD, batch_size=4, split="dense1", period=1)
@@ -128,32 +158,16 @@ def test_a_server_that_trains_reports_its_work_in_its_own_rounds(model, task):
     assert (metrics.train["flops"] > 0).all()
 
 
-def test_facts_of_merging_are_those_that_both_report(model, task):
-    plain = fm.fedavg(model, SGD, batch_size=4)
-
-    def reporting(**facts):
-        def merge(*args):
-            return plain.merge(*args)[0], Info(**facts)
-
-        return plain._replace(merge=merge)
-
-    work = no_work()._replace(flops=jnp.float32(7))
-    first = reporting(loss=jnp.float32(1), work=work, extra={"a": 1, "b": 2})
-    second = reporting(extra={"b": 3.0})
-    _, metrics = run(at_once(first, second), task, 2)
-    assert metrics.server["b"].tolist() == [2, 3]
-    assert metrics.server["flops"].tolist() == [7, 0]
+def test_facts_of_merging_are_those_that_both_report(busy):
+    _, metrics, _ = busy
+    assert metrics.server["b"].tolist() == [2, 3, 3]
+    assert metrics.server["flops"].tolist() == [7, 0, 0]
     assert not {"a", "loss"} & metrics.server.keys()
 
 
-def test_what_is_installed_is_counted_for_both(model, task):
-    plain = fm.fedavg(model, SGD, batch_size=4)
-    frozen = plain._replace(
-        send=lambda *args: (plain.send(*args), Installed(jnp.zeros(10))),
-        train=lambda round, message, client, data: plain.train(round, message[0], client, data),
-    )
-    simulation = fm.make_simulation(at_once(frozen, frozen), task, cohort=4, chunk=1)
-    assert simulation.setup_bytes == 2 * 40
+def test_what_is_installed_is_counted_for_both(busy):
+    _, _, setup_bytes = busy
+    assert setup_bytes == 2 * 40
 
 
 def test_algorithms_of_different_schedules_are_refused(model):

@@ -27,6 +27,8 @@ SHAPE = (8, 8, 1)
 OTHERS = {"lgl": fm.lgl, "fedgkt": fm.fedgkt}
 ALL = {"splitfed": fm.splitfed, **OTHERS}
 CLIENT = 3
+EPOCHS = {"splitfed": 2, "lgl": 1, "fedgkt": 2}
+DEVICES = "rpi4@wifi"
 every_protocol = pytest.mark.parametrize("name", ALL)
 
 
@@ -47,22 +49,47 @@ def simulate(algorithm, task, rounds, **options):
     return jax.device_get(state), metrics
 
 
-def uploads(algorithm, task):
-    """A function of the server's state that gives a client's upload."""
+@pytest.fixture(scope="module")
+def visited(task, model):
+    """A protocol's first state, and a function of the server's that gives a client's upload."""
     round = Round(jax.random.key(1), jnp.int32(0))
-    return jax.jit(
-        lambda server: algorithm.train(
-            round, algorithm.send(round, server, ()), (), cases.data_of(task, CLIENT)
-        )[1]
-    )
+
+    @cache
+    def start(name, **options):
+        algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", **options)
+
+        @jax.jit
+        def upload(server):
+            return algorithm.train(round, algorithm.send(round, server, ()), (), cases.data_of(task, CLIENT))[
+                1
+            ]
+
+        return algorithm.init(jax.random.key(0), task), upload
+
+    return start
 
 
 @pytest.fixture(scope="module")
-def first_round(task, model):
-    """Metrics of a round of all clients, by protocol and epochs."""
+def splitfed_twice(task, model):
+    """State and metrics of SplitFed after three rounds of all clients, who have devices."""
+    population = make_population(DEVICES, task.num_clients)
+
+    @cache
+    def run(split, momentum):
+        algorithm = fm.splitfed(model, with_momentum(momentum), split=split, **TWICE)
+        return simulate(algorithm, task, 3, population=population)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first_round(task, model, splitfed_twice):
+    """Metrics whose first round is one of all clients, by protocol and epochs."""
 
     @cache
     def metrics(name, epochs):
+        if (name, epochs) == ("splitfed", 2):
+            return splitfed_twice("conv2", 0.9)[1]
         algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", epochs=epochs)
         return simulate(algorithm, task, 1)[1]
 
@@ -78,8 +105,8 @@ TWICE = {"epochs": 2, "batch_size": 5}
 
 @pytest.fixture(scope="module")
 def fedavg_twice(task, model):
-    """FedAvg's state after three rounds, by the optimizer's momentum."""
-    return cache(lambda momentum: simulate(fm.fedavg(model, with_momentum(momentum), **TWICE), task, 3)[0])
+    """FedAvg's state and metrics after three rounds, by the optimizer's momentum."""
+    return cache(lambda momentum: simulate(fm.fedavg(model, with_momentum(momentum), **TWICE), task, 3))
 
 
 def with_momentum(momentum):
@@ -90,14 +117,12 @@ def with_momentum(momentum):
     ("split", "momentum"),
     [
         ("conv2", 0.9),
-        ("dense1", 0.9),
-        pytest.param("conv1", 0.9, marks=pytest.mark.slow),
+        *(pytest.param(split, 0.9, marks=pytest.mark.slow) for split in ("conv1", "dense1")),
         *(pytest.param(split, None, marks=pytest.mark.slow) for split in ("conv1", "conv2", "dense1")),
     ],
 )
-def test_splitfed_is_fedavg(task, model, fedavg_twice, split, momentum):
-    ours, _ = simulate(fm.splitfed(model, with_momentum(momentum), split=split, **TWICE), task, 3)
-    theirs = fedavg_twice(momentum)
+def test_splitfed_is_fedavg(splitfed_twice, fedavg_twice, split, momentum):
+    (ours, _), (theirs, _) = splitfed_twice(split, momentum), fedavg_twice(momentum)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), whole(ours.server), theirs.server.params)
 
 
@@ -114,9 +139,8 @@ def formula(name, examples, batches, sizes):
 @pytest.mark.parametrize(
     ("name", "epochs"),
     [
-        *((name, 1) for name in ALL),
-        ("fedgkt", 2),
-        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in ("splitfed", "lgl")),
+        *EPOCHS.items(),
+        *(pytest.param(name, 3 - epochs, marks=pytest.mark.slow) for name, epochs in EPOCHS.items()),
     ],
 )
 def test_bytes_are_those_of_the_formula(task, first_round, name, epochs):
@@ -128,13 +152,15 @@ def test_bytes_are_those_of_the_formula(task, first_round, name, epochs):
     np.testing.assert_array_equal(metrics.bytes_down[0], down)
 
 
+LABELS_ALONE = {"fedgkt": {"alpha": 0.0}}
+
+
 @every_protocol
-def test_what_passes_in_a_batch_is_what_its_arrays_serialise_to(task, model, name):
+def test_what_passes_in_a_batch_is_what_its_arrays_serialise_to(task, model, visited, name):
     """The conversation about one client, written out with real activations."""
     halves = cut_model(model, "conv2")
-    algorithm = ALL[name](model, SGD, batch_size=5, split="conv2")
-    state = algorithm.init(jax.random.key(0), task)
-    upload, data = uploads(algorithm, task)(state.server), cases.data_of(task, CLIENT)
+    state, upload = visited(name, **LABELS_ALONE.get(name, {}))
+    upload, data = upload(state.server), cases.data_of(task, CLIENT)
     number = int(data.size)
     activations = halves.activate(state.server.device, data.inputs[data.rows[:number]])
     logits = halves.finish(state.server.server, activations)
@@ -148,13 +174,10 @@ def test_what_passes_in_a_batch_is_what_its_arrays_serialise_to(task, model, nam
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_servers_loss_does_not_move_the_device(task, model, name):
+def test_the_servers_loss_does_not_move_the_device(visited, name):
     """The device's half depends on labels and its head, and in FedGKT on what the server answers."""
-    options = {"alpha": 0.0} if name == "fedgkt" else {}
-    algorithm = ALL[name](model, SGD, batch_size=5, split="conv2", **options)
-    start = algorithm.init(jax.random.key(0), task).server
+    (start, *_), upload = visited(name, **LABELS_ALONE.get(name, {}))
     other = start._replace(server=jax.tree.map(lambda a: a + 0.3, start.server))
-    upload = uploads(algorithm, task)
     updates = [upload(server).update for server in (start, other)]
     chex.assert_trees_all_equal(updates[0].device, updates[1].device)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates[0].device)) > 0
@@ -162,9 +185,8 @@ def test_the_servers_loss_does_not_move_the_device(task, model, name):
         chex.assert_trees_all_close(updates[0].server.tree, updates[1].server.tree)
 
 
-def test_fedgkts_device_learns_from_the_server(task, model):
-    algorithm = fm.fedgkt(model, SGD, batch_size=5, split="conv2", alpha=1.0)
-    start, upload = algorithm.init(jax.random.key(0), task).server, uploads(algorithm, task)
+def test_fedgkts_device_learns_from_the_server(visited):
+    (start, *_), upload = visited("fedgkt", alpha=1.0)
 
     def device(shift):
         server = start._replace(server=jax.tree.map(lambda a: a + shift, start.server))
@@ -183,9 +205,9 @@ def test_distillation_is_a_scaled_divergence():
 
 
 @every_protocol
-def test_flops_are_those_of_each_side(task, model, first_round, name):
+def test_flops_are_those_of_each_side(first_round, fedavg_twice, name):
     """Three passes, less the gradient of the images; FedGKT's devices look once more."""
-    metrics = first_round(name, 1)
+    metrics = first_round(name, EPOCHS[name])
     conv1, conv2 = 2 * 64 * 9 * 4, 2 * 16 * 9 * 4 * 6
     dense = 2 * (24 * 8 + 8 * 3)
     head = 0 if name == "splitfed" else 2 * 24 * 3
@@ -197,16 +219,14 @@ def test_flops_are_those_of_each_side(task, model, first_round, name):
     np.testing.assert_allclose(metrics.train["flops"][0], places * device, rtol=1e-6)
     np.testing.assert_allclose(metrics.server["flops"][0], places.sum() * server, rtol=1e-6)
     if name == "splitfed":
-        _, whole = simulate(fm.fedavg(model, SGD, batch_size=5), task, 1)
+        _, whole = fedavg_twice(0.9)
         both = metrics.train["flops"] + metrics.train["server_flops"]
         np.testing.assert_allclose(both, whole.train["flops"], rtol=1e-6)
 
 
-def test_every_batch_takes_its_messages_time(task, model):
-    population = make_population("rpi4@wifi", task.num_clients)
-    algorithm = fm.splitfed(model, SGD, batch_size=5, split="conv2")
-    _, metrics = simulate(algorithm, task, 1, population=population)
-    batches = -(-task.train.sizes[metrics.ids[0]] // 5)
+def test_every_batch_takes_its_messages_time(task, first_round):
+    metrics = first_round("splitfed", 2)
+    batches = 2 * -(-task.train.sizes[metrics.ids[0]] // 5)
     bits = 8 * (metrics.bytes_up[0] + metrics.bytes_down[0])
     work = metrics.train["flops"][0] / 2.5e9 + metrics.train["traffic"][0] / 4.0e9
     expected = work + bits / 60e6 + (2 + 2 * batches) * 0.025
@@ -214,7 +234,7 @@ def test_every_batch_takes_its_messages_time(task, model):
 
 
 def test_who_vanishes_says_nothing(task, model):
-    population = make_population("rpi4@wifi,dropout=0.5", task.num_clients)
+    population = make_population(f"{DEVICES},dropout=0.5", task.num_clients)
     algorithm = fm.splitfed(model, SGD, batch_size=5, split="conv2")
     _, metrics = simulate(algorithm, task, 3, population=population)
     lost = metrics.train["lost"] > 0
@@ -226,11 +246,12 @@ def test_who_vanishes_says_nothing(task, model):
     np.testing.assert_array_equal(metrics.bytes_down[lost], 4 * (4 * 10 + 6 * 37))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [pytest.param("scan", marks=pytest.mark.slow), "blocks:2"])
-def test_memory_does_not_grow_with_the_cohort(model, plan):
+def test_memory_does_not_grow_with_the_cohort(plan):
     """The server's private copies live a block at a time."""
-    task = fm.load_task("digits", clients=100)
-    net = fm.models.cnn(task)
+    task = synthetic_task((64,), 10, np.full(100, 18), test_per_client=1)
+    net = fm.models.mlp(task, hidden=(64, 512))
     need = [
         make_simulation(fm.splitfed(net, SGD), task, cohort=cohort, chunk=1, plan=plan).memory_bytes
         for cohort in (4, 40)

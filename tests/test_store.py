@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from functools import cache, partial
+from functools import partial
 
 import cases
 import jax
@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from remembered import without_rounds
 
 import fedjax_masks as fm
+from fedjax_masks.analysis import canvas
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
@@ -133,29 +135,37 @@ def local():
     return cases.algorithm("local"), cases.task()
 
 
-@cache
-def two_of_nine(plan, where):
+def probed():
+    """Local training whose models are evaluated a second time, as predictors of the opposite."""
+    algorithm, task = local()
+    predict = algorithm.predict["personal"]
+    return algorithm._replace(predict={"personal": predict, "opposite": lambda *args: -predict(*args)}), task
+
+
+@pytest.mark.parametrize(
+    ("make", "plan"), [(probed, "scan"), pytest.param(fedmask, "blocks:2,mesh:2", marks=pytest.mark.slow)]
+)
+def test_evaluation_in_blocks_is_evaluation_at_once(make, plan):
     """On the host four clients at a time are evaluated."""
-    return make_simulation(*fedmask(), cohort=2, chunk=2, plan=plan, storage=Storage(where, where))
-
-
-@pytest.mark.parametrize("plan", ["scan", pytest.param("blocks:2,mesh:2", marks=pytest.mark.slow)])
-def test_evaluation_in_blocks_is_evaluation_at_once(plan):
-    found = []
+    found, algorithm_and_task = [], make()
     for where in ("device", "host"):
-        simulation = two_of_nine(plan, where)
+        simulation = make_simulation(
+            *algorithm_and_task, cohort=2, chunk=2, plan=plan, storage=Storage(where, where)
+        )
         state, _ = simulation.run(simulation.init(), 0, 2)
         found.append(simulation.evaluate(state)[0])
     device, host = found
     np.testing.assert_array_equal(host.ids, np.arange(9))
     np.testing.assert_array_equal(host.personal, device.personal)
-    np.testing.assert_array_equal(*[own.probes["personal_accuracy_writeback"] for own in found])
+    (name,) = device.probes
+    np.testing.assert_array_equal(host.probes[name], device.probes[name])
 
 
 def test_a_sample_of_clients_is_evaluated_as_all_are():
     algorithm, task = fedmask()
-    every = two_of_nine("scan", "device")
-    some = make_simulation(algorithm, task, cohort=2, chunk=2, plan="scan", eval_clients=4)
+    options = {"cohort": 2, "chunk": 2, "plan": "scan"}
+    with without_rounds():
+        every, some = (make_simulation(algorithm, task, eval_clients=n, **options) for n in (None, 4))
     (everyone,), (sample,) = every.evaluate(every.init()), some.evaluate(some.init())
     assert len(set(sample.ids.tolist())) == 4
     np.testing.assert_array_equal(sample.personal, everyone.personal[sample.ids])
@@ -227,9 +237,10 @@ def test_a_program_runs_as_many_rounds_as_the_rows_of_their_cohorts_have_room(mo
 def test_the_place_that_fits_is_taken(monkeypatch, where):
     algorithm, task = local()
     monkeypatch.setattr("fedjax_masks.simulation.state_storage._first_fit", lambda *sizes: where)
-    assert make_simulation(algorithm, task, cohort=2, plan="scan").state_place == where
-    # Clients of FedAvg have no states.
-    assert make_simulation(cases.algorithm("fedavg"), task, cohort=2, plan="scan").store is None
+    with without_rounds():
+        assert make_simulation(algorithm, task, cohort=2, plan="scan").state_place == where
+        # Clients of FedAvg have no states.
+        assert make_simulation(cases.algorithm("fedavg"), task, cohort=2, plan="scan").store is None
 
 
 def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not_fit(monkeypatch):
@@ -248,14 +259,15 @@ def test_clients_that_do_not_start_alike_are_refused_where_all_of_them_would_not
         )(*algorithm.train(round, message, client[0], data)),
     )
     options = {"cohort": 1, "chunk": 1, "plan": "scan", "storage": Storage("host")}
-    assert make_simulation(uneven, task, **options).store is not None
+    with without_rounds():
+        assert make_simulation(uneven, task, **options).store is not None
     monkeypatch.setattr("fedjax_masks.simulation.state_storage.available_bytes", lambda: 300_000)
     with pytest.raises(MemoryError, match="an algorithm whose clients start alike"):
         make_simulation(uneven, task, **options)
 
 
 CONFIG = {
-    "algorithm.name": "fedmask",
+    "algorithm.name": "lgfedavg",  # the server and the clients have states
     "model.name": "mlp",
     "model.hidden": (8,),
     "plan": "scan",
@@ -272,6 +284,13 @@ CONFIG = {
 
 class Killed(Exception):
     pass
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canvas, "save_figure", lambda *args: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 from handwritten import COHORT, make_run
 
 import fedjax_masks as fm
+from fedjax_masks.analysis import canvas
 from fedjax_masks.analysis.loading import load_runs
 from fedjax_masks.analysis.table import comparison_table
 from fedjax_masks.cli import main
@@ -35,7 +36,14 @@ model = { name = "mlp", hidden = [4] }
 training.epochs = 1
 """
 SMALL = BASE + 'algorithm = "fedavg"\n[grid]\nseed = [0, 1]\nalgorithm.lr = [0.1, 0.03]\n'
-
+DIAGONAL = (
+    BASE
+    + 'algorithm = "fedavg"\n'
+    + "".join(
+        f"[[runs]]\ngrid.seed = [{seed}]\ngrid.algorithm.lr = [{lr}]\n" for seed, lr in ((0, 0.1), (1, 0.03))
+    )
+)
+"""Two runs of it that differ in all."""
 
 # Names that would lie outside the sweep, hide, or be none.
 UNSAFE = ["a/b", "/a", ".", "..", ".a", "", " "]
@@ -73,6 +81,17 @@ def compile_once():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def empty_figures():
+    def touch(draw, path):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canvas, "save_figure", touch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
@@ -82,17 +101,17 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory):
-    """The same runs in programs of their own, as together they found no room; and what was said of it."""
+    """Two of the runs in programs of their own, as together they found no room; and what was said of it."""
 
     def refuse(*args, **options):
         raise MemoryError("too much")
 
     folder, said = tmp_path_factory.mktemp("one-by-one"), io.StringIO()
-    (folder / "sweep.toml").write_text(SMALL)
+    (folder / "sweep.toml").write_text(DIAGONAL)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
         patch.setattr(sweep, "make_simulation", refuse)
-        run_sweep(folder / "sweep.toml", folder / "out")
-    return folder / "out", said.getvalue()
+        jobs = run_sweep(folder / "sweep.toml", folder / "out")
+    return jobs, folder / "out", said.getvalue()
 
 
 def read(out, name):
@@ -114,15 +133,9 @@ def task():
     return synthetic_task((6,), 3, sizes=[12, 7, 20, 12, 5])
 
 
-@pytest.mark.parametrize(
-    ("plan", "personal"),
-    [
-        ("scan", False),
-        ("blocks:2", True),
-        *(pytest.param(plan, False, marks=pytest.mark.slow) for plan in ("vmap", "blocks:2", "scan,mesh:1")),
-        *(pytest.param(plan, True, marks=pytest.mark.slow) for plan in ("scan", "vmap", "scan,mesh:1")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["scan", "vmap", "blocks:2", "scan,mesh:1"])
+@pytest.mark.parametrize("personal", [False, True])
 def test_runs_in_step_give_what_they_give_alone(task, plan, personal):
     factory = fm.local if personal else fm.fedavg
     model = fm.models.mlp(task, hidden=(4,))
@@ -289,9 +302,10 @@ def test_groups_share_a_program_and_say_what_keeps_them_apart(file):
 
 
 def test_every_run_is_what_it_is_alone(finished, one_by_one):
-    (jobs, out), (separate, _) = finished, one_by_one
+    (jobs, out), (alone_jobs, separate, _) = finished, one_by_one
     assert [job.name for job in jobs[:2]] == ["fedavg,lr=0.1,seed=0", "fedavg,lr=0.03,seed=0"]
-    for job in jobs:
+    assert [job.name for job in alone_jobs] == [jobs[0].name, jobs[3].name]
+    for job in alone_jobs:
         alone = separate / job.name
         ours, theirs = without_time(out / job.name), without_time(alone)
         assert [line["round"] for line in ours] == [2, 3]
@@ -401,7 +415,7 @@ def test_a_sweep_killed_between_checkpoints_resumes_to_the_same_result(
 
 
 def test_what_does_not_fit_into_memory_together_runs_one_after_the_other(finished, one_by_one):
-    (jobs, whole), (separate, said) = finished, one_by_one
+    (_, whole), (jobs, separate, said) = finished, one_by_one
     assert "one run after the other; too much" in said
     for job in jobs:
         loss = without_time(whole / job.name)[-1]["train_loss"]

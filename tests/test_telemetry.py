@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import cases
 import pytest
+from remembered import compile_once
 
 import fedjax_masks as fm
 from fedjax_masks.core import progress as lines_of
@@ -18,6 +19,12 @@ def clock(monkeypatch):
     time = SimpleNamespace(now=100.0)
     monkeypatch.setattr(lines_of, "time", SimpleNamespace(monotonic=lambda: time.now))
     return time
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_programs():
+    with compile_once():
+        yield
 
 
 def simulate(**options):

@@ -455,8 +455,8 @@ SPLIT = {"algorithm.name": "ecofed", "algorithm.quantized": False}
     [
         pytest.param({"algorithm.name": "fedavg"}, "top_k:0.05", 10, marks=pytest.mark.slow),
         ({"algorithm.name": "fedavg"}, "top_k:0.1:forget+quantize:8", 13),
-        (SKELETAL, "quantize:8", 3.5),
-        (SPLIT, "quantize:4", 6),
+        pytest.param(SKELETAL, "quantize:8", 3.5, marks=pytest.mark.slow),
+        pytest.param(SPLIT, "quantize:4", 6, marks=pytest.mark.slow),
     ],
     ids=["fedavg top_k", "fedavg both", "fedskel quantize", "ecofed quantize"],
 )

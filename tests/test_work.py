@@ -126,6 +126,7 @@ def test_counts_with_an_axis_of_vmap_add_up_over_it():
     np.testing.assert_array_equal(work_of(train), work_of(once) * [1, 1, 2, 1, 1])
 
 
+@pytest.mark.slow
 def test_records_hold_the_work_of_all_trainings():
     base = fm.fedavg(MODEL, optax.sgd(0.1), epochs=2, batch_size=4)
     both = [

@@ -104,8 +104,8 @@ def adp(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="dirichlet:0.5")
-      >>> algorithm = fm.adp(fm.models.cnn(task), optax.sgd(0.1), ratio=0.5, federation="scaffold")
+      >>> task = fm.load_task("digits", clients=4, partition="iid", examples_per_client=20)
+      >>> algorithm = fm.adp(fm.models.cnn(task), optax.sgd(0.1), ratio=0.5)
       >>> run = fm.simulate(algorithm, task, rounds=1, cohort=2)
       >>> run.records[-1]["round"]
       1

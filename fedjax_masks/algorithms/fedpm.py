@@ -100,8 +100,8 @@ def fedpm(
     Example:
       >>> import optax, fedjax_masks as fm
       >>> task = fm.load_task("digits", clients=4, partition="shards:2")
-      >>> algorithm = fm.fedpm(fm.models.mlp(task, hidden=(16,)), optax.adam(0.1), epochs=3)
-      >>> record = fm.simulate(algorithm, task, rounds=2, cohort=2).records[-1]
+      >>> algorithm = fm.fedpm(fm.models.mlp(task, hidden=(16,)), optax.adam(0.1), epochs=2)
+      >>> record = fm.simulate(algorithm, task, rounds=1, cohort=2).records[-1]
       >>> 0.3 < record["density"] < 0.7
       True
     """

@@ -136,8 +136,9 @@ def fedskel(
 
     Example:
       >>> import optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10, partition="shards:2")
-      >>> algorithm = fm.fedskel(fm.models.cnn(task), optax.sgd(0.1), ratios=(0.5,))
+      >>> task = fm.load_task("digits", clients=4, partition="shards:2")
+      >>> model = fm.models.mlp(task, hidden=(16,))
+      >>> algorithm = fm.fedskel(model, optax.sgd(0.1), ratios=(0.5,), prune_dense=True)
       >>> run = fm.simulate(algorithm, task, rounds=2, cohort=2, eval_every=1)
       >>> first, later = run.records[0]["bytes_up"], run.records[-1]["bytes_up"]
       >>> first > later

@@ -104,10 +104,10 @@ def masked_fedavg(
 
     Example:
       >>> import numpy as np, optax, fedjax_masks as fm
-      >>> task = fm.load_task("digits", clients=10)
-      >>> halves = {"conv1": np.arange(32) % 2 == 0, "conv2": np.arange(64) % 2 == 0}
-      >>> algorithm = fm.masked_fedavg(fm.models.cnn(task), optax.sgd(0.1), filters=halves)
-      >>> run = fm.simulate(algorithm, task, rounds=2, cohort=3)
+      >>> task = fm.load_task("digits", clients=4)
+      >>> model, half = fm.models.mlp(task, hidden=(16,)), {"dense1": np.arange(16) % 2 == 0}
+      >>> algorithm = fm.masked_fedavg(model, optax.sgd(0.1), filters=half)
+      >>> run = fm.simulate(algorithm, task, rounds=1, cohort=3)
       >>> run.records[-1]["density"]
       0.5
     """
