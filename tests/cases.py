@@ -51,6 +51,17 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "fedskel": lambda model: fm.fedskel(
         model, optax.sgd(0.1), batch_size=4, ratios=(0.3, 1.0), updates=1, prune_dense=True
     ),
+    "fedskel-fresh": lambda model: fm.fedskel(
+        model,
+        optax.sgd(0.1),
+        batch_size=4,
+        updates=1,
+        prune_dense=True,
+        cohorts="fresh",
+        rest="revert",
+        absent="zero",
+        warm_up=1,
+    ),
     "masked-fedavg": lambda model: fm.masked_fedavg(
         model, optax.sgd(0.1), batch_size=4, filters=every_other(model), prune_bias=True
     ),

@@ -40,6 +40,7 @@ VARIANTS = (
     "fedavg-wired",
     "fedavg-robust",
     "fedavg-private",
+    "fedskel-fresh",
     "masked-fedavg-median",
     "fedmask-own",
     "adp-salient",

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
+from fedjax_masks.algorithms.fedskel import Client, Cycle
 from fedjax_masks.algorithms.ratios import ratios_of
 from fedjax_masks.algorithms.skeletons import keep_count
 from fedjax_masks.communication import size
@@ -37,11 +38,11 @@ def client_of(algorithm, task, client=3):
         before = jax.tree.map(lambda a: a[client], state.clients)
         rng = np.random.default_rng(1)
         skeleton = {}
-        for name, mask in before.skeleton.items():
+        for name, mask in before.cycle.skeleton.items():
             keep = keep_count(mask.size, (0.3, 1.0)[tier])
             skeleton[name] = jnp.zeros(mask.size, bool).at[rng.permutation(mask.size)[:keep]].set(True)
-        before = before._replace(skeleton=skeleton)
-        message = algorithm.send(round, state.server, skeleton)
+        before = before._replace(cycle=Cycle(skeleton, jnp.int32(1)))
+        message = algorithm.send(round, state.server, before.cycle)
         after, upload, info = program(round, message, before, cases.data_of(task, client, tier))
         return before, after, upload, info
 
@@ -95,7 +96,7 @@ def test_ratio_one_is_fedavg():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"stale_mean": True}])
+@pytest.mark.parametrize("options", [{}, {"absent": "stale"}, {"rest": "revert", "absent": "zero"}])
 def test_ratio_one_is_fedavg_on_convolutions(model, task, options):
     assert_fedavg_in_the_limit(model, task, **options)
 
@@ -122,7 +123,7 @@ def test_nothing_outside_the_skeleton_moves(model, task, client, optimizer):
         for path in (kernel.path, kernel.bias):
             old, new = trees.get(before.params, path), trees.get(after.params, path)
             moved = np.asarray(old != new).reshape(-1, kernel.outputs).any(0)
-            skeleton = np.asarray(before.skeleton.get(kernel.name, np.ones(kernel.outputs, bool)))
+            skeleton = np.asarray(before.cycle.skeleton.get(kernel.name, np.ones(kernel.outputs, bool)))
             assert not moved[~skeleton].any()
             assert moved[skeleton].any()
 
@@ -135,49 +136,98 @@ def test_skeleton_is_what_was_most_active(model, task, client):
     inputs = data.inputs[data.rows[: int(data.size)]]
     linear = lambda layer, x: (layer(x), layer.linear(x))
     activity = jax.jit(lambda params: model.forward(params, inputs, hook=linear)[1])(before.params)
-    for name, skeleton in after.skeleton.items():
+    for name, skeleton in after.cycle.skeleton.items():
         score = np.abs(np.asarray(activity[name], np.float64)).sum((0, 1, 2))
         np.testing.assert_array_equal(np.flatnonzero(skeleton), np.sort(np.argsort(-score)[: skeleton.sum()]))
         assert int(skeleton.sum()) == keep_count(skeleton.size, 0.3)
-    chex.assert_trees_all_equal(upload.skeleton.tree, after.skeleton)
+    chex.assert_trees_all_equal(upload.skeleton.tree, after.cycle.skeleton)
 
 
-@pytest.mark.slow
-def test_stale_mean_differs_in_updates_only():
-    """The same clients' rounds, averaged in both ways."""
+def small(**options):
+    """FedSkel on a perceptron of eight hidden neurons, two rounds a cycle."""
+    model = fm.models.mlp(cases.task(), hidden=(8,))
+    options = {"ratios": (0.3,), "updates": 1, "prune_dense": True, "batch_size": 4, **options}
+    return fm.fedskel(model, optax.sgd(0.1, momentum=0.5), **options)
+
+
+@pytest.mark.parametrize("absent", ["ignore", "zero", "stale"])
+def test_the_server_averages_updates_of_skeletons_as_it_is_told(absent):
+    """Two clients of which no skeleton has all filters, against NumPy."""
+    algorithm, task, ids = small(absent=absent), cases.task(), (3, 4)
+    state, round = algorithm.init(jax.random.key(0), task), Round(jax.random.key(1), jnp.int32(1))
+    train, parts, sent = jax.jit(algorithm.train), [], []
+    for client, first in zip(ids, (0, 2)):
+        own = jax.tree.map(lambda a, i=client: a[i], state.clients)
+        stale = jax.tree.map(lambda leaf, shift=client: leaf + shift, own.params)  # old filters that differ
+        skeleton = {"dense1": (jnp.arange(8) >= first) & (jnp.arange(8) < first + 3)}
+        own = Client(stale, Cycle(skeleton, jnp.int32(1)))
+        message = algorithm.send(round, state.server, own.cycle)
+        after, upload, _ = train(round, message, own, cases.data_of(task, client))
+        weight = jnp.float32(task.train.sizes[client])
+        parts.append(algorithm.receive(round, state.server, own.cycle, upload, weight)[1])
+        sent.append((upload.update.values, upload.update.mask, after.params, float(weight)))
+    server, _ = algorithm.merge(round, state.server, jax.tree.map(lambda a, b: a + b, *parts))
+
+    def merged(old, *leaves):
+        updates, masks, params = (leaves[i::3] for i in range(3))
+        weights = [weight for *_, weight in sent]
+        if absent == "stale":
+            return np.average(params, axis=0, weights=weights)
+        total = sum(w * np.where(m, u, 0) for w, m, u in zip(weights, masks, updates))
+        whole = sum(w * np.ones_like(old) * (m if absent == "ignore" else 1) for w, m in zip(weights, masks))
+        return old + total / np.maximum(whole, 1)
+
+    trees_sent = [tree for values, mask, params, _ in sent for tree in (values, mask, params)]
+    expected = jax.tree.map(merged, state.server.params, *trees_sent)
+    chex.assert_trees_all_close(server.params, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_filters_outside_the_skeleton_go_back_to_what_was_sent():
+    algorithm, task = small(rest="revert"), cases.task()
+    simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=1, plan="scan")
+    before = simulation.init()
+    sent = jax.device_get(before.server.params["dense1"])
+    state, _ = simulation.run(before, 0, 1)
+    own = jax.device_get(state.clients)
+    skeletons = own.cycle.skeleton["dense1"]
+    for name in ("kernel", "bias"):
+        same = (own.params["dense1"][name] == sent[name]).reshape(9, -1, 8).all(1)
+        assert same[~skeletons].all()
+        assert same[skeletons].mean() < 0.2  # some are dead for all examples of their client
+
+
+def test_of_fresh_cohorts_every_client_counts_its_own_cycle():
+    """Every second message is whole, from its first on; a warm-up is whole and not counted."""
+    warm_up, rounds, task = 2, 8, cases.task()
+    algorithm = small(cohorts="fresh", rest="revert", absent="zero", warm_up=warm_up)
+    simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=rounds, plan="scan")
+    state, (metrics,) = simulation.run(simulation.init(), 0, rounds)
+    outside = 4 * (8 - keep_count(8, 0.3)) * (6 + 1)
+    most = metrics.bytes_down.max()
+    visits = np.zeros(task.num_clients, int)
+    for index in range(rounds):
+        ids = metrics.ids[index]
+        whole = (visits[ids] % 2 == 0) | (index < warm_up)
+        np.testing.assert_array_equal(metrics.bytes_down[index], most - outside * ~whole)
+        visits[ids] += index >= warm_up
+    assert len({tuple(sorted(ids)) for ids in metrics.ids.tolist()}) > rounds / 2
+    np.testing.assert_array_equal(state.profiles.visits, visits)
+    chex.assert_trees_all_equal(state.clients.cycle, state.profiles)
+
+
+@pytest.mark.parametrize("cohorts", ["fresh", "cycle"])
+def test_a_warm_up_is_fedavg(cohorts):
     task = cases.task()
-    model, sgd = fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1, momentum=0.5)
-    options = {"ratios": (0.3,), "updates": 1, "prune_dense": True, "batch_size": 4}
-    fresh, stale = (fm.fedskel(model, sgd, stale_mean=stale_mean, **options) for stale_mean in (False, True))
-    state, ids = stale.init(jax.random.key(0), task), (3, 4)
-
-    @jax.jit
-    def visit(round, server, clients):
-        visits = [
-            stale.train(round, stale.send(round, server, own.skeleton), own, cases.data_of(task, client))
-            for client, own in zip(ids, clients)
-        ]
-        clients, uploads, _ = zip(*visits)
-
-        def mean(algorithm):
-            parts = [
-                algorithm.receive(round, server, own.skeleton, upload, jnp.float32(task.train.sizes[client]))[
-                    1
-                ]
-                for client, own, upload in zip(ids, clients, uploads)
-            ]
-            return algorithm.merge(round, server, jax.tree.map(lambda *leaves: sum(leaves), *parts))[0]
-
-        return clients, mean(fresh), mean(stale)
-
-    server, clients = state.server, tuple(jax.tree.map(lambda a, i=i: a[i], state.clients) for i in ids)
-    for index in range(2):
-        clients, by_filter, of_models = visit(Round(jax.random.key(1), jnp.int32(index)), server, clients)
-        difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), by_filter.params, of_models.params)
-        if index == 0:
-            chex.assert_trees_all_close(by_filter.params, of_models.params, rtol=1e-4, atol=1e-6)
-            server = by_filter
-    assert max(jax.tree.leaves(difference)) > 1e-4
+    model = fm.models.mlp(task, hidden=(8,))
+    plain = fm.fedavg(model, optax.sgd(0.1, momentum=0.5), batch_size=4)
+    models, sent = [], []
+    for algorithm in (small(cohorts=cohorts, warm_up=3), plain):
+        simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=3, plan="scan")
+        state, (metrics,) = simulation.run(simulation.init(), 0, 3)
+        models.append(state.server.params)
+        sent.append((metrics.ids, metrics.bytes_up, metrics.bytes_down))
+    chex.assert_trees_all_close(*models, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal(*sent)
 
 
 def test_local_dense_layers_train_but_never_travel(model, task):
@@ -217,8 +267,8 @@ def test_communication_on_resnet18(updates, ratio):
     skeleton = {k.name: jnp.arange(k.outputs) < keep_count(k.outputs, ratio) for k in filters}
 
     def bits(index):
-        round = Round(jax.random.key(0), jnp.int32(index))
-        return size.bits(algorithm.send(round, trees.zeros_like(server), skeleton))
+        round, cycle = Round(jax.random.key(0), jnp.int32(index)), Cycle(skeleton, jnp.int32(index))
+        return size.bits(algorithm.send(round, trees.zeros_like(server), cycle))
 
     assert bits(0) == dense
     assert bits(1) == dense - 32 * outside

@@ -155,7 +155,9 @@ def fedskel(
         return round.index < warm_up
 
     def is_whole(round: Round, cycle: Cycle) -> jax.Array:
-        return is_warm_up(round) | (cycle.visits % (updates + 1) == 0)
+        # Where a cohort shares its cycle, all of its clients take the same branch, and vmap computes one.
+        turn = cycle.visits if cohorts == "fresh" else round.index - warm_up
+        return is_warm_up(round) | (turn % (updates + 1) == 0)
 
     def exchange_mask(params: Params, skeleton: Skeleton, whole: jax.Array) -> PyTree:
         mask = skeleton_mask(kernels, params, {name: m | whole for name, m in skeleton.items()})
@@ -190,27 +192,27 @@ def fedskel(
             AlreadyKnown(params if absent == "stale" else ()),
         )
         if rest == "revert":
-            kept = skeleton_mask(kernels, params, {name: m | warm for name, m in skeleton.items()})
-            params = jax.tree.map(jnp.where, kept, params, start)
+            trained = skeleton_mask(kernels, params, {name: m | warm for name, m in skeleton.items()})
+            params = jax.tree.map(jnp.where, trained, params, start)
         return Client(params, _next(client.cycle, skeleton, warm)), upload, info
 
-    def personal(server: Server, client: Client, x: jax.Array) -> jax.Array:
-        del server
-        return model.apply(client.params, x)
+    models = {
+        "global": lambda server, client, x: model.apply(server.params, x),
+        "personal": lambda server, client, x: model.apply(client.params, x),
+    }
+    receive, merge = _server_side(absent, is_warm_up)
+    schedule = Schedule(_selection(cohorts, updates + 1, warm_up), len(ratios), tier_of)
+    return FederatedAlgorithm(init, send, train, receive, merge, models, schedule)
 
-    def globally(server: Server, client: PyTree, x: jax.Array) -> jax.Array:
-        del client
-        return model.apply(server.params, x)
+
+def _selection(cohorts: Cohorts, length: int, warm_up: int) -> Callable[[int, Draw], np.ndarray]:
+    """The cohort of a round; a cycle has ``length`` rounds."""
 
     def select(index: int, draw: Draw) -> np.ndarray:
         later = index - warm_up
-        return draw(index if cohorts == "fresh" or later < 0 else index - later % (updates + 1))
+        return draw(index if cohorts == "fresh" or later < 0 else index - later % length)
 
-    models = {"global": globally, "personal": personal}
-    receive, merge = _server_side(absent, is_warm_up)
-    return FederatedAlgorithm(
-        init, send, train, receive, merge, models, Schedule(select, len(ratios), tier_of)
-    )
+    return select
 
 
 def _next(cycle: Cycle, skeleton: Skeleton, warm_up: jax.Array) -> Cycle:
