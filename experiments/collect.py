@@ -29,7 +29,14 @@ _SETTINGS = (
     *("wire", "robust", "attack", "privacy", "chosen_plan", "versions"),
 )
 _RESULTS = (
-    *("round", "last_global_accuracy", "last_personal_accuracy_mean", "personal_accuracy_p10"),
+    *(
+        "round",
+        "cycle_global_accuracy",
+        "cycle_personal_accuracy_mean_seen",
+        "last_global_accuracy",
+        "last_personal_accuracy_mean",
+        "personal_accuracy_p10",
+    ),
     *("personal_accuracy_p90", "best_personal_accuracy_mean", "bytes_up_total", "bytes_down_total"),
     *("setup_bytes", "client_flops", "client_flops_total", "density", "rounds_per_second"),
     *("padding_efficiency", "num_compilations", "sim_seconds", "energy_joules"),

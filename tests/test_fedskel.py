@@ -11,9 +11,11 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.algorithms.fedskel import Client, Cycle
+from fedjax_masks.algorithms.fedskel import Client
 from fedjax_masks.algorithms.ratios import ratios_of
+from fedjax_masks.algorithms.skeleton_averages import Cycle, mean_model
 from fedjax_masks.algorithms.skeletons import keep_count
+from fedjax_masks.analysis.records import RunRecord
 from fedjax_masks.communication import size
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round, Schedule
@@ -230,6 +232,35 @@ def test_a_warm_up_is_fedavg(cohorts):
     chex.assert_trees_all_equal(*sent)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"cohorts": "fresh", "rest": "revert", "absent": "zero", "warm_up": 1}]
+)
+def test_the_mean_model_is_that_of_all_clients(options):
+    task = cases.task()
+    algorithm, plain = small(**options, mean_model=True), small(**options)
+    simulations = [fm.make_simulation(a, task, cohort=4, chunk=5, plan="scan") for a in (algorithm, plain)]
+    (state, (metrics,)), (_, (others,)) = (s.run(s.init(), 0, 5) for s in simulations)
+    expected = jax.tree.map(lambda leaf: leaf.mean(0), state.clients.params)
+    chex.assert_trees_all_close(mean_model(state.server), expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal(metrics.bytes_up, others.bytes_up)
+    logits = algorithm.predict["mean"](state.server, None, task.test_inputs[:3])
+    assert np.abs(logits - algorithm.predict["global"](state.server, None, task.test_inputs[:3])).max() > 1e-3
+
+
+def test_accuracies_at_the_end_are_means_over_a_cycle(caplog):
+    options = {"rounds": 4, "cohort": 2, "plan": "scan"}
+    run = fm.simulate(small(), cases.task(), **options, eval_every=1)
+    last = [record["global_accuracy"] for record in run.records[-2:]]
+    assert last[0] != last[1]
+    assert run.summary["cycle_global_accuracy"] == np.mean(last)
+    assert run.summary["last_global_accuracy"] == last[1]
+    (row,) = fm.analysis.comparison_table([RunRecord("a", {}, run.records, run.summary)])
+    assert row["global_accuracy"] == np.mean(last)
+    assert "cycle" not in caplog.text
+    fm.simulate(small(), cases.task(), **options, eval_every=2)
+    assert "eval_every=2: every evaluation is of the same round" in caplog.text
+
+
 def test_local_dense_layers_train_but_never_travel(model, task):
     algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3,), local_dense=True)
     before, after, upload, _ = client_of(algorithm, task)(whole=False)
@@ -322,6 +353,7 @@ def test_tiers_never_share_a_block(plan):
         ({"ratios": (0.5, 1.5)}, "must be a list"),
         ({"ratios": ()}, "must be one ratio or more"),
         ({"updates": 0}, "updates=0: must be"),
+        ({"mean_model": True, "local_dense": True}, "mean_model=true: must be false with local_dense"),
     ],
 )
 def test_options_out_of_range_are_refused(model, options, message):

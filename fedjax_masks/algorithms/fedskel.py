@@ -21,12 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_masks.algorithms import skeleton_averages
 from fedjax_masks.algorithms.ratios import ratio_tiers
+from fedjax_masks.algorithms.skeleton_averages import Absent, Cycle, Server, Upload, next_cycle, server_side
 from fedjax_masks.algorithms.skeletons import Skeleton, keep_count, skeleton_mask, train_skeleton, train_whole
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional, Masked
-from fedjax_masks.core import algorithm, trees
-from fedjax_masks.core.aggregation import MaskedSum, WeightedSum, masked, masked_mean, weighted, weighted_mean
+from fedjax_masks.core import trees
+from fedjax_masks.core.aggregation import weighted
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, Schedule, State, Task
+from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import all_filters
 from fedjax_masks.core.options import Count, Natural, PositiveShare, checks_options
 from fedjax_masks.core.participation import Draw
@@ -36,19 +39,6 @@ from fedjax_masks.models import Model, prunable_kernels
 
 Cohorts = Literal["cycle", "fresh"]
 Rest = Literal["own", "revert"]
-Absent = Literal["ignore", "zero", "stale"]
-
-
-class Cycle(NamedTuple):
-    """A client's profile: where it is in its cycle of rounds. The client has a copy.
-
-    Attributes:
-      skeleton: The client's skeleton.
-      visits: ``int32[]``: the number of its rounds after the warm-up.
-    """
-
-    skeleton: Skeleton
-    visits: jax.Array
 
 
 class Client(NamedTuple):
@@ -61,31 +51,6 @@ class Client(NamedTuple):
 
     params: Params
     cycle: Cycle
-
-
-class Server(NamedTuple):
-    """The server's state.
-
-    Attributes:
-      params: The global model.
-    """
-
-    params: Params
-
-
-class Upload(NamedTuple):
-    """A client's upload.
-
-    Attributes:
-      update: Its parameters less those that it started from; in UpdateSkel rounds of the skeleton.
-      skeleton: The new skeleton, in SetSkel rounds.
-      params: The client's model as the server knows it: the client sent each filter when it last changed.
-        Empty unless ``absent="stale"``.
-    """
-
-    update: Masked
-    skeleton: Conditional
-    params: AlreadyKnown
 
 
 @checks_options
@@ -102,6 +67,7 @@ def fedskel(
     rest: Rest = "own",
     absent: Absent = "ignore",
     warm_up: Natural = 0,
+    mean_model: bool = False,
     **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
     """FedSkel.
@@ -125,14 +91,16 @@ def fedskel(
         is the mean over the clients that sent it. ``"zero"``: an update of 0. ``"stale"``: its own old
         filter, as in the authors' mean over whole models.
       warm_up: The number of rounds of FedAvg before the first cycle.
+      mean_model: Whether the mean over the models of all clients, with or without a part in the round, is
+        evaluated as ``"mean"``. The server knows these models, so that no byte is added.
       **training: Fields of the trainer.
 
     Returns:
-      The algorithm. Its global model is the server's (the paper's "new test"), its personal model
-      the client's own (its "local test").
+      The algorithm. Its global model is the server's, its personal model the client's own (the paper's "local
+      test"). The paper's "new test" is of the mean over all clients' models, see ``mean_model``.
 
     Raises:
-      UserError: An option is out of range, or no layer has a skeleton.
+      UserError: An option is out of range or does not fit another one, or no layer has a skeleton.
 
     Example:
       >>> import optax, fedjax_masks as fm
@@ -144,6 +112,10 @@ def fedskel(
       >>> first > later
       True
     """
+    if mean_model and local_dense:
+        raise UserError(
+            "mean_model=true: must be false with local_dense, since the server lacks those layers"
+        )
     ratios, tier_of = ratio_tiers(ratios, capability)
     trainer = as_trainer(trainer, training)
     kernels = prunable_kernels(model, dense=prune_dense)
@@ -167,7 +139,8 @@ def fedskel(
         params = model.init(key)
         client = Client(params, Cycle(all_filters(kernels), jnp.int32(0)))
         clients = trees.replicate(client, task.num_clients)
-        return State(Server(params), clients, clients.cycle)
+        everybody = weighted(params, jnp.float32(task.num_clients)) if mean_model else None
+        return State(Server(params, everybody), clients, clients.cycle)
 
     def send(round: Round, server: Server, profile: Cycle) -> Masked:
         # The client knows the mask: it has chosen its skeleton, and counts the rounds.
@@ -185,23 +158,29 @@ def fedskel(
 
         share = sum(jnp.sum(m) for m in old.values()) / sum(k.outputs for k in kernels)
         info = info._replace(extra={"density": jnp.where(whole, 1.0, share)})
+        final = params
+        if rest == "revert":
+            trained = skeleton_mask(kernels, params, {name: m | warm for name, m in skeleton.items()})
+            final = jax.tree.map(jnp.where, trained, params, start)
         upload = Upload(
             # The server knows the mask: it got the skeleton in the last SetSkel round, and counts the rounds.
             Masked(trees.sub(params, start), mask),
             Conditional(whole & ~warm, skeleton),
             AlreadyKnown(params if absent == "stale" else ()),
+            AlreadyKnown(trees.sub(final, client.params) if mean_model else ()),
         )
-        if rest == "revert":
-            trained = skeleton_mask(kernels, params, {name: m | warm for name, m in skeleton.items()})
-            params = jax.tree.map(jnp.where, trained, params, start)
-        return Client(params, _next(client.cycle, skeleton, warm)), upload, info
+        return Client(final, next_cycle(client.cycle, skeleton, warm)), upload, info
 
     models = {
         "global": lambda server, client, x: model.apply(server.params, x),
         "personal": lambda server, client, x: model.apply(client.params, x),
     }
-    receive, merge = _server_side(absent, is_warm_up)
-    schedule = Schedule(_selection(cohorts, updates + 1, warm_up), len(ratios), tier_of)
+    if mean_model:
+        models["mean"] = lambda server, client, x: model.apply(skeleton_averages.mean_model(server), x)
+    receive, merge = server_side(absent, is_warm_up)
+    # Fresh cohorts are at different places of their cycles.
+    period = updates + 1 if cohorts == "cycle" else 1
+    schedule = Schedule(_selection(cohorts, updates + 1, warm_up), len(ratios), tier_of, period)
     return FederatedAlgorithm(init, send, train, receive, merge, models, schedule)
 
 
@@ -213,40 +192,6 @@ def _selection(cohorts: Cohorts, length: int, warm_up: int) -> Callable[[int, Dr
         return draw(index if cohorts == "fresh" or later < 0 else index - later % length)
 
     return select
-
-
-def _next(cycle: Cycle, skeleton: Skeleton, warm_up: jax.Array) -> Cycle:
-    """A client's cycle after a round."""
-    return trees.where(warm_up, cycle, Cycle(skeleton, cycle.visits + 1))
-
-
-def _server_side(
-    absent: Absent, is_warm_up: Callable[[Round], jax.Array]
-) -> tuple[algorithm.Receive, algorithm.Merge]:
-    """Reception and merging of uploads."""
-
-    def receive(
-        round: Round, server: Server, profile: Cycle, upload: Upload, weight: jax.Array
-    ) -> tuple[Cycle, WeightedSum | MaskedSum]:
-        del server
-        skeleton = trees.where(upload.skeleton.flag, upload.skeleton.tree, profile.skeleton)
-        profile = _next(profile, skeleton, is_warm_up(round))
-        values, mask = upload.update
-        if absent == "ignore":
-            return profile, masked(values, mask, weight)
-        if absent == "zero":
-            return profile, weighted(jax.tree.map(lambda v, m: jnp.where(m, v, 0), values, mask), weight)
-        return profile, weighted(upload.params.tree, weight)
-
-    def merge(round: Round, server: Server, total: WeightedSum | MaskedSum) -> tuple[Server, None]:
-        del round
-        if absent == "stale" and isinstance(total, WeightedSum):
-            return Server(weighted_mean(total, default=server.params)), None
-        none = trees.zeros_like(server.params)
-        update = masked_mean(total, none) if isinstance(total, MaskedSum) else weighted_mean(total, none)
-        return Server(trees.add(server.params, update)), None
-
-    return receive, merge
 
 
 def _without_dense(model: Model, mask: PyTree) -> PyTree:

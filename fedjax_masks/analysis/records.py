@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_masks.core.intervals import mean_over_period
+
 MEGABYTE = 1e6
 _SEEN = "_seen"
 
@@ -56,6 +58,19 @@ def last(run: RunRecord, key: str) -> float | None:
     values = column(run, key)
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if finite.size else None
+
+
+def settled(run: RunRecord, key: str) -> float | None:
+    """The mean of an accuracy over the last evaluations of a period of the algorithm, or None.
+
+    Most algorithms have a period of one round, and then this is the last value.
+    """
+    values, rounds = column(run, key), column(run, "round")
+    finite = np.isfinite(values) & np.isfinite(rounds)
+    period = run.summary.get("period")
+    return mean_over_period(
+        rounds[finite].astype(int).tolist(), values[finite].tolist(), period if isinstance(period, int) else 1
+    )
 
 
 def number(value: object) -> float:

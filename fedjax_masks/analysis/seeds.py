@@ -74,7 +74,7 @@ def _fronts(series: Sequence[Series]) -> dict[str, str]:
 
 def _note(rows: Sequence[Row], setup_counted: bool) -> str:
     """An explanation of the table."""
-    parts = ["Accuracies at the last evaluation; p10, p50 and p90 are percentiles of the clients."]
+    parts = ["Accuracies at the end; p10, p50 and p90 are percentiles of the clients."]
     if some_untrained(rows):
         parts.append(
             "Personal accuracies and their percentiles are over the clients that have trained; comparisons, "

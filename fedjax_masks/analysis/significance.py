@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scipy.stats import t as student
 
 from fedjax_masks.analysis.curves import ACCURACIES
-from fedjax_masks.analysis.records import last, seeds_of
+from fedjax_masks.analysis.records import seeds_of, settled
 from fedjax_masks.analysis.style import Series, by_data, sound
 from fedjax_masks.analysis.table import Column, Row, Table
 from fedjax_masks.analysis.wording import slug
@@ -127,8 +127,8 @@ def _reference(
 
 
 def _by_seed(member: Series, key: str) -> dict[str, float]:
-    """The last accuracy of each run, by its seeds as text."""
-    scores = {repr(seeds_of(run)): last(run, key) for run in member.runs}
+    """The accuracy of each run at its end, by its seeds as text."""
+    scores = {repr(seeds_of(run)): settled(run, key) for run in member.runs}
     return {seeds: value for seeds, value in scores.items() if value is not None}
 
 

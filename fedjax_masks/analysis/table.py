@@ -18,6 +18,7 @@ from fedjax_masks.analysis.records import (
     rounds_done,
     seeds_of,
     setting,
+    settled,
     total_bytes,
 )
 from fedjax_masks.analysis.wording import as_text
@@ -76,7 +77,8 @@ def comparison_table(runs: Sequence[RunRecord]) -> list[Row]:
       - ``rounds``: completed rounds; ``rounds_asked``: the configured number; ``diverged``: 1 or 0.
       - ``personal_accuracy``, ``personal_p10``, ``personal_p50``, ``personal_p90``, ``personal_writeback``:
         accuracies in [0, 1] at the last evaluation, over the clients that have trained: the mean, percentiles
-        of the clients, and the mean after write-back.
+        of the clients, and the mean after write-back. Where the algorithm has a period, they are means over
+        the last evaluations of one; ``personal_p50`` is of the last.
       - ``personal_accuracy_all``: the mean over all clients; ``global_accuracy``.
       - ``clients_seen``: the number of clients that have trained, of ``num_clients``.
       - ``mb_up``, ``mb_down``: mean MB (1e6 bytes) per client and round; ``mb_total``: MB of all clients and
@@ -119,15 +121,15 @@ def _row(run: RunRecord) -> Row:
         "rounds": rounds_done(run),
         "rounds_asked": run.config.get("rounds"),
         "diverged": int(is_diverged(run)),
-        "personal_accuracy": last(run, "personal_accuracy_mean_seen"),
-        "personal_accuracy_all": last(run, "personal_accuracy_mean"),
+        "personal_accuracy": settled(run, "personal_accuracy_mean_seen"),
+        "personal_accuracy_all": settled(run, "personal_accuracy_mean"),
         "clients_seen": float(trained[0]) if trained else None,
         "num_clients": trained[1] if trained else None,
-        "personal_p10": last(run, "personal_accuracy_p10_seen"),
+        "personal_p10": settled(run, "personal_accuracy_p10_seen"),
         "personal_p50": float(np.median(values)) if (values := client_accuracy(run)).size else None,
-        "personal_p90": last(run, "personal_accuracy_p90_seen"),
-        "personal_writeback": last(run, "personal_accuracy_writeback_seen"),
-        "global_accuracy": last(run, "global_accuracy"),
+        "personal_p90": settled(run, "personal_accuracy_p90_seen"),
+        "personal_writeback": settled(run, "personal_accuracy_writeback_seen"),
+        "global_accuracy": settled(run, "global_accuracy"),
         "mb_up": _scaled(per_client_round(run, "bytes_up_total"), MEGABYTE),
         "mb_down": _scaled(per_client_round(run, "bytes_down_total"), MEGABYTE),
         "mb_total": _scaled(_finite(totals[-1]) if totals.size else None, MEGABYTE),

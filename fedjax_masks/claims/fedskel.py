@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithms.fedskel import Cycle, fedskel
+from fedjax_masks.algorithms.fedskel import fedskel
+from fedjax_masks.algorithms.skeleton_averages import Cycle
 from fedjax_masks.algorithms.skeletons import keep_count
 from fedjax_masks.claims import nets
 from fedjax_masks.claims.claim import Claim, bounded_claim, exact_claim

@@ -36,3 +36,20 @@ def surely_above(values: Sequence[float], bound: float) -> bool:
     (False, True)
     """
     return statistics.fmean(values) - half_width(values) > bound
+
+
+def mean_over_period(rounds: Sequence[int], values: Sequence[float], period: int) -> float | None:
+    """The mean of a figure over the last evaluations, one for each place in the period; None without any.
+
+    Args:
+      rounds: The rounds of the evaluations.
+      values: The figure at each evaluation.
+      period: The algorithm's period, in rounds.
+
+    >>> mean_over_period([4, 6, 8, 10], [0.0, 0.5, 0.1, 0.7], period=1)
+    0.7
+    >>> mean_over_period([3, 6, 9, 12], [0.0, 0.5, 0.1, 0.75], period=2)  # an odd round and an even one
+    0.425
+    """
+    last = {round % period: value for round, value in zip(rounds[-period:], values[-period:])}
+    return statistics.fmean(last.values()) if last else None

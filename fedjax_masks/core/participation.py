@@ -37,11 +37,14 @@ class Schedule:
         result may depend on the arguments alone, because cohorts are drawn ahead of their rounds.
       num_tiers: The number of tiers. Each may run a program of its own, by a ``lax.switch`` on ``data.tier``.
       tier_of: ``(client_ids) -> int32``, of the same shape, in ``[0, num_tiers)``.
+      period: The number of rounds after which the algorithm repeats itself. The server's model can change its
+        accuracy within a period, so summaries and reports average over one.
     """
 
     select: Callable[[int, Draw], np.ndarray] = every_round
     num_tiers: int = 1
     tier_of: Callable[[np.ndarray], np.ndarray] = one_tier
+    period: int = 1
 
 
 DEFAULT_SCHEDULE = Schedule()

@@ -17,7 +17,7 @@ from fedjax_masks.core.options import Count, check
 from fedjax_masks.core.progress import in_notebook
 from fedjax_masks.costs.devices import Population
 from fedjax_masks.experiment import hosts, platforms
-from fedjax_masks.experiment.notes import notes
+from fedjax_masks.experiment.notes import cycle_note, notes
 from fedjax_masks.experiment.progress import progress as show_progress
 from fedjax_masks.experiment.records import Record, Totals, add, make_record, summarize
 from fedjax_masks.experiment.run import Chunk, Interrupted, OnChunk, Run
@@ -124,6 +124,8 @@ def run_rounds(
     totals, (round,) = list(starts), {start.round for start in starts}
     histories = [list(history) for history in records or [()] * len(starts)]
     evaluations, pace, start_time = None, Pace(), time.perf_counter()
+    if message := cycle_note(eval_every, simulation.period, rounds):
+        warn(message)
     while round < rounds:
         first = round
         last = _chunk_end(first, eval_every, rounds)

@@ -34,6 +34,25 @@ def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def cycle_note(eval_every: int, period: int, rounds: int) -> str | None:
+    """A message where all evaluations are of the same round of an algorithm's cycle.
+
+    Args:
+      eval_every: Rounds between two evaluations.
+      period: The algorithm's period, in rounds.
+      rounds: Rounds of the run.
+
+    >>> cycle_note(6, 5, 100) is None
+    True
+    """
+    if period == 1 or eval_every % period or rounds <= eval_every:
+        return None
+    return (
+        f"eval_every={eval_every}: every evaluation is of the same round of the algorithm's cycle of "
+        f"{period} rounds; with {eval_every + 1}, accuracies at the end are means over a cycle"
+    )
+
+
 def count_broken(count: int, metrics: RoundMetrics) -> int:
     """The number of updates in a row, up to the end of a chunk, that were not finite.
 

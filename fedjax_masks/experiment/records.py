@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import jax
 import numpy as np
 
+from fedjax_masks.core.intervals import mean_over_period
 from fedjax_masks.costs.clock import READINGS
 from fedjax_masks.experiment import participation
 from fedjax_masks.experiment.notes import count_broken, is_diverged
@@ -161,11 +162,13 @@ def summarize(
       totals: The totals of the whole run.
       rounds_per_second: The speed of this process, without compilation and evaluation; None without rounds.
     """
-    accuracies = {}
+    accuracies: dict[str, Any] = {"period": simulation.period}
     for name in _ACCURACIES:
+        rounds = [record["round"] for record in records if record.get(name) is not None]
         values = [record[name] for record in records if record.get(name) is not None]
         accuracies |= {f"best_{name}": max(values, default=None)}
         accuracies |= {f"last_{name}": values[-1] if values else None}
+        accuracies |= {f"cycle_{name}": mean_over_period(rounds, values, simulation.period)}
     stats = simulation.stats()._asdict()
     return {
         **records[-1],

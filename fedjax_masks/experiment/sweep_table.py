@@ -33,11 +33,13 @@ _FIGURES = (
     "clients_seen",
     "num_clients",
     "diverged",
+    "cycle_global_accuracy",
+    "cycle_personal_accuracy_mean_seen",
 )
 # Key, factor, digits and title of each column on the terminal.
 _COLUMNS = (
-    ("global_accuracy", 100, 1, "global, %"),
-    ("personal_accuracy_mean_seen", 100, 1, "personal, %"),
+    ("cycle_global_accuracy", 100, 1, "global, %"),
+    ("cycle_personal_accuracy_mean_seen", 100, 1, "personal, %"),
     ("bytes_up_total", 1e-6, 2, "MB up"),
     ("bytes_down_total", 1e-6, 2, "MB down"),
 )
@@ -79,7 +81,8 @@ def write_table(jobs: Sequence[Job], out: Path) -> None:
 def _read_figures(path: Path) -> dict[str, Any]:
     """The figures of a summary."""
     content = run_directory.read_object(path)
-    figures = {key: content.get(key) for key in _FIGURES}
+    # Summaries of older versions have no means over a cycle.
+    figures = {key: content.get(key, content.get(key.removeprefix("cycle_"))) for key in _FIGURES}
     for key, value in figures.items():
         if not (value is None or isinstance(value, (int, float))):
             raise UserError(f"{path}: {key}={value!r}: must be a number or null; the file is damaged")

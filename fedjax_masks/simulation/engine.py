@@ -45,6 +45,7 @@ class Simulation(NamedTuple):
       setup_bytes: Bytes that every device of a run gets once, before the first round.
       memory_bytes: Estimated peak of device memory for a chunk of rounds of all runs.
       num_clients: The task's number of clients.
+      period: The period of the algorithm's schedule, in rounds.
       state_place: The place of clients' states: ``device``, ``mesh`` or ``host``.
       store: The file of clients' states on the host, if any.
     """
@@ -60,6 +61,7 @@ class Simulation(NamedTuple):
     setup_bytes: int
     memory_bytes: int
     num_clients: int
+    period: int
     state_place: StatePlace
     store: Store | None
 
@@ -149,6 +151,7 @@ def make_simulation(
         setup_bytes=size.installed_bytes(parts.shapes.message),
         memory_bytes=runner.memory_bytes,
         num_clients=task.num_clients,
+        period=parts.algorithm.schedule.period,
         state_place=states.name,
         store=states.store,
     )
