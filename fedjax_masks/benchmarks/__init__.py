@@ -63,6 +63,10 @@ WORKLOADS: Mapping[str, Workload] = {
         "ResNet-18 with skeletons: backward passes, training steps, rounds",
         _function("skeleton:bench_skeleton"),
     ),
+    "fedskel-rounds": Workload(
+        "ResNet-18 of a quarter of the width: rounds with skeletons of a fifth against whole rounds",
+        _function("skeleton_rounds:bench_skeleton_rounds"),
+    ),
     "fedmask-compact": Workload(
         "latency of a FedMask model: the masked dense form against the compacted form",
         _function("inference:bench_inference", systems=("fedmask",)),

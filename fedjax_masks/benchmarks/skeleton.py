@@ -14,19 +14,16 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fedjax_masks import models
-from fedjax_masks.algorithms.fedskel import fedskel
 from fedjax_masks.algorithms.skeletons import keep_count
 from fedjax_masks.benchmarks import measure
+from fedjax_masks.benchmarks.skeleton_rounds import round_time_ratio
 from fedjax_masks.core import training, trees
-from fedjax_masks.core.algorithm import Params, PyTree, Task
-from fedjax_masks.core.progress import activity
+from fedjax_masks.core.algorithm import Params, PyTree
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Layer, Model
 from fedjax_masks.ops.conv import Lowering
-from fedjax_masks.simulation import make_simulation
 
 RATIOS = (0.4, 0.2, 0.1)
 _BATCH = 50
@@ -94,7 +91,7 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
         | {"bound": round(sum(a["count"] * a["roofline_ms"]["bound"] for a in layers.values()), 2)},
         "training_step_speedup": {str(r): measure.speedup(steps[1.0], steps[r]) for r in RATIOS},
         "training_step_ms": {str(r): round(measure.median_ms(t) / _STEPS, 2) for r, t in steps.items()},
-        "round_time_ratio": _round_time_ratio(model, task, plan),
+        "round_time_ratio": round_time_ratio(model, task, plan),
         "rates": rates._asdict(),
         "layers": layers,
     }
@@ -232,18 +229,3 @@ def _training_steps(model: Model, ratio: float, *, forward_alone: bool = False) 
         return trees.put(params, first, trees.get(params, first) + 1e-30 * loss(params))
 
     return _loop(forward if forward_alone else step, params)
-
-
-def _round_time_ratio(model: Model, task: Task, plan: str) -> float:
-    """The time of an UpdateSkel round of 10 clients at ratio 0.1 over that at ratio 1."""
-
-    def prepare(ratio: float) -> Callable[[], PyTree]:
-        algorithm = fedskel(model, optax.sgd(0.01), batch_size=_BATCH, ratios=(ratio,), updates=10**6)
-        simulation = make_simulation(algorithm, task, cohort=10, chunk=1, plan=plan)
-        state, _ = simulation.run(simulation.init(), 0, 1)
-        return measure.repeat(lambda state: simulation.run(state, 1, 1)[0], state)
-
-    with activity("preparing rounds at two ratios"):
-        calls = {ratio: prepare(ratio) for ratio in (0.1, 1.0)}
-    times = measure.time_in_turns(calls, 3, title="rounds at two ratios")
-    return round(1 / measure.speedup(times[1.0], times[0.1]), 3)
