@@ -12,6 +12,7 @@ from fedjax_masks.benchmarks.skeleton import bench_skeleton
 FIGURES = {
     "fedmask-compact": ["latency_speedup", "fedmask"],
     "masked-inference": ["latency_speedup", "fedmask", "mpfl", "adp"],
+    "fedskel-rounds": ["ratio", "round_speedup"],
     "runner-overhead": ["bare_s", "runner_s", "overhead"],
 }
 SCALES = {

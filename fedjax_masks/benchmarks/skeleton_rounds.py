@@ -1,7 +1,7 @@
 """Rounds of FedSkel against whole rounds: ``fedjax-masks bench --workload fedskel-rounds``.
 
-The net is ResNet-18 of a quarter of the published width, that of ``experiments/fedskel-resnet18-cifar10.toml``,
-so that speed, bytes and accuracy are known at one ratio on one net.
+The net is ResNet-18 of a quarter of the published width, that of the recipe
+``experiments/fedskel-resnet18-cifar10.toml``: speed, bytes and accuracy are known at one ratio on one net.
 """
 
 from collections.abc import Callable
