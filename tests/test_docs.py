@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 COMMANDS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+EXPERIMENTS = ROOT / "experiments" / "README.md"
 OWN_ALGORITHM = DOCS / "how-to" / "own-algorithm.md"
 
 
@@ -210,6 +211,17 @@ def test_the_page_of_benchmarks_is_made_of_the_committed_results():
         [sys.executable, ROOT / "docs" / "make_benchmarks.py"], capture_output=True, text=True, check=True
     )
     assert done.stdout == (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [page for page in (*PAGES, EXPERIMENTS) if "<!-- table:" in page.read_text("utf-8")],
+    ids=lambda page: page.name,
+)
+def test_tables_are_those_of_the_committed_results(page):
+    text = page.read_text("utf-8")
+    assert hook("make_tables").refreshed(text) == text
 
 
 def test_every_public_module_has_one_page(reference):

@@ -1,0 +1,50 @@
+"""Refreshes the tables of documents from the committed results.
+
+A table lies between two comments, of which the first names a script of ``experiments`` and its arguments::
+
+    <!-- table: collect.py --table experiments/results/fedskel_int8.jsonl -->
+    <!-- end of table -->
+
+``python docs/make_tables.py FILE.md ...`` runs the commands and writes their output between the comments.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_BLOCK = re.compile(r"<!-- table: (?P<command>[^>]+?) -->\n(?P<table>.*?)<!-- end of table -->", re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    r"""The commands of a document's tables, each on one line.
+
+    >>> commands("<!-- table: a.py --b\\n  c -->\\n<!-- end of table -->")
+    ['a.py --b c']
+    """
+    return [" ".join(match["command"].split()) for match in _BLOCK.finditer(text)]
+
+
+def refreshed(text: str) -> str:
+    """The document with the tables that its commands print."""
+    return _BLOCK.sub(_with_table, text)
+
+
+def _with_table(match: re.Match[str]) -> str:
+    script, *arguments = shlex.split(match["command"])
+    command = [sys.executable, str(ROOT / "experiments" / script), *arguments]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return f"<!-- table: {match['command']} -->\n\n{output.strip()}\n\n<!-- end of table -->"
+
+
+def main(arguments: list[str]) -> None:
+    """Refreshes the files."""
+    for name in arguments:
+        path = Path(name)
+        path.write_text(refreshed(path.read_text("utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
