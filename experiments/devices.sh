@@ -5,6 +5,8 @@ set -euo pipefail
 out=$1
 options=(--dataset digits --partition shards:2 --clients 50 --rounds 50 --eval-every 25 --epochs 5 --quiet)
 fleet=jetson-nano:1+phone-mid:1+rpi3:2@wifi
+# A cohort stays for a cycle, and each filter is the mean over the clients that sent it.
+cycle=(--set algorithm.cohorts=cycle --set algorithm.rest=own --set algorithm.absent=ignore --set algorithm.warm_up=0)
 
 # run NAME SEED OPTIONS: executes a run, unless its directory holds a finished one
 run() {
@@ -14,8 +16,8 @@ run() {
 }
 
 for seed in 0 1 2; do
-    run fedskel-whole $seed --algorithm fedskel --set algorithm.ratios=1.0 --devices $fleet
-    run fedskel-by-device $seed --algorithm fedskel --set algorithm.ratios=devices --devices $fleet
+    run fedskel-whole $seed --algorithm fedskel "${cycle[@]}" --set algorithm.ratios=1.0 --devices $fleet
+    run fedskel-by-device $seed --algorithm fedskel "${cycle[@]}" --set algorithm.ratios=devices --devices $fleet
     run fedavg $seed --algorithm fedavg --devices $fleet
     run fedavg-deadline $seed --algorithm fedavg --devices $fleet,deadline=0.3
 done

@@ -49,18 +49,18 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "fednova": lambda model: fm.fednova(model, optax.sgd(0.05, momentum=0.5), batch_size=4),
     "scaffold": lambda model: fm.scaffold(model, optax.sgd(0.1), batch_size=4),
     "fedskel": lambda model: fm.fedskel(
-        model, optax.sgd(0.1), batch_size=4, ratios=(0.3, 1.0), updates=1, prune_dense=True
+        model, optax.sgd(0.1), batch_size=4, ratios=(0.3, 1.0), updates=1, prune_dense=True, warm_up=1
     ),
-    "fedskel-fresh": lambda model: fm.fedskel(
+    "fedskel-cycle": lambda model: fm.fedskel(
         model,
         optax.sgd(0.1),
         batch_size=4,
+        ratios=(0.3, 1.0),
         updates=1,
         prune_dense=True,
-        cohorts="fresh",
-        rest="revert",
-        absent="zero",
-        warm_up=1,
+        cohorts="cycle",
+        rest="own",
+        absent="ignore",
     ),
     "masked-fedavg": lambda model: fm.masked_fedavg(
         model, optax.sgd(0.1), batch_size=4, filters=every_other(model), prune_bias=True

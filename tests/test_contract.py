@@ -40,7 +40,7 @@ VARIANTS = (
     "fedavg-wired",
     "fedavg-robust",
     "fedavg-private",
-    "fedskel-fresh",
+    "fedskel-cycle",
     "masked-fedavg-median",
     "fedmask-own",
     "adp-salient",

@@ -28,6 +28,7 @@ from fedjax_masks.simulation.plan import Plan
 
 SGD = optax.sgd(0.01, momentum=0.5)
 DECAY = optax.adamw(0.01, weight_decay=0.1)
+CYCLE = {"cohorts": "cycle", "rest": "own", "absent": "ignore"}
 
 
 def client_of(algorithm, task, client=3):
@@ -72,7 +73,7 @@ def training(optimizer):
 
 @pytest.fixture(scope="module")
 def client(model, task):
-    return client_of(fm.fedskel(model, training(DECAY), ratios=RATIOS, updates=UPDATES), task)
+    return client_of(fm.fedskel(model, training(DECAY), ratios=RATIOS, updates=UPDATES, **CYCLE), task)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +86,9 @@ def test_number_of_filters_kept(outputs, ratio, kept):
 
 def assert_fedavg_in_the_limit(model, task, **options):
     skeletal = fm.fedskel(model, SGD, batch_size=4, ratios=(1.0,), updates=2, **options)
-    cycles = Schedule(select=lambda index, draw: draw(index - index % 3))
-    plain = fm.fedavg(model, SGD, batch_size=4)._replace(schedule=cycles)
+    plain = fm.fedavg(model, SGD, batch_size=4)
+    if options.get("cohorts") == "cycle":
+        plain = plain._replace(schedule=Schedule(select=lambda index, draw: draw(index - index % 3)))
     got, want = (fm.make_simulation(a, task, cohort=4, chunk=4, plan="scan") for a in (skeletal, plain))
     state, _ = got.run(got.init(), 0, 4)
     reference, _ = want.run(want.init(), 0, 4)
@@ -98,7 +100,7 @@ def test_ratio_one_is_fedavg():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"absent": "stale"}, {"rest": "revert", "absent": "zero"}])
+@pytest.mark.parametrize("options", [{}, CYCLE, {"absent": "stale"}])
 def test_ratio_one_is_fedavg_on_convolutions(model, task, options):
     assert_fedavg_in_the_limit(model, task, **options)
 
@@ -119,7 +121,7 @@ def test_a_skeleton_of_all_filters_trains_as_the_whole_model_does(client):
 )
 def test_nothing_outside_the_skeleton_moves(model, task, client, optimizer):
     if optimizer is not DECAY:
-        client = client_of(fm.fedskel(model, training(optimizer), ratios=RATIOS), task)
+        client = client_of(fm.fedskel(model, training(optimizer), ratios=RATIOS, **CYCLE), task)
     before, after, _, _ = client(whole=False)
     for kernel in model.kernels[:-1]:
         for path in (kernel.path, kernel.bias):
@@ -155,7 +157,7 @@ def small(**options):
 @pytest.mark.parametrize("absent", ["ignore", "zero", "stale"])
 def test_the_server_averages_updates_of_skeletons_as_it_is_told(absent):
     """Two clients of which no skeleton has all filters, against NumPy."""
-    algorithm, task, ids = small(absent=absent), cases.task(), (3, 4)
+    algorithm, task, ids = small(rest="own", absent=absent), cases.task(), (3, 4)
     state, round = algorithm.init(jax.random.key(0), task), Round(jax.random.key(1), jnp.int32(1))
     train, parts, sent = jax.jit(algorithm.train), [], []
     for client, first in zip(ids, (0, 2)):
@@ -185,7 +187,7 @@ def test_the_server_averages_updates_of_skeletons_as_it_is_told(absent):
 
 
 def test_filters_outside_the_skeleton_go_back_to_what_was_sent():
-    algorithm, task = small(rest="revert"), cases.task()
+    algorithm, task = small(), cases.task()
     simulation = fm.make_simulation(algorithm, task, cohort=9, chunk=1, plan="scan")
     before = simulation.init()
     sent = jax.device_get(before.server.params["dense1"])
@@ -201,7 +203,7 @@ def test_filters_outside_the_skeleton_go_back_to_what_was_sent():
 def test_of_fresh_cohorts_every_client_counts_its_own_cycle():
     """Every second message is whole, from its first on; a warm-up is whole and not counted."""
     warm_up, rounds, task = 2, 8, cases.task()
-    algorithm = small(cohorts="fresh", rest="revert", absent="zero", warm_up=warm_up)
+    algorithm = small(warm_up=warm_up)
     simulation = fm.make_simulation(algorithm, task, cohort=4, chunk=rounds, plan="scan")
     state, (metrics,) = simulation.run(simulation.init(), 0, rounds)
     outside = 4 * (8 - keep_count(8, 0.3)) * (6 + 1)
@@ -232,9 +234,7 @@ def test_a_warm_up_is_fedavg(cohorts):
     chex.assert_trees_all_equal(*sent)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"cohorts": "fresh", "rest": "revert", "absent": "zero", "warm_up": 1}]
-)
+@pytest.mark.parametrize("options", [CYCLE, {"warm_up": 1}])
 def test_the_mean_model_is_that_of_all_clients(options):
     task = cases.task()
     algorithm, plain = small(**options, mean_model=True), small(**options)
@@ -249,7 +249,7 @@ def test_the_mean_model_is_that_of_all_clients(options):
 
 def test_accuracies_at_the_end_are_means_over_a_cycle(caplog):
     options = {"rounds": 4, "cohort": 2, "plan": "scan"}
-    run = fm.simulate(small(), cases.task(), **options, eval_every=1)
+    run = fm.simulate(small(**CYCLE), cases.task(), **options, eval_every=1)
     last = [record["global_accuracy"] for record in run.records[-2:]]
     assert last[0] != last[1]
     assert run.summary["cycle_global_accuracy"] == np.mean(last)
@@ -257,12 +257,12 @@ def test_accuracies_at_the_end_are_means_over_a_cycle(caplog):
     (row,) = fm.analysis.comparison_table([RunRecord("a", {}, run.records, run.summary)])
     assert row["global_accuracy"] == np.mean(last)
     assert "cycle" not in caplog.text
-    fm.simulate(small(), cases.task(), **options, eval_every=2)
+    fm.simulate(small(**CYCLE), cases.task(), **options, eval_every=2)
     assert "eval_every=2: every evaluation is of the same round" in caplog.text
 
 
 def test_local_dense_layers_train_but_never_travel(model, task):
-    algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3,), local_dense=True)
+    algorithm = fm.fedskel(model, SGD, batch_size=4, ratios=(0.3,), local_dense=True, **CYCLE)
     before, after, upload, _ = client_of(algorithm, task)(whole=False)
     for kernel in model.kernels:
         if kernel.kind == "dense":
@@ -282,7 +282,7 @@ def of_resnet18():
 def test_communication_on_resnet18(updates, ratio):
     """The published 64.8 % less, by the formula and by the bits of real messages."""
     task, model, params = of_resnet18()
-    algorithm = fm.fedskel(model, SGD, ratios=(ratio,), updates=updates)
+    algorithm = fm.fedskel(model, SGD, ratios=(ratio,), updates=updates, **CYCLE)
     dense = 32 * trees.size(params)
     filters = [k for k in model.kernels if k.kind == "conv"]
     outside = sum((k.outputs - keep_count(k.outputs, ratio)) * np.prod(k.shape[:-1]) for k in filters)

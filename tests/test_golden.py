@@ -21,6 +21,10 @@ COMMAND = (
     *("run", "--dataset", "digits", "--partition", "shards:2", "--clients", "20", "--cohort", "5", "--quiet"),
     *("--rounds", "8", "--eval-every", "4", "--batch-size", "10", "--seed", "7"),
 )
+# Options whose defaults were others then.
+OPTIONS = {
+    "fedskel": ("cohorts=cycle", "rest=own", "absent=ignore", "warm_up=0"),
+}
 RECORDED = "0.10.2"  # another version of jax rounds otherwise, which training amplifies
 
 
@@ -29,6 +33,7 @@ def records(name, out):
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     epochs = "1" if name == "fedsgd" else "2"
     words = [*COMMAND, "--algorithm", name, "--epochs", epochs, "--out", str(out)]
+    words += [word for option in OPTIONS.get(name, ()) for word in ("--set", f"algorithm.{option}")]
     command = [sys.executable, "-m", "fedjax_masks.cli", *words]
     subprocess.run(command, check=True, env=environment, timeout=300)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

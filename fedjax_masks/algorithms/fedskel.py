@@ -63,10 +63,10 @@ def fedskel(
     updates: Count = 4,
     prune_dense: bool = False,
     local_dense: bool = False,
-    cohorts: Cohorts = "cycle",
-    rest: Rest = "own",
-    absent: Absent = "ignore",
-    warm_up: Natural = 0,
+    cohorts: Cohorts = "fresh",
+    rest: Rest = "revert",
+    absent: Absent = "zero",
+    warm_up: Natural | None = None,
     mean_model: bool = False,
     **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
@@ -90,7 +90,8 @@ def fedskel(
       absent: What a client says of a filter that it does not send. ``"ignore"``: nothing, a filter's update
         is the mean over the clients that sent it. ``"zero"``: an update of 0. ``"stale"``: its own old
         filter, as in the authors' mean over whole models.
-      warm_up: The number of rounds of FedAvg before the first cycle.
+      warm_up: The number of rounds of FedAvg before the first cycle. None: half of all rounds on the command
+        line, and none in Python, where the number of rounds is not known.
       mean_model: Whether the mean over the models of all clients, with or without a part in the round, is
         evaluated as ``"mean"``. The server knows these models, so that no byte is added.
       **training: Fields of the trainer.
@@ -116,6 +117,7 @@ def fedskel(
         raise UserError(
             "mean_model=true: must be false with local_dense, since the server lacks those layers"
         )
+    warm_up = warm_up or 0
     ratios, tier_of = ratio_tiers(ratios, capability)
     trainer = as_trainer(trainer, training)
     kernels = prunable_kernels(model, dense=prune_dense)

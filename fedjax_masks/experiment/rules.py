@@ -32,6 +32,8 @@ def fill_defaults(values: dict[str, Any], keys: Collection[str]) -> None:
         values["cohort"] = min(values["cohort"], clients or values["cohort"])
     if "eval_every" not in keys:
         values["eval_every"] = -(-values["rounds"] // 20)
+    if values.get("algorithm.warm_up", 0) is None:
+        values["algorithm.warm_up"] = values["rounds"] // 2
     if values["eval_clients"] is None and (values["data.clients"] or 0) > _MAX_EVALUATED:
         values["eval_clients"] = _MAX_EVALUATED
     if values["server_optimizer.name"] and values["server_optimizer.lr"] is None:
