@@ -29,6 +29,7 @@ _MEANINGS: dict[tuple[str, ...], str] = {
     ("iid",): "homogeneous uniform",
     ("shards",): "pathological shard",
     # keys
+    ("algorithm.absent",): "stalemean",
     ("algorithm.lr", "algorithm.score_lr"): "clientlr eta learningrate lr rate stepsize",
     ("algorithm.momentum", "algorithm.score_momentum"): "momentum",
     ("algorithm.name",): "algorithm",
