@@ -26,7 +26,7 @@ from fedjax_masks.algorithms.ratios import ratio_tiers
 from fedjax_masks.algorithms.skeleton_averages import Absent, Cycle, Server, Upload, next_cycle, server_side
 from fedjax_masks.algorithms.skeletons import Skeleton, keep_count, skeleton_mask, train_skeleton, train_whole
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional, Masked
-from fedjax_masks.core import trees
+from fedjax_masks.core import algorithm, trees
 from fedjax_masks.core.aggregation import weighted
 from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Round, Schedule, State, Task
 from fedjax_masks.core.errors import UserError
@@ -125,13 +125,7 @@ def fedskel(
     set_skeleton = train_whole(model, trainer, counts)
     update_skeleton = [train_skeleton(model, trainer, kernels, numbers) for numbers in counts]
 
-    def is_warm_up(round: Round) -> jax.Array:
-        return round.index < warm_up
-
-    def is_whole(round: Round, cycle: Cycle) -> jax.Array:
-        # Where a cohort shares its cycle, all of its clients take the same branch, and vmap computes one.
-        turn = cycle.visits if cohorts == "fresh" else round.index - warm_up
-        return is_warm_up(round) | (turn % (updates + 1) == 0)
+    is_warm_up, is_whole = _phases(cohorts, updates, warm_up)
 
     def exchange_mask(params: Params, skeleton: Skeleton, whole: jax.Array) -> PyTree:
         mask = skeleton_mask(kernels, params, {name: m | whole for name, m in skeleton.items()})
@@ -173,17 +167,38 @@ def fedskel(
         )
         return Client(final, next_cycle(client.cycle, skeleton, warm)), upload, info
 
-    models = {
+    receive, merge = server_side(absent, is_warm_up)
+    # Fresh cohorts are at different places of their cycles.
+    period = updates + 1 if cohorts == "cycle" else 1
+    schedule = Schedule(_selection(cohorts, updates + 1, warm_up), len(ratios), tier_of, period)
+    return FederatedAlgorithm(init, send, train, receive, merge, _models(model, mean_model), schedule)
+
+
+def _phases(
+    cohorts: Cohorts, updates: int, warm_up: int
+) -> tuple[Callable[[Round], jax.Array], Callable[[Round, Cycle], jax.Array]]:
+    """Functions that say whether a round belongs to the warm-up, and whether it is whole for a client."""
+
+    def is_warm_up(round: Round) -> jax.Array:
+        return round.index < warm_up
+
+    def is_whole(round: Round, cycle: Cycle) -> jax.Array:
+        # Where a cohort shares its cycle, all of its clients take the same branch, and vmap computes one.
+        turn = cycle.visits if cohorts == "fresh" else round.index - warm_up
+        return is_warm_up(round) | (turn % (updates + 1) == 0)
+
+    return is_warm_up, is_whole
+
+
+def _models(model: Model, mean_model: bool) -> dict[str, algorithm.Predict]:
+    """The models that are evaluated."""
+    models: dict[str, algorithm.Predict] = {
         "global": lambda server, client, x: model.apply(server.params, x),
         "personal": lambda server, client, x: model.apply(client.params, x),
     }
     if mean_model:
         models["mean"] = lambda server, client, x: model.apply(skeleton_averages.mean_model(server), x)
-    receive, merge = server_side(absent, is_warm_up)
-    # Fresh cohorts are at different places of their cycles.
-    period = updates + 1 if cohorts == "cycle" else 1
-    schedule = Schedule(_selection(cohorts, updates + 1, warm_up), len(ratios), tier_of, period)
-    return FederatedAlgorithm(init, send, train, receive, merge, models, schedule)
+    return models
 
 
 def _selection(cohorts: Cohorts, length: int, warm_up: int) -> Callable[[int, Draw], np.ndarray]:
