@@ -14,7 +14,6 @@ import argparse
 import itertools
 import statistics
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,8 @@ from fedjax_masks.analysis.plotting import Axes, Figure
 from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
 from fedjax_masks.claims.result_files import gaps
 from fedjax_masks.core.intervals import half_width, interval
+
+Rungs = dict[str, list[dict[str, Any]]]
 
 
 class Point(NamedTuple):
@@ -44,22 +45,22 @@ class Point(NamedTuple):
     gaps: list[float]
     share: float | None
 
-    @property
-    def statement(self) -> str:
-        """The order that the whole interval supports."""
-        mean, half = statistics.fmean(self.gaps), half_width(self.gaps)
-        if np.isnan(half):
-            return "one seed shows no order"
-        return "above" if mean > half else "below" if mean < -half else "no difference shown"
+
+def statement(values: Sequence[float]) -> str:
+    """The order that the whole interval of the gaps supports."""
+    mean, half = statistics.fmean(values), half_width(values)
+    if np.isnan(half):
+        return "one seed shows no order"
+    return "above" if mean > half else "below" if mean < -half else "no difference shown"
 
 
-def read_rungs(arguments: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def read_rungs(arguments: Sequence[str]) -> Rungs:
     """Lines by the rung's label, from arguments ``LABEL=FILE``.
 
     Raises:
       ValueError: An argument has no label, or its file has no lines.
     """
-    rungs: dict[str, list[dict[str, Any]]] = {}
+    rungs: Rungs = {}
     for argument in arguments:
         label, _, file = argument.partition("=")
         lines = read_lines(Path(file)) if file else []
@@ -69,17 +70,10 @@ def read_rungs(arguments: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     return rungs
 
 
-def points(
-    rungs: dict[str, list[dict[str, Any]]], ours: Sequence[str], rival: str, key: str, baseline: str | None
-) -> list[Point]:
+def points(rungs: Rungs, ours: Sequence[str], rival: str, key: str, baseline: str | None) -> list[Point]:
     """The gaps of all variants on all rungs; a rung without a variant or the rival has none of it.
 
-    Args:
-      rungs: Lines by the rung's label.
-      ours: The settings of the variants.
-      rival: The setting that is subtracted.
-      key: The key of the accuracy, a share.
-      baseline: The setting whose bytes the variants' are divided by.
+    Bytes are divided by those of the setting ``baseline``; ``key`` is that of an accuracy, a share.
     """
     names = dict.fromkeys(line["data"]["name"] for lines in rungs.values() for line in lines)
     ladder = []
@@ -94,31 +88,22 @@ def points(
 
 
 def _mean_bytes(lines: Sequence[dict[str, Any]], name: str | None) -> float:
-    runs = by_setting(lines).get(name, [])
+    runs = by_setting(lines).get(name or "", [])
     return sum(run["bytes_up_total"] + run["bytes_down_total"] for run in runs) / max(1, len(runs))
 
 
 def table(ladder: Sequence[Point], rival: str) -> str:
     """A table in Markdown of all gaps."""
     headings = ["data", "rung", "variant", f"minus {rival}, points", "order", "bytes ÷ baseline's", "seeds"]
-    shares = ["n/a" if point.share is None else f"{point.share:.4f}" for point in ladder]
-    rows = [
-        (
-            point.data,
-            point.rung,
-            point.variant,
-            interval(point.gaps),
-            point.statement,
-            share,
-            f"{len(point.gaps)}",
-        )
-        for point, share in zip(ladder, shares)
-    ]
+    rows = []
+    for data, rung, variant, values, share in ladder:
+        cells = interval(values), statement(values), "n/a" if share is None else f"{share:.4f}"
+        rows.append((data, rung, variant, *cells, str(len(values))))
     return markdown(headings, rows)
 
 
 def draw(ax: Axes, ladder: Sequence[Point], rungs: Sequence[str], variants: Sequence[str]) -> None:
-    """The gaps of one data set: a line with intervals per variant, side by side on each rung."""
+    """Draws a line with intervals per variant, side by side on each rung, of one data set."""
     ax.axhline(0, color=BASELINE)
     for index, variant in enumerate(variants):
         mine = [point for point in ladder if point.variant == variant]
@@ -146,12 +131,9 @@ def save_figure(ladder: Sequence[Point], rungs: Sequence[str], variants: Sequenc
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, prints the table, and draws the figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    option = partial(parser.add_argument, required=True)
-    option("--ours", nargs="+", help="settings of the variants")
-    option("--rival", help="the setting that is subtracted")
+    parser = argparse.ArgumentParser("ladder.py", description="Gaps by rung.", epilog=__doc__)
+    parser.add_argument("--ours", nargs="+", required=True, help="settings of the variants")
+    parser.add_argument("--rival", required=True, help="the setting that is subtracted")
     parser.add_argument("--key", default="last_personal_accuracy_mean", help="key of the accuracy")
     parser.add_argument("--bytes-of", help="the setting whose bytes the variants' are divided by")
     parser.add_argument("--out", type=Path, help="file of the figure")

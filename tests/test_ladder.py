@@ -48,10 +48,7 @@ def test_a_statement_needs_the_whole_interval():
     values = 100 * (np.array(OURS) - RIVAL)
     low, _ = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
     assert low > 0
-    statements = [
-        ladder.Point("digits", "x1", "ours", list(some), None).statement
-        for some in (values, -values, values - low - 0.1, values[:1])
-    ]
+    statements = [ladder.statement(some) for some in (values, -values, values - low - 0.1, values[:1])]
     assert statements == ["above", "below", "no difference shown", "one seed shows no order"]
 
 

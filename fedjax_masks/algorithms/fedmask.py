@@ -34,7 +34,7 @@ from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import Gradient, mask_params, top_share
 from fedjax_masks.core.options import Decay, Natural, PositiveShare, Rate, checks_options
 from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
-from fedjax_masks.core.types import Params, PyTree
+from fedjax_masks.core.types import Params
 from fedjax_masks.models import Model, weighted_kernels
 
 Encoding = Literal["dense", "structure"]
@@ -178,7 +178,7 @@ def fedmask(
         scores = first_scores(ones, score_scale) if keep_scores else {}
         client = Client(structure, ones, jnp.asarray(False), scores)
         shared = jax.tree.map(jnp.zeros_like, structure) if start == "own" else {}
-        profile = ones if start == "own" else ()
+        profile = ones if start == "own" else {}
         replicas = trees.replicate((client, profile), task.num_clients)
         return State(Server(params, ones, shared), *replicas)
 
@@ -209,15 +209,15 @@ def fedmask(
     return FederatedAlgorithm(init, _send, train, _receive, _merge, models)
 
 
-def _send(round: Round, server: Server, profile: Mask | tuple[()]) -> Server:
+def _send(round: Round, server: Server, profile: Mask) -> Server:
     del round
     bits = write_back(server, profile) if server.shared else server.bits
     return Server(Installed(server.weights), bits, {})
 
 
 def _receive(
-    round: Round, server: Server, profile: Mask | tuple[()], upload: Upload, weight: jax.Array
-) -> tuple[PyTree, Votes]:
+    round: Round, server: Server, profile: Mask, upload: Upload, weight: jax.Array
+) -> tuple[Mask, Votes]:
     del round, weight  # all devices vote alike
     bits, structure = upload.value, upload.structure.tree
     bits = bits.values if isinstance(bits, Masked) else bits
