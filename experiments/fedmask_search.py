@@ -61,6 +61,8 @@ SEARCH = {
     "weights x0.7": {"weight_scale": 0.7},
     "keep scores": {"keep_scores": True},
     "keep scores, scale 0.3": {"keep_scores": True, "score_scale": 0.3},
+    "keep scores, no prune": {"keep_scores": True, "prune_ratio": 1.0},
+    "keep scores, prune to 0.5": {"keep_scores": True, "prune_ratio": 0.5},
     "keep scores, constant weights": {"keep_scores": True, "weights": "constant"},
     "own start": {"start": "own"},
     "own start, keep scores": {"start": "own", "keep_scores": True},
