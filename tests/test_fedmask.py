@@ -172,7 +172,7 @@ def test_a_lone_voter_keeps_its_bits_with_start_own():
 
 
 def test_own_start_of_three_devices_against_numpy():
-    """Shared elements become the majority of their last voters; where one voted alone, devices keep theirs."""
+    """Shared elements become the majority of the last voters; other elements stay each device's own."""
     algorithm = fm.fedmask(fm.models.mlp(cases.task(), hidden=(8,)), optax.sgd(1.0), start="own")
     server = jax.jit(algorithm.init, static_argnums=1)(jax.random.key(0), cases.task()).server
     rng, round = np.random.default_rng(4), Round(jax.random.key(0), jnp.int32(0))
