@@ -17,9 +17,10 @@ run() {
 for seed in 0 1 2; do
     for data in "fashion_mnist lenet" "cifar10 cifar-cnn"; do
         read -r dataset model <<<"$data"
-        for algorithm in fedavg local fedmask; do
+        for algorithm in fedavg local; do
             run $algorithm "$dataset" "$model" $seed --algorithm $algorithm
         done
+        run fedmask "$dataset" "$model" $seed --algorithm fedmask --set algorithm.keep_scores=false
         run fedmask-keep-scores "$dataset" "$model" $seed --algorithm fedmask --set algorithm.keep_scores=true
         run fedmask-keep-scores-no-prune "$dataset" "$model" $seed --algorithm fedmask \
             --set algorithm.keep_scores=true --set algorithm.prune_ratio=1

@@ -10,8 +10,10 @@ All devices hold the same frozen random weights ``W``. A device learns one bit p
 meaning only where the structure is True).
 
 Where the paper is silent or contradicts itself we choose: the forward pass is binary (section 3.3), with the
-soft one of algorithm 1 as an option; biases are frozen and unmasked; the first mask is all ones; ties of the
-majority vote give 0, as all four of figure 8 do. The server broadcasts the aggregate, one bit per element.
+soft one of algorithm 1 as an option; devices keep their real scores between rounds; biases are frozen and
+unmasked; the first mask is all ones; ties of the majority vote give 0, as all four of figure 8 do.
+
+The server broadcasts the aggregate, one bit per element.
 Where an element had a single voter, the aggregate is that voter's bit, which other devices then start from.
 The paper aggregates only what devices share: with ``start="own"`` the server composes a mask for each device,
 of the device's last bits and the aggregate of the shared elements. That mask is one bit per element, too.
@@ -100,7 +102,7 @@ def fedmask(
     gradient: Gradient = "sigmoid",
     sparsity: Decay = 0.0,
     start: Literal["global", "own"] = "global",
-    keep_scores: bool = False,
+    keep_scores: bool = True,
     encoding: Encoding = "dense",
     **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
@@ -129,7 +131,8 @@ def fedmask(
         ``own`` mask with those elements replaced that two or more devices voted on last. The server then
         keeps each device's last bits, and sends either mask at one bit per element.
       keep_scores: Whether a device starts from its last real scores where the received bit agrees with
-        them. Costs a float per element of device memory, and nothing on the wire.
+        them. Costs a float per element of device memory, and nothing on the wire. False rebuilds all
+        scores from the bits in every round, the literal reading of algorithm 1.
       encoding: The upload's: ``dense`` is one bit per element, pruned or not; ``structure`` skips pruned
         elements.
       **training: Fields of the trainer.
