@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FedMask, as published and with keep_scores, beside FedAvg, local training and Top-k; three seeds.
+# FedMask, as published, with keep_scores, and so without the prune, beside FedAvg, local training and Top-k; three seeds.
 # Usage: fedmask_accuracy.sh OUT [--data-dir DIR]
 set -euo pipefail
 out=$1
@@ -17,10 +17,13 @@ run() {
 for seed in 0 1 2; do
     for data in "fashion_mnist lenet" "cifar10 cifar-cnn"; do
         read -r dataset model <<<"$data"
-        for algorithm in fedavg local fedmask; do
+        for algorithm in fedavg local; do
             run $algorithm "$dataset" "$model" $seed --algorithm $algorithm
         done
+        run fedmask "$dataset" "$model" $seed --algorithm fedmask --set algorithm.keep_scores=false
         run fedmask-keep-scores "$dataset" "$model" $seed --algorithm fedmask --set algorithm.keep_scores=true
+        run fedmask-keep-scores-no-prune "$dataset" "$model" $seed --algorithm fedmask \
+            --set algorithm.keep_scores=true --set algorithm.prune_ratio=1
     done
     run topk cifar10 cifar-cnn $seed --algorithm topk
 done

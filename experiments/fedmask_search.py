@@ -37,7 +37,8 @@ BASELINES = [
     ("local, lr 0.01", "local", 0.01),
     ("fedavg, lr 0.01", "fedavg", 0.01),
 ]
-# The defaults come first, then groups of options, one for each question.
+# New scores in every round come first, as "default"; then groups of options, one for each question. Scores
+# are kept only where the name says so.
 ADAM = {"score_optimizer": "adam", "score_lr": 0.1, "score_scale": 0.3}
 SEARCH = {
     "default": {},
@@ -61,6 +62,8 @@ SEARCH = {
     "weights x0.7": {"weight_scale": 0.7},
     "keep scores": {"keep_scores": True},
     "keep scores, scale 0.3": {"keep_scores": True, "score_scale": 0.3},
+    "keep scores, no prune": {"keep_scores": True, "prune_ratio": 1.0},
+    "keep scores, prune to 0.5": {"keep_scores": True, "prune_ratio": 0.5},
     "keep scores, constant weights": {"keep_scores": True, "weights": "constant"},
     "own start": {"start": "own"},
     "own start, keep scores": {"start": "own", "keep_scores": True},
@@ -129,7 +132,7 @@ def run_missing(args: argparse.Namespace) -> None:
     """Appends the runs that the file lacks."""
     existing = {(line["name"], line["seed"]) for line in read_lines(args.out)}
     runs = [(name, algorithm, {"lr": lr}) for name, algorithm, lr in BASELINES]
-    runs += [(name, "fedmask", options) for name, options in SEARCH.items()]
+    runs += [(name, "fedmask", {"keep_scores": False} | options) for name, options in SEARCH.items()]
     for name, algorithm, options in runs:
         for seed in args.seeds:
             if (name, seed) in existing or (args.only and name not in args.only):

@@ -11,7 +11,9 @@ import optax
 import pytest
 
 import fedjax_masks as fm
+from fedjax_masks.algorithms.fedmask import Upload
 from fedjax_masks.communication import size
+from fedjax_masks.communication.payload import AlreadyKnown, Conditional
 from fedjax_masks.core.aggregation import majority, vote
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
@@ -167,6 +169,42 @@ def test_a_lone_voter_keeps_its_bits_with_start_own():
     names = ("personal", "personal_accuracy_writeback")
     predict = jax.jit(lambda *arguments: [algorithm.predict[name](*arguments) for name in names])
     np.testing.assert_array_equal(*predict(state.server, one, inputs))
+
+
+def test_own_start_of_three_devices_against_numpy():
+    """Shared elements become the majority of the last voters; other elements stay each device's own."""
+    algorithm = fm.fedmask(fm.models.mlp(cases.task(), hidden=(8,)), optax.sgd(1.0), start="own")
+    server = jax.jit(algorithm.init, static_argnums=1)(jax.random.key(0), cases.task()).server
+    rng, round = np.random.default_rng(4), Round(jax.random.key(0), jnp.int32(0))
+    shapes = {name: bit.shape for name, bit in server.bits.items()}
+    draw = lambda name, share: rng.random(shapes[name]) < share
+    masks = [{name: np.ones(shapes[name], bool) for name in shapes} for _ in range(3)]
+    structures = [
+        {n: draw(n, 0.4) if server.shared[n].size > 1 else np.ones((1, 1), bool) for n in shapes}
+        for _ in range(3)
+    ]
+    profiles, last = list(masks), {name: [[]] * np.prod(shapes[name]) for name in shapes}
+    for cohort in ((0, 1, 2), (1,), (0, 2), (2, 1)):
+        totals = []
+        for k in cohort:
+            masks[k] = {name: draw(name, 0.5) & structures[k][name] for name in shapes}
+            upload = Upload(masks[k], AlreadyKnown(structures[k]), Conditional(jnp.array(True), {}))
+            profiles[k], contribution = algorithm.receive(round, server, profiles[k], upload, jnp.float32(1))
+            totals.append(contribution)
+        server, _ = algorithm.merge(round, server, jax.tree.map(lambda *parts: sum(parts), *totals))
+        messages = [algorithm.send(round, server, profile) for profile in profiles]
+        assert {size.static_bits(message) for message in messages} == {sum(map(np.prod, shapes.values()))}
+        for name in shapes:
+            owners = [np.broadcast_to(structures[j][name], shapes[name]).ravel() for j in cohort]
+            for element in range(np.prod(shapes[name])):
+                votes = [masks[j][name].ravel()[element] for j, mine in zip(cohort, owners) if mine[element]]
+                last[name][element] = votes or last[name][element]
+            for mask, message in zip(masks, messages):
+                expected = [
+                    sum(votes) > len(votes) / 2 if len(votes) > 1 else bit
+                    for votes, bit in zip(last[name], mask[name].ravel())
+                ]
+                np.testing.assert_array_equal(message.bits[name].ravel(), expected)
 
 
 def test_no_bit_flips_where_the_step_is_far_too_small():

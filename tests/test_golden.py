@@ -23,6 +23,7 @@ COMMAND = (
 )
 # Options whose defaults were others then.
 OPTIONS = {
+    "fedmask": ("keep_scores=false",),
     "fedskel": ("cohorts=cycle", "rest=own", "absent=ignore", "warm_up=0"),
 }
 RECORDED = "0.10.2"  # another version of jax rounds otherwise, which training amplifies

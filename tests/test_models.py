@@ -220,6 +220,14 @@ def test_hook_sees_every_layer_and_replaces_it():
     np.testing.assert_array_equal(silent, np.broadcast_to(params["dense2"]["bias"], (3, 10)))
 
 
+@pytest.mark.parametrize(("name", "hidden"), [("lenet", (20, 50, 500)), ("cifar-cnn", (6, 16, 120, 100))])
+def test_width_multiplies_the_hidden_layers(name, hidden):
+    widths = lambda width: [kernel.outputs for kernel in build_model(name, MNIST, width=width).kernels]
+    assert widths(0.5) == [*(n // 2 for n in hidden), 10]
+    assert widths(1.0) == [*hidden, 10]
+    assert widths(4.0) == [*(4 * n for n in hidden), 10]
+
+
 def test_lenet_against_numpy():
     """A plain NumPy forward pass with loops over the pixels."""
     model = build_model("lenet", problem(16, 16, 1))

@@ -10,10 +10,13 @@ All devices hold the same frozen random weights ``W``. A device learns one bit p
 meaning only where the structure is True).
 
 Where the paper is silent or contradicts itself we choose: the forward pass is binary (section 3.3), with the
-soft one of algorithm 1 as an option; biases are frozen and unmasked; the first mask is all ones; ties of the
-majority vote give 0, as all four of figure 8 do. The server broadcasts the aggregate, one bit per element.
-Where an element had a single voter, the aggregate is that voter's bit; ``start="own"`` marks such elements,
-and the marks travel, too.
+soft one of algorithm 1 as an option; devices keep their real scores between rounds; biases are frozen and
+unmasked; the first mask is all ones; ties of the majority vote give 0, as all four of figure 8 do.
+
+The server broadcasts the aggregate, one bit per element.
+Where an element had a single voter, the aggregate is that voter's bit, which other devices then start from.
+The paper aggregates only what devices share: with ``start="own"`` the server composes a mask for each device,
+of the device's last bits and the aggregate of the shared elements. That mask is one bit per element, too.
 """
 
 from dataclasses import replace
@@ -33,7 +36,7 @@ from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import Gradient, mask_params, top_share
 from fedjax_masks.core.options import Decay, Natural, PositiveShare, Rate, checks_options
 from fedjax_masks.core.training import LocalTraining, TrainingOptions, as_trainer
-from fedjax_masks.core.types import Params, PyTree
+from fedjax_masks.core.types import Params
 from fedjax_masks.models import Model, weighted_kernels
 
 Encoding = Literal["dense", "structure"]
@@ -60,9 +63,9 @@ class Server(NamedTuple):
 
     Attributes:
       weights: The frozen parameters, biases included; in a message, ``Installed``.
-      bits: bool, shaped like the kernels: the last aggregate.
-      shared: bool, for the layers that are pruned and only with ``start="own"``: whether two
-        or more devices voted on the element's last aggregate.
+      bits: bool, shaped like the kernels: the last aggregate; in a message, the bits to start from.
+      shared: bool, shaped like the structure, only with ``start="own"`` and never in a message: whether
+        two or more devices voted on the element's last aggregate.
     """
 
     weights: Params | Installed
@@ -99,7 +102,7 @@ def fedmask(
     gradient: Gradient = "sigmoid",
     sparsity: Decay = 0.0,
     start: Literal["global", "own"] = "global",
-    keep_scores: bool = False,
+    keep_scores: bool = True,
     encoding: Encoding = "dense",
     **training: Unpack[TrainingOptions],
 ) -> FederatedAlgorithm:
@@ -124,10 +127,12 @@ def fedmask(
       forward: ``hard`` masks by ``[sigmoid(r) > 0.5]`` in training, ``soft`` by ``sigmoid(r)``.
       gradient: The derivative of the hard mask: that of the sigmoid (eq. 7), or of the identity.
       sparsity: Factor of the structured-sparsity regularizer (eq. 10); 2e-4 as published for central MNIST.
-      start: A device starts from the ``global`` aggregate on its structure, or from its ``own``
-        mask with the elements replaced that two or more devices voted on.
+      start: A device starts from the ``global`` aggregate on its structure, or, as published, from its
+        ``own`` mask with those elements replaced that two or more devices voted on last. The server then
+        keeps each device's last bits, and sends either mask at one bit per element.
       keep_scores: Whether a device starts from its last real scores where the received bit agrees with
-        them. Costs a float per element of device memory, and nothing on the wire.
+        them. Costs a float per element of device memory, and nothing on the wire. False rebuilds all
+        scores from the bits in every round, the literal reading of algorithm 1.
       encoding: The upload's: ``dense`` is one bit per element, pruned or not; ``structure`` skips pruned
         elements.
       **training: Fields of the trainer.
@@ -175,8 +180,10 @@ def fedmask(
         structure = {n: m if n in prunable else jnp.ones((1,) * m.ndim, bool) for n, m in ones.items()}
         scores = first_scores(ones, score_scale) if keep_scores else {}
         client = Client(structure, ones, jnp.asarray(False), scores)
-        shared = {n: jnp.zeros_like(ones[n]) for n in prunable} if start == "own" else {}
-        return State(Server(params, ones, shared), trees.replicate(client, task.num_clients))
+        shared = jax.tree.map(jnp.zeros_like, structure) if start == "own" else {}
+        profile = ones if start == "own" else {}
+        replicas = trees.replicate((client, profile), task.num_clients)
+        return State(Server(params, ones, shared), *replicas)
 
     def train(round: Round, message: Server, client: Client, data: ClientData) -> tuple[Client, Upload, Info]:
         prune_round, train_round = (round._replace(key=key) for key in jax.random.split(round.key))
@@ -185,7 +192,7 @@ def fedmask(
             lambda: client.structure,
             lambda: one_shot_prune(prune_round, message, client, data),
         )
-        bits = first_bits(client, structure, message)
+        bits = {name: bit & structure[name] for name, bit in message.bits.items()}
         scores = first_scores(bits, score_scale, client.scores)
         scores, info = trainer(train_round, scores, data, loss_of(message.weights.tree, structure))
         value = {name: (r > 0) & structure[name] for name, r in scores.items()}
@@ -197,24 +204,28 @@ def fedmask(
         return model.apply(mask_params(model.kernels, server.weights, client.value), x)
 
     def after_writeback(server: Server, client: Client, x: jax.Array) -> jax.Array:
-        bits = first_bits(client, client.structure, server)
+        bits = write_back(server, client.value)
+        bits = {name: bit & client.structure[name] for name, bit in bits.items()}
         return model.apply(mask_params(model.kernels, server.weights, bits), x)
 
     models = {"personal": personal, "personal_accuracy_writeback": after_writeback}
     return FederatedAlgorithm(init, _send, train, _receive, _merge, models)
 
 
-def _send(round: Round, server: Server, profile: PyTree) -> Server:
-    del round, profile
-    return server._replace(weights=Installed(server.weights))
+def _send(round: Round, server: Server, profile: Mask) -> Server:
+    del round
+    bits = write_back(server, profile) if server.shared else server.bits
+    return Server(Installed(server.weights), bits, {})
 
 
 def _receive(
-    round: Round, server: Server, profile: PyTree, upload: Upload, weight: jax.Array
-) -> tuple[PyTree, Votes]:
-    del round, server, weight  # all devices vote alike
-    bits = upload.value.values if isinstance(upload.value, Masked) else upload.value
-    return profile, vote(bits, upload.structure.tree)
+    round: Round, server: Server, profile: Mask, upload: Upload, weight: jax.Array
+) -> tuple[Mask, Votes]:
+    del round, weight  # all devices vote alike
+    bits, structure = upload.value, upload.structure.tree
+    bits = bits.values if isinstance(bits, Masked) else bits
+    owned = {name: bit & structure[name] for name, bit in bits.items()}
+    return owned if server.shared else profile, vote(bits, structure)
 
 
 def _merge(round: Round, server: Server, total: Votes) -> tuple[Server, None]:
@@ -224,10 +235,15 @@ def _merge(round: Round, server: Server, total: Votes) -> tuple[Server, None]:
     return server._replace(bits=majority(total, default=server.bits), shared=shared), None
 
 
-def first_bits(client: Client, structure: Mask, aggregate: Server) -> Mask:
-    """The bits that a device's round starts from; empty ``shared`` stands for ``start="global"``."""
-    bits = {n: jnp.where(s, aggregate.bits[n], client.value[n]) for n, s in aggregate.shared.items()}
-    return {n: bit & structure[n] for n, bit in {**aggregate.bits, **bits}.items()}
+def write_back(server: Server, value: Mask) -> Mask:
+    """A device's bits after the server's aggregate: all elements, or only those that devices share.
+
+    Args:
+      server: The server's state; empty ``shared`` stands for ``start="global"``.
+      value: The device's last bits.
+    """
+    shared = server.shared
+    return {n: jnp.where(shared[n], bit, value[n]) if shared else bit for n, bit in server.bits.items()}
 
 
 def make_upload(client: Client, first: jax.Array, prunable: list[str], encoding: Encoding) -> Upload:

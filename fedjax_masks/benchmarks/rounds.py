@@ -72,7 +72,7 @@ def pfl_cifar10() -> Setup:
 def fedmask_lenet() -> Setup:
     """FedMask with LeNet."""
     task = _task((28, 28, 1), 10, np.full(100, 40))
-    return fedmask(models.lenet(task), optax.sgd(100.0), epochs=5, batch_size=10), task, 20
+    return fedmask(models.lenet(task), optax.sgd(100.0), keep_scores=False, epochs=5, batch_size=10), task, 20
 
 
 def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto") -> dict[str, Any]:

@@ -43,7 +43,9 @@ def _population(num_clients: int) -> tuple[FederatedAlgorithm, Task]:
         test_per_client=1,
     )
     # Pruning would lengthen the first round of each client, and thus all rounds of large populations.
-    return fedmask(models.lenet(task), optax.sgd(100.0), epochs=1, batch_size=10, prune_ratio=1.0), task
+    return fedmask(
+        models.lenet(task), optax.sgd(100.0), keep_scores=False, epochs=1, batch_size=10, prune_ratio=1.0
+    ), task
 
 
 def _on_host(num_clients: int, cohort: int, chunk: int, plan: str, folder: str) -> Simulation:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from fedjax_masks.core.options import Count
+from fedjax_masks.core.options import Count, Rate
 from fedjax_masks.models.functional import adaptive_average_pool, flatten, identity, relu_max_pool
 from fedjax_masks.models.layers import Activation, Chain, Conv, Dense, Norm
 from fedjax_masks.models.model import Model, Problem, check_image, make_model
@@ -26,16 +26,24 @@ def mlp(task: Problem, *, hidden: Sequence[Count] = (200, 200), norm: Norm = Non
     return make_model("mlp", task, network, (*hidden, task.num_classes))
 
 
-def lenet(task: Problem) -> Model:
-    """LeNet 20-50-500 (LeCun et al., 1998, in its Caffe version); 431,080 parameters on MNIST."""
-    check_image("lenet", task.input_shape)
-    return _lenet("lenet", task, (20, 50, 500, task.num_classes))
+def lenet(task: Problem, *, width: Rate = 1.0) -> Model:
+    """LeNet 20-50-500 (LeCun et al., 1998, in its Caffe version); 431,080 parameters on MNIST.
+
+    Args:
+      task: The task, for the input's shape and the number of classes.
+      width: Factor of the widths of all hidden layers.
+    """
+    return _lenet("lenet", task, (20, 50, 500), width)
 
 
-def cifar_cnn(task: Problem) -> Model:
-    """The small CIFAR network 6-16-120-100 of LG-FedAvg (Liang et al., 2020); 64,102 parameters."""
-    check_image("cifar-cnn", task.input_shape)
-    return _lenet("cifar-cnn", task, (6, 16, 120, 100, task.num_classes))
+def cifar_cnn(task: Problem, *, width: Rate = 1.0) -> Model:
+    """The small CIFAR network 6-16-120-100 of LG-FedAvg (Liang et al., 2020); 64,102 parameters.
+
+    Args:
+      task: The task, for the input's shape and the number of classes.
+      width: Factor of the widths of all hidden layers.
+    """
+    return _lenet("cifar-cnn", task, (6, 16, 120, 100), width)
 
 
 def femnist_cnn(task: Problem) -> Model:
@@ -141,7 +149,9 @@ def _flatten_7x7(x: jax.Array) -> jax.Array:
     return flatten(adaptive_average_pool(x, 7))
 
 
-def _lenet(name: str, task: Problem, widths: Sequence[int]) -> Model:
+def _lenet(name: str, task: Problem, hidden: Sequence[int], factor: float) -> Model:
+    check_image(name, task.input_shape)
+    widths = (*(max(1, round(factor * width)) for width in hidden), task.num_classes)
     # Two unpadded 5 x 5 convolutions, each pooled by 2, leave nothing of an image below 16 pixels.
     padding = "VALID" if min(task.input_shape[:2]) >= 16 else "SAME"
 
