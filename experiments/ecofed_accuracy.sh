@@ -25,7 +25,8 @@ for dataset in fashion_mnist cifar10; do
         for source in "fractal 20" "public 2" "random 1"; do
             read -r source epochs <<<"$source"
             run ecofed-$source $dataset $seed --algorithm ecofed --set algorithm.split=conv1 \
-                --set pretraining.source=$source --set pretraining.epochs=$epochs --set pretraining.until=conv1
+                --set pretraining.source=$source --set pretraining.epochs=$epochs --set pretraining.until=conv1 \
+                --set pretraining.style=gray
         done
     done
 done

@@ -16,6 +16,8 @@ import fedjax_masks as fm
 from fedjax_masks.cli import main
 from fedjax_masks.core import trees
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.data import fractals as fractals_module
+from fedjax_masks.data.coloring import paint
 from fedjax_masks.data.fractals import draw_system, fractal_images
 from fedjax_masks.experiment import build, config, pretraining
 from fedjax_masks.experiment.pretraining import PretrainingConfig, pretrain, start_from
@@ -49,7 +51,7 @@ def test_every_map_of_a_system_contracts():
 
 @cache
 def fractals(seed):
-    return fractal_images((16, 12, 3), classes=4, per_class=6, seed=seed)
+    return fractal_images((16, 12, 3), classes=4, per_class=6, seed=seed, style="gray")
 
 
 @pytest.mark.slow
@@ -72,6 +74,44 @@ def test_images_of_a_class_are_alike():
     assert (nearest == labels).mean() > 0.8
 
 
+@pytest.fixture(scope="module")
+def disks():
+    """Two equal gray disks before empty corners, and a key for each."""
+    distance = np.hypot(*np.mgrid[-6:6, -6:6] + 0.5)
+    disk = np.where(distance < 5, 50 + 30 * distance, 0).astype(np.uint8)
+    return jax.random.split(jax.random.key(0), 2), jnp.stack([disk, disk])
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_colors_are_random_and_leave_the_shape(disks, channels):
+    keys, images = disks
+    colors = np.asarray(paint(keys, images, channels=channels))
+    np.testing.assert_array_equal(colors.any(-1), images > 0)
+    assert (colors[0] != colors[1]).any(-1)[images[0] > 0].mean() > 0.9
+    assert np.ptp(colors.astype(int), -1).max() > 20  # no gray
+    np.testing.assert_array_equal(colors[:1], paint(keys[:1], images[:1], channels=channels))
+
+
+def test_a_background_fills_empty_pixels_alone(disks):
+    keys, images = disks
+    plain, filled = (np.asarray(paint(keys, images, channels=3, background=b)) for b in (False, True))
+    np.testing.assert_array_equal(filled[images > 0], plain[images > 0])
+    assert filled.any(-1).all()
+    assert len(np.unique(filled[images == 0], axis=0)) > 20
+
+
+@pytest.mark.slow
+def test_images_of_one_channel_are_gray_in_every_style(monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 4)
+    monkeypatch.setattr(fractals_module, "_choose_systems", lambda *_: jax.vmap(draw_system)(keys[:2]))
+    gray, color, three = (
+        fractal_images((8, 6, channels), classes=2, per_class=2, style=style)[0]
+        for channels, style in ((1, "gray"), (1, "background"), (3, "gray"))
+    )
+    np.testing.assert_array_equal(gray, color)
+    np.testing.assert_array_equal(np.repeat(gray, 3, -1), three)
+
+
 def test_fractals_are_learned_and_cached(task, tmp_path, caplog):
     options = PretrainingConfig(source="fractal", **SMALL)
     make_model = partial(fm.models.mlp, hidden=(16,))
@@ -87,16 +127,31 @@ def test_fractals_are_learned_and_cached(task, tmp_path, caplog):
     assert entry.stat().st_mtime_ns == stamp
 
 
-def test_another_seed_is_another_entry_of_the_cache(task, tmp_path, monkeypatch):
+def test_other_options_are_another_entry_of_the_cache(task, tmp_path, monkeypatch):
     names = SimpleNamespace
     run = names(evaluation=names(global_accuracy=0.0), state=names(server=names(params={})))
     images = np.zeros((6, *task.input_shape), np.uint8), np.zeros(6, np.int32)
     monkeypatch.setattr(pretraining, "fractal_images", lambda *args, **options: images)
     monkeypatch.setattr(pretraining, "simulate", lambda *args, **options: run)
-    for seed, entries in ((0, 1), (1, 2), (1, 2)):
-        options = PretrainingConfig(source="fractal", **SMALL, seed=seed)
+    values = ({}, {"seed": 1}, {"seed": 1}, {"style": "gray"}, {"augment": "crop_flip"}, {"until": "conv1"})
+    for value, entries in zip(values, (1, 2, 2, 3, 4, 4), strict=True):
+        options = PretrainingConfig(source="fractal", **SMALL | value)
         pretrain(make_model, task, options, cache_dir=tmp_path)
         assert len(list(tmp_path.iterdir())) == entries
+
+
+@pytest.mark.parametrize(("name", "augment"), [("none", None), ("crop_flip", fm.data.crop_flip)])
+def test_minibatches_of_pretraining_are_augmented(task, tmp_path, monkeypatch, name, augment):
+    trainers = []
+
+    def stop(model, trainer):
+        trainers.append(trainer)
+        raise InterruptedError
+
+    monkeypatch.setattr(pretraining, "fedavg", stop)
+    with pytest.raises(InterruptedError):
+        pretrain(make_model, task, PretrainingConfig(source="public", augment=name), cache_dir=tmp_path)
+    assert trainers[0].augment is augment
 
 
 def test_public_data_hold_no_example_of_a_client(task, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import collect
+import ecofed_gaps
 import expected
 import pytest
 from common import by_setting, read_lines
@@ -72,6 +73,29 @@ def test_gaps_are_between_runs_of_the_same_seed():
     ]
     rows = collect.gaps_table(runs, "a").splitlines()[2:]
     assert rows == ["| b | 20.0 ± 127.1 | 2 |", "| c | -5.0 | 1 |"]
+
+
+def test_gaps_of_a_cut_are_to_its_own_lgl_and_to_fedavg():
+    accuracies = {
+        ("fedavg", None): 0.5,
+        ("lgl", "conv2"): 0.4,
+        ("lgl", "conv4"): 0.3,
+        ("ecofed", "conv4"): 0.6,
+    }
+    runs = [
+        {"run": f"{name},seed={seed}", "seed": seed, "last_global_accuracy": value}
+        | {"algorithm": {"name": name} | ({"split": cut} if cut else {})}
+        for (name, cut), value in accuracies.items()
+        for seed in (0, 1)
+    ]
+    rows = ecofed_gaps.table(runs).splitlines()[2:]
+    assert rows == [
+        "| conv2 | fedavg | 50.0 ± 0.0 | 10.0 ± 0.0 |  | 2 |",
+        "| conv2 | lgl | 40.0 ± 0.0 |  | -10.0 ± 0.0 | 2 |",
+        "| conv4 | fedavg | 50.0 ± 0.0 | 20.0 ± 0.0 |  | 2 |",
+        "| conv4 | lgl | 30.0 ± 0.0 |  | -20.0 ± 0.0 | 2 |",
+        "| conv4 | ecofed | 60.0 ± 0.0 | 30.0 ± 0.0 | 10.0 ± 0.0 | 2 |",
+    ]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)

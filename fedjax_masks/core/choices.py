@@ -13,3 +13,9 @@ DataPlace = Literal["auto", "device", "host"]
 
 StatePlace = Literal["auto", "device", "mesh", "host"]
 """The place of clients' states; see :class:`fedjax_masks.simulation.Storage`."""
+
+Augmentation = Literal["none", "crop_flip"]
+"""Augmentation of minibatches."""
+
+FractalStyle = Literal["gray", "color", "background"]
+"""Colors of fractals in images of several channels."""

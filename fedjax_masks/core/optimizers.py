@@ -14,6 +14,15 @@ _SCHEDULES = {"ScaleByScheduleState", "WrappedScheduleState", "WeightDecaySchedu
 """States of optax that count steps for a schedule. Adam's count corrects a bias, and is none of them."""
 
 
+class ScheduledRound(optax.GradientTransformation):
+    """An optimizer whose schedule is meant for the steps of one round; training does not warn of it.
+
+    >>> rate = optax.cosine_decay_schedule(0.1, 9)
+    >>> has_schedule(ScheduledRound(*optax.sgd(rate)), jnp.zeros(2))
+    True
+    """
+
+
 def masked_updates() -> optax.GradientTransformationExtraArgs:
     """Sets updates to 0 where the extra argument ``update_mask`` is False.
 

@@ -27,6 +27,7 @@ from fedjax_masks.core.minibatches import Order as Order
 from fedjax_masks.core.minibatches import batch_like as batch_like
 from fedjax_masks.core.minibatches import for_each_batch as for_each_batch
 from fedjax_masks.core.minibatches import shuffled_rows as shuffled_rows
+from fedjax_masks.core.optimizers import ScheduledRound as ScheduledRound
 from fedjax_masks.core.optimizers import has_schedule as has_schedule
 from fedjax_masks.core.optimizers import masked_updates as masked_updates
 from fedjax_masks.core.optimizers import unit_path as unit_path
@@ -195,7 +196,7 @@ class Trainer:
         return length if self.schedule is None else length * self.schedule(round.index)
 
     def _optimizer(self, params: Params, update_mask: PyTree) -> optax.GradientTransformationExtraArgs:
-        if has_schedule(self.optimizer, params):
+        if has_schedule(self.optimizer, params) and not isinstance(self.optimizer, ScheduledRound):
             warn_of_schedule(self.optimizer)
         links = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         # The mask is the last link: momentum and weight decay add to updates after a mask on gradients.

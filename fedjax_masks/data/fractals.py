@@ -3,7 +3,8 @@
 After Kataoka et al., "Pre-training without natural images", ACCV 2020, arXiv 2101.08515: a class is a
 random system of affine maps, its images are attractors of systems with slightly other weights.
 Maps are drawn by their singular values, as Anderson and Farrell, "Improving fractal pre-training",
-WACV 2022, arXiv 2110.03091, section 3, so that each contracts. They contain no data of any client.
+WACV 2022, arXiv 2110.03091, section 3, so that each contracts. Colors and backgrounds are those of
+:mod:`fedjax_masks.data.coloring`. The images contain no data of any client.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fedjax_masks.core.choices import FractalStyle
+from fedjax_masks.data.coloring import paint
 
 _MAX_MAPS = 6
 _WALKERS, _STEPS, _BURN_IN = 64, 96, 16
@@ -36,15 +40,22 @@ class Systems(NamedTuple):
 
 
 def fractal_images(
-    shape: Sequence[int], *, classes: int = 60, per_class: int = 100, seed: int = 0
+    shape: Sequence[int],
+    *,
+    classes: int = 60,
+    per_class: int = 100,
+    seed: int = 0,
+    style: FractalStyle = "color",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws classes, and images of each.
 
     Args:
-      shape: Height, width, channels; all channels are the same.
+      shape: Height, width, channels.
       classes: The number of classes.
       per_class: Images of each class.
       seed: The seed of systems and images.
+      style: ``"gray"``: all channels are the same; ``"color"``: each image has random hues; ``"background"``:
+        hues before a random background. Images of one channel are gray in every style.
 
     Returns:
       ``uint8[classes * per_class, *shape]`` and ``int32`` labels, class after class.
@@ -59,7 +70,9 @@ def fractal_images(
     labels = np.repeat(np.arange(classes, dtype=np.int32), per_class)
     keys = jax.random.split(image_key, len(labels))
     images = _draw(keys, jax.tree.map(lambda a: a[labels], systems), size=(height, width))
-    return np.repeat(np.asarray(images)[..., None], channels, axis=-1), labels
+    if channels == 1 or style == "gray":
+        return np.repeat(np.asarray(images)[..., None], channels, axis=-1), labels
+    return np.asarray(paint(keys, images, channels=channels, background=style == "background")), labels
 
 
 def draw_system(key: chex.PRNGKey) -> Systems:

@@ -19,9 +19,11 @@ import optax
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Params, Task
-from fedjax_masks.core.errors import UserError, silence_logger, unknown_name
-from fedjax_masks.core.optimizers import warn_of_schedule
+from fedjax_masks.core.errors import UserError, unknown_name
+from fedjax_masks.core.optimizers import ScheduledRound
 from fedjax_masks.core.progress import activity
+from fedjax_masks.core.training import Trainer
+from fedjax_masks.data.augment import crop_flip
 from fedjax_masks.data.cache import load_or_build
 from fedjax_masks.data.fractals import fractal_images
 from fedjax_masks.data.tasks import index_of
@@ -131,7 +133,11 @@ def _problem(task: Task, options: PretrainingConfig) -> Task:
             )
         with activity("fractal images"):
             inputs, labels = fractal_images(
-                task.input_shape, classes=options.classes, per_class=options.per_class, seed=options.seed
+                task.input_shape,
+                classes=options.classes,
+                per_class=options.per_class,
+                seed=options.seed,
+                style=options.style,
             )
         classes = options.classes
     else:
@@ -177,11 +183,13 @@ def _train(
         rate = optax.piecewise_constant_schedule(options.lr, {steps // 2: 0.1, 4 * steps // 5: 0.1})
         optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9, nesterov=True))
         # One client that has all data, for one round: centralized training.
-        algorithm = fedavg(model, optimizer, epochs=options.epochs, batch_size=options.batch_size)
-        # A warning is logged once per optimizer; this one's schedule is meant for one round.
-        with silence_logger("fedjax_masks"):
-            warn_of_schedule(optimizer)
-        run = simulate(algorithm, problem, rounds=1, cohort=1, seed=options.seed, progress=False)
+        trainer = Trainer(
+            ScheduledRound(*optimizer),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            augment=crop_flip if options.augment == "crop_flip" else None,
+        )
+        run = simulate(fedavg(model, trainer), problem, rounds=1, cohort=1, seed=options.seed, progress=False)
         accuracy = np.asarray(run.evaluation.global_accuracy, np.float32)
         return {"accuracy": accuracy, **trees.flat(jax.device_get(run.state.server.params))}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fedjax_masks.algorithms.registry import OptimizerName
-from fedjax_masks.core.choices import AttackKind, DataPlace, Precision, StatePlace
+from fedjax_masks.core.choices import AttackKind, Augmentation, DataPlace, FractalStyle, Precision, StatePlace
 from fedjax_masks.core.options import Bounds, Count, Decay, Momentum, Rate, Seed, Share
 from fedjax_masks.data.inputs import Channels
 from fedjax_masks.data.labels import MAX_CLASSES
@@ -96,7 +96,7 @@ class TrainingConfig:
 
     epochs: Count
     batch_size: Count = 10
-    augment: Literal["none", "crop_flip"] = "none"
+    augment: Augmentation = "none"
     schedule: str | None = None
     clip_norm: Rate | None = None
     precision: Precision = "float32"
@@ -117,6 +117,9 @@ class PretrainingConfig:
         steps on, a hundredth from four fifths on (Wu et al. 2024, arXiv 2304.05495).
       classes: Number of classes of fractals.
       per_class: Fractals per class.
+      style: Colors of fractals in images of several channels: ``gray``, ``color``, or ``background``, color
+        before a random background; see :func:`fedjax_masks.data.fractals.fractal_images`.
+      augment: Augmentation of every minibatch; ``crop_flip`` as in Wu et al. 2024.
       seed: Seed of fractals, parameters and the order of examples.
     """
 
@@ -127,6 +130,8 @@ class PretrainingConfig:
     lr: Rate = 0.01
     classes: Count = 60
     per_class: Count = 100
+    style: FractalStyle = "color"
+    augment: Augmentation = "none"
     seed: Seed = 0
 
 
