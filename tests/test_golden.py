@@ -21,6 +21,7 @@ COMMAND = (
     *("run", "--dataset", "digits", "--partition", "shards:2", "--clients", "20", "--cohort", "5", "--quiet"),
     *("--rounds", "8", "--eval-every", "4", "--batch-size", "10", "--seed", "7"),
 )
+OPTIONS = {"mpfl": ("--set", "algorithm.optimizer=adam", "--lr", "0.01")}  # the defaults of that time
 RECORDED = "0.10.2"  # another version of jax rounds otherwise, which training amplifies
 
 
@@ -28,7 +29,7 @@ def records(name, out):
     """The records of a run in a process of its own: the tests' compiler flags change rounding."""
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     epochs = "1" if name == "fedsgd" else "2"
-    words = [*COMMAND, "--algorithm", name, "--epochs", epochs, "--out", str(out)]
+    words = [*COMMAND, "--algorithm", name, "--epochs", epochs, *OPTIONS.get(name, ()), "--out", str(out)]
     command = [sys.executable, "-m", "fedjax_masks.cli", *words]
     subprocess.run(command, check=True, env=environment, timeout=300)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
