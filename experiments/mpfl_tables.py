@@ -113,7 +113,7 @@ def draw_ladder(files: Mapping[str, Sequence[Line]], iteration: int, out: Path) 
     from fedjax_masks.analysis.plotting import Figure
 
     with drawing():
-        figure = Figure(figsize=(1.6 + 1.3 * len(files), 3.8), layout="constrained")
+        figure = Figure(figsize=(max(5.6, 1.6 + 1.3 * len(files)), 3.8), layout="constrained")
         ax = figure.subplots()
         ax.axhline(0, color=BASELINE, linewidth=0.8)
         for place, rival in enumerate(RIVALS):
