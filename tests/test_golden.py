@@ -25,6 +25,7 @@ COMMAND = (
 OPTIONS = {
     "fedmask": ("keep_scores=false",),
     "fedskel": ("cohorts=cycle", "rest=own", "absent=ignore", "warm_up=0"),
+    "mpfl": ("optimizer=adam", "lr=0.01"),
 }
 RECORDED = "0.10.2"  # another version of jax rounds otherwise, which training amplifies
 

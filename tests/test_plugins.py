@@ -151,7 +151,7 @@ def test_an_algorithm_of_another_package_is_listed_with_its_keys(said):
     assert "default 0.03" in keys["algorithm.lr"]
     assert "algorithm.training" not in keys
     assert all_keys["algorithm.factor"] == f"{factor} (damped, damped-slow)"
-    assert "0.01 (damped-slow, mpfl)" in all_keys["algorithm.lr"]
+    assert "0.01 (damped-slow)" in all_keys["algorithm.lr"]
     assert "2 (damped-slow)" in all_keys["training.epochs"]
 
 

@@ -92,7 +92,7 @@ REGISTRY: dict[str, Entry] = {
     "lgl": _entry("lgl"),
     "local": _entry("local"),
     "lotteryfl": _entry("lotteryfl", "sgd", 0.03, 10),
-    "mpfl": _entry("mpfl", "adam", 0.01),
+    "mpfl": _entry("mpfl", "sgd", 0.1),
     "perfedavg": _entry("perfedavg"),
     "scaffold": _entry("scaffold"),
     "sign": _entry("sign"),
