@@ -46,12 +46,16 @@ class Point(NamedTuple):
     share: float | None
 
 
-def statement(values: Sequence[float]) -> str:
-    """The order that the whole interval of the gaps supports."""
+def statement(values: Sequence[float], margin: float = 0.0) -> str:
+    """The order that the whole interval of the gaps supports; ``margin``: a loss that counts as none."""
     mean, half = statistics.fmean(values), half_width(values)
     if np.isnan(half):
         return "one seed shows no order"
-    return "above" if mean > half else "below" if mean < -half else "no difference shown"
+    if mean > half:
+        return "above"
+    if margin and mean - half >= -margin:
+        return f"within {margin:g}"
+    return "below" if mean < -half else "no difference shown"
 
 
 def read_rungs(arguments: Sequence[str]) -> Rungs:
@@ -92,12 +96,12 @@ def _mean_bytes(lines: Sequence[dict[str, Any]], name: str | None) -> float:
     return sum(run["bytes_up_total"] + run["bytes_down_total"] for run in runs) / max(1, len(runs))
 
 
-def table(ladder: Sequence[Point], rival: str) -> str:
+def table(ladder: Sequence[Point], rival: str, margin: float = 0.0) -> str:
     """A table in Markdown of all gaps."""
     headings = ["data", "rung", "variant", f"minus {rival}, points", "order", "bytes ÷ baseline's", "seeds"]
     rows = []
     for data, rung, variant, values, share in ladder:
-        cells = interval(values), statement(values), "n/a" if share is None else f"{share:.4f}"
+        cells = interval(values), statement(values, margin), "n/a" if share is None else f"{share:.4f}"
         rows.append((data, rung, variant, *cells, str(len(values))))
     return markdown(headings, rows)
 
@@ -136,12 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rival", required=True, help="the setting that is subtracted")
     parser.add_argument("--key", default="last_personal_accuracy_mean", help="key of the accuracy")
     parser.add_argument("--bytes-of", help="the setting whose bytes the variants' are divided by")
+    parser.add_argument("--margin", type=float, default=0.0, help="a loss in points that counts as none")
     parser.add_argument("--out", type=Path, help="file of the figure")
     parser.add_argument("rungs", nargs="+", metavar="LABEL=FILE")
     args = parser.parse_args(arguments)
     rungs = read_rungs(args.rungs)
     ladder = points(rungs, args.ours, args.rival, args.key, args.bytes_of)
-    print(table(ladder, args.rival))
+    print(table(ladder, args.rival, args.margin))
     if args.out:
         save_figure(ladder, list(rungs), args.ours, args.out)
 
