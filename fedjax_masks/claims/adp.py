@@ -4,34 +4,22 @@ The abstract of version 1 has the speed of inference, that of version 2 the byte
 and commands are those of the repository of the second author (dphuongn/dynamic_pruning_federated_learning).
 """
 
-import statistics
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from fedjax_masks import models
-from fedjax_masks.claims import divisions, nets
-from fedjax_masks.claims.claim import Claim, Statement, claim_not_run, explained, judged_claim
+from fedjax_masks.claims import adp_runs, divisions, nets
+from fedjax_masks.claims.claim import Claim, Statement, claim_not_run
 from fedjax_masks.claims.counts import bounded_claim, exact_claim
-from fedjax_masks.claims.result_files import FOLDER, Line, Results, latency_claims, read_results
-from fedjax_masks.claims.trends import Comparison, position, trend_claims
-from fedjax_masks.core.intervals import interval, surely_above
+from fedjax_masks.claims.result_files import latency_claims
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.models import Model, gated
 from fedjax_masks.models.gates import inference_macs
 
 _NAME = "adp"
 _TASK = synthetic_task((32, 32, 3), 10, [20])
-_TARGET = 0.7
 _exact = partial(exact_claim, _NAME)
-_ROUNDS_FILE = "adp_fashion_mnist.jsonl"
-_CONDITIONS = (
-    "cnn 8-16-32 with sigmoid gates and no normalization, r = 0.7, fashion_mnist, Dirichlet 0.1, ten clients "
-    "with a fortieth of their images"
-)
-_SCRIPT = f"python experiments/adp_rounds.py run --out {FOLDER}/{_ROUNDS_FILE}"
-_SAME_CHANNELS = "with this network every image keeps the same channels"
 
 
 def claims() -> list[Claim]:
@@ -42,9 +30,7 @@ def claims() -> list[Claim]:
         *_macs(),
         *divisions.dirichlet(_NAME),
         *_inference(),
-        *_communication(),
-        *_quality(),
-        *_logs(),
+        *adp_runs.claims(),
     ]
 
 
@@ -131,116 +117,4 @@ def _inference() -> list[Claim]:
             1,
             "cnn on CPU, r = 0.5, synthetic images, every image keeps the same channels",
         ),
-    ]
-
-
-def _communication() -> list[Claim]:
-    statement = Statement(
-        *(_NAME, "bytes to a target accuracy with gates compared to without (abstract)"),
-        *("43 % of the bytes (ResNet-32, CIFAR-10); below 100 %", "trend", "published"),
-    )
-    results = read_results(_ROUNDS_FILE)
-    return [
-        _bytes_claim(statement, federation, results)
-        for federation in ("FedAvg", "FedProx", "FedNova", "SCAFFOLD")
-    ]
-
-
-def _bytes_claim(statement: Statement, federation: str, results: Results | None) -> Claim:
-    """One federation: the share of the bytes, paired by seed, whose whole interval must be below 100 %."""
-    conditions = f"{federation}, {_TARGET:.0%}, {_CONDITIONS}"
-    if results is None:
-        return claim_not_run(statement, conditions, _SCRIPT, f"needs {FOLDER}/{_ROUNDS_FILE}")
-    runs = [line for line in results.lines if line["federation"] == federation]
-    plain_bytes, gated_bytes = (
-        {n["seed"]: _bytes_to_target(n) for n in runs if n["gates"] is g} for g in (False, True)
-    )
-    pairs = [
-        (gated_bytes[seed], plain_bytes[seed]) for seed in sorted(gated_bytes.keys() & plain_bytes.keys())
-    ]
-    saved = [100 * (1 - ours / theirs) for ours, theirs in pairs if ours and theirs]
-    is_met = len(saved) == len(pairs) and surely_above(saved, 0)
-    text = f"{interval([100 - share for share in saved])} % of the bytes"
-    if len(saved) < len(pairs):
-        text = f"reached by both in {len(saved)} of {len(pairs)} seeds"
-        reason = f"{_SAME_CHANNELS}, and gates cost 0.6 % more bytes per round"
-    else:
-        reason = explained(
-            f"savings {position(saved, 0)}", f"{_SAME_CHANNELS}; gates cost 0.6 % more a round"
-        )
-    origin = {"command": results.command, "source": results.source}
-    return judged_claim(statement, conditions, text, is_met, note=reason, **origin)
-
-
-def _bytes_to_target(line: Line) -> int | None:
-    """Bytes per client until the first round that reaches the target, or None."""
-    rounds = next((n for n, value in enumerate(line["accuracy"], 1) if value >= _TARGET), None)
-    return None if rounds is None else rounds * (line["bytes_up"] + line["bytes_down"])
-
-
-_gates_over = partial(Comparison, group=lambda line: (line["federation"], line["gates"]))
-_ON, _OFF = ("FedAvg", True), ("FedAvg", False)
-_QUALITY = (
-    _gates_over(
-        *(_ROUNDS_FILE, _ON, _OFF),
-        value=lambda line: 100 * max(line["accuracy"]),
-        options=f"best accuracy, FedAvg, {_CONDITIONS}",
-        reason=f"{_SAME_CHANNELS}, so gates only make the network narrower",
-    ),
-)
-"""Runs with gates and without; a new result file adds one line."""
-_GAPS = (
-    _gates_over(
-        *(_ROUNDS_FILE, _OFF, _ON),
-        value=lambda line: _overfitting(line),
-        options=f"FedAvg, {_CONDITIONS}",
-        reason=f"{_SAME_CHANNELS}, so gates do not regularize",
-    ),
-)
-
-
-def _quality() -> list[Claim]:
-    claim = "accuracy with gates compared to without (abstract)"
-    paper = "the model's quality is kept; our reading: at most 1 point lower"
-    gap = "gap between training and test accuracy, without gates compared to with gates (logs)"
-    logged = "0.08 without gates, 0.03 to 0.05 with"
-    return [
-        *trend_claims(Statement(_NAME, claim, paper, "trend", "published"), _QUALITY, bound=-1),
-        *trend_claims(
-            Statement(_NAME, gap, logged, "trend", "authors' code"), _GAPS, unit="of accuracy", digits=3
-        ),
-    ]
-
-
-def _overfitting(line: Line) -> float:
-    """The mean over clients of training accuracy minus test accuracy."""
-    pairs = zip(line["client_train_accuracy"], line["client_test_accuracy"], strict=True)
-    return statistics.fmean(train - test for train, test in pairs)
-
-
-def _logs() -> list[Claim]:
-    """Rounds to 70, 75 and 80 % accuracy in released logs, without gates and with."""
-    logged = {
-        "FedAvg": "27/43/never; 44-53/never/never",
-        "FedProx": "44/70/never; 28/50/never",
-        "FedNova": "36/45/never; 35/37/77",
-        "SCAFFOLD": "19/23/49; 17/22/26",
-    }
-    return [
-        claim_not_run(
-            Statement(
-                _NAME,
-                f"rounds to 70/75/80 % on CIFAR-10, gates off; the same with gates on: {federation} (logs)",
-                rounds,
-                "trend",
-                "authors' code",
-            ),
-            "VGG, ten clients, Dirichlet 0.1, 100 rounds of ten epochs, minibatches of 64",
-            "fedjax-masks run --algorithm adp --model vgg11 --dataset cifar10 --partition dirichlet:0.1 "
-            "--clients 10 --cohort 10 --rounds 100 --epochs 10 --batch-size 64 --lr 0.01 "
-            "--set algorithm.momentum=0.9 --set algorithm.weight_decay=1e-5 "
-            f"--set algorithm.federation={federation.lower()} --out OUT",
-            "100 rounds of ten epochs on 50,000 images; the logs with gates off and on are of two networks",
-        )
-        for federation, rounds in logged.items()
     ]

@@ -56,12 +56,12 @@ def _masks() -> list[Claim]:
         per_tensor = sum(leaf.shape[-1] for leaf in tensors) + statistics
         dense = 4 * (nets.parameter_count(model) + wider + statistics) / 1e6
         per_filter = size.static_bits(state.server.filters)
-        shapes, mask = {"conditions": "10 classes"}, f"size of a mask of {name}"
-        code = partial(exact, basis="authors' code", **shapes)
+        mask, shapes = f"size of a mask of {name}", "10 classes"
+        code = partial(exact, conditions=shapes, basis="authors' code")
         claims += [
             code(f"{mask}, one bit per filter", filters, per_filter, "bits"),
             code(f"{mask}, one bit per output of a tensor", outputs, per_tensor, "bits"),
-            exact(f"size of torchvision's dense {name}", megabytes, dense, "MB", **shapes, digits=1),
+            exact(f"size of torchvision's dense {name}", megabytes, dense, "MB", conditions=shapes, digits=1),
         ]
     return claims
 

@@ -2,7 +2,7 @@
 
 A new result file adds a row to a claim by one :class:`Comparison`::
 
-    Comparison("fedskel_ladder.jsonl", "fedskel-fresh", "fedavg", percent("last_global_accuracy"), "cohorts=fresh")
+    Comparison("new.jsonl", "fedskel-fresh", "fedavg", percent("last_global_accuracy"), "cohorts=fresh")
 
 The data set, the network, the clients, the rounds and the number of seeds are read from the file.
 """
@@ -75,7 +75,7 @@ def _row(statement: Statement, comparison: Comparison, bound: float, unit: str, 
     first = next(line for line in lines if comparison.group(line) == ours)
     return judged_claim(
         statement,
-        f"{comparison.options}; {protocol(first)}, {_count(len(differences), 'seed')}",
+        conditions_of(comparison.options, first, len(differences)),
         f"{interval(differences, digits)} {unit}",
         surely_above(differences, bound),
         note=explained(position(differences, bound), comparison.reason),
@@ -97,11 +97,16 @@ def position(values: Sequence[float], bound: float) -> str:
     return f"open, as the interval includes {bound:g}"
 
 
-def protocol(line: Line) -> str:
-    """The conditions of a run: data set, division, network, clients, rounds.
+def conditions_of(options: str, line: Line, seeds: int) -> str:
+    """The conditions of runs: the setting, then data set, division, network, clients, rounds and seeds.
 
     Args:
+      options: The setting in words.
       line: A line of ``experiments/collect.py``, or of a script that writes the same facts flat.
+      seeds: The number of seeds.
+
+    >>> conditions_of("defaults", {"dataset": "digits", "clients": 5, "rounds": 1}, seeds=3)
+    'defaults; digits, 5 clients, 1 round, 3 seeds'
     """
     data, training = line.get("data", {}), line.get("training", line)
     facts = [
@@ -113,8 +118,9 @@ def protocol(line: Line) -> str:
         _some(line.get("cohort"), "client", " per round"),
         _some(line.get("rounds"), "round"),
         _some(training.get("epochs"), "epoch", " per round"),
+        _count(seeds, "seed"),
     ]
-    return ", ".join(fact for fact in facts if fact)
+    return f"{options}; {', '.join(fact for fact in facts if fact)}"
 
 
 def percent(key: str) -> Value:
