@@ -58,7 +58,7 @@ def claims() -> list[Claim]:
         *(_NAME, "bytes to a target accuracy with gates compared to without (abstract)"),
         *("43 % of the bytes (ResNet-32, CIFAR-10); our reading: below 100 %", "trend", "published"),
     )
-    kept = Statement(
+    quality = Statement(
         *(_NAME, "accuracy with gates compared to without (abstract)"),
         *("the model's quality is kept; our reading: at most 1 point lower", "trend", "published"),
     )
@@ -68,7 +68,7 @@ def claims() -> list[Claim]:
     )
     return [
         *(_bytes_claim(saved, *row) for row in _BYTES),
-        *trend_claims(kept, _ACCURACIES, bound=-1),
+        *trend_claims(quality, _ACCURACIES, bound=-1),
         *trend_claims(overfitting, _GAPS, unit="of accuracy", digits=3),
         *_logs(),
     ]
@@ -117,7 +117,7 @@ def _overfitting(line: Line) -> float:
 
 
 def _logs() -> list[Claim]:
-    """Figures of released logs: rounds to 70, 75 and 80 % accuracy, and the accuracy of ResNets at the end."""
+    """Figures of released logs: rounds to 70, 75 and 80 % accuracy, and the last accuracy of a ResNet."""
     rounds = {
         "FedAvg": "27/43/never; 44-53/never/never",
         "FedProx": "44/70/never; 28/50/never",
@@ -125,9 +125,7 @@ def _logs() -> list[Claim]:
         "SCAFFOLD": "19/23/49; 17/22/26",
     }
     targets = "rounds to 70/75/80 % on CIFAR-10, gates off; the same with gates on"
-    figures = {
-        f"{targets}: {federation} (logs)": ("vgg11", federation, text) for federation, text in rounds.items()
-    }
+    figures = {f"{targets}: {name} (logs)": ("vgg11", name, text) for name, text in rounds.items()}
     accuracy = (
         "accuracy after 100 rounds on CIFAR-10, ResNet, gates off; the same with gates on: FedAvg (logs)"
     )

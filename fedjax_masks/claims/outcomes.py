@@ -71,6 +71,8 @@ def summary(claims: Iterable[Claim]) -> str:
     parts = []
     for basis, title in TITLES.items():
         group = [outcome for outcome in results if outcome.basis == basis]
+        if not group:
+            continue
         success = "consistent" if basis == "derived here" else "met"
         classes = [
             f"{label} {_share(members, success)}"
@@ -80,7 +82,7 @@ def summary(claims: Iterable[Claim]) -> str:
         others = Counter(outcome.verdict for outcome in group if outcome.verdict != success)
         verdicts = [f"{number} {verdict}" for verdict, number in sorted(others.items(), key=_rank)]
         share = f"{title}: {_share(group, success)} {success}"
-        parts.append(", ".join([f"{share} ({', '.join(classes)})" if classes else share, *verdicts]))
+        parts.append(", ".join([f"{share} ({', '.join(classes)})", *verdicts]))
     return "; ".join(parts)
 
 

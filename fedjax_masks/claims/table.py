@@ -42,7 +42,7 @@ def print_claims(claims: Sequence[Claim]) -> None:
         summary(claims),
     ]
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(basis: Basis, claims: Sequence[Claim]) -> "Table":
