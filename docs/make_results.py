@@ -9,20 +9,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_masks.claims import all_claims
+from fedjax_masks.claims import all_claims, summary
 from fedjax_masks.claims.claim import LIVE, Claim
+from fedjax_masks.claims.table import TABLES
 
 _ROOT = Path(__file__).parents[1]
 _EXPERIMENTS = _ROOT / "experiments"
 _RESULTS = (_EXPERIMENTS / "results", _ROOT / "fedjax_masks" / "claims" / "results")
 _PROVENANCE = "provenance.json"
-_HEADINGS = ("claim", "paper", "ours", "class", "verdict", "source")
 _PREFACE = """# Results
 
 Published figures beside ours, as `fedjax-masks claims` prints them. A figure of ours is *exact*
 (counted), *measured* (a ratio of times on a named machine) or a *trend* (an order of accuracies, with
-95 % confidence intervals over seeds). [Experiments](experiments.md) has the recipes and all tables.
+95 % confidence intervals over seeds; the whole interval must be on the claimed side).
+[Experiments](experiments.md) has the recipes and all tables.
 
+Each row has the conditions of our figure: data set, network, clients, rounds, seeds and setting. A claim
+has a row for each set of conditions. It is counted once: met if all its rows are, met in part if some are.
+
+The figure beside ours is *published* in the paper, or in the *authors' code* and logs, or *derived here* by
+us from a formula, from shapes or from a protocol. In the last case both sides are ours; such rows are
+consistency checks, and stand apart at the end.
+
+"""
+_FIGURE = """
 ![Personal accuracy and bytes of all algorithms](results/two_classes.png)
 
 *The five systems and their baselines, two classes per client, three seeds. The
@@ -32,15 +42,38 @@ Published figures beside ours, as `fedjax-masks claims` prints them. A figure of
 
 def page(claims: Sequence[Claim]) -> str:
     """The page in Markdown, with a table for each system."""
-    groups: dict[str, list[Claim]] = {claim.system: [] for claim in claims}
+    groups: dict[str, list[Claim]] = {}
     for claim in claims:
-        groups[claim.system].append(claim)
-    return "\n".join([_PREFACE, *(_section(name, group) for name, group in groups.items()), _recipes()])
+        if claim.basis != "derived here":
+            groups.setdefault(claim.system, []).append(claim)
+    counts = "".join(f"- {part}\n" for part in summary(claims).split("; "))
+    return "\n".join(
+        [
+            _PREFACE + counts + _FIGURE,
+            *(_section(name, group) for name, group in groups.items()),
+            _checks([claim for claim in claims if claim.basis == "derived here"]),
+            _recipes(),
+        ]
+    )
 
 
 def _section(name: str, claims: Sequence[Claim]) -> str:
-    rows = [(c.claim, c.paper, c.ours or "n/a", c.label, _verdict(c), _source(c)) for c in claims]
-    return _table(name, _HEADINGS, rows)
+    headings = ("claim", "basis", "paper or code", "conditions", "ours", "class", "verdict", "source")
+    rows = [
+        (c.claim, c.basis, c.paper, c.conditions, c.ours or "n/a", c.label, _verdict(c), _source(c))
+        for c in claims
+    ]
+    return _table(name, headings, rows)
+
+
+def _checks(claims: Sequence[Claim]) -> str:
+    title, heading = TABLES["derived here"]
+    headings = ("system", "claim", heading, "conditions", "ours", "class", "verdict", "source")
+    rows = [
+        (c.system, c.claim, c.paper, c.conditions, c.ours or "n/a", c.label, _verdict(c), _source(c))
+        for c in claims
+    ]
+    return _table(title, headings, rows)
 
 
 def _recipes() -> str:

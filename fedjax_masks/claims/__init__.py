@@ -2,6 +2,7 @@
 
 from fedjax_masks.claims import adp, baselines, ecofed, fedmask, fedskel, mpfl
 from fedjax_masks.claims.claim import Claim
+from fedjax_masks.claims.outcomes import summary
 from fedjax_masks.claims.table import print_claims
 
 _SYSTEMS = (fedmask, fedskel, mpfl, adp, ecofed, baselines)
@@ -16,4 +17,4 @@ def all_claims() -> list[Claim]:
     return [claim for system in _SYSTEMS for claim in system.claims()]
 
 
-__all__ = ["Claim", "all_claims", "print_claims"]
+__all__ = ["Claim", "all_claims", "print_claims", "summary"]

@@ -1,34 +1,63 @@
 """Claims: published figures beside ours, and the verdict on each."""
 
-import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Label = Literal["exact", "measured", "trend"]
-Verdict = Literal["met", "missed", "not reproducible here"]
+Basis = Literal["published", "authors' code", "derived here"]
+Verdict = Literal["met", "missed", "consistent", "inconsistent", "not run", "not reproducible here"]
 
 LIVE = "computed just now"
+COMMAND = "fedjax-masks claims"
 
 
-class Claim(NamedTuple):
-    """A published figure beside ours.
+class Statement(NamedTuple):
+    """A figure or an order that ours is compared with.
 
     Attributes:
       system: The algorithm.
-      claim: The quantity that the paper states, and its place in the paper.
-      paper: The published figure, with its unit.
-      ours: Our figure, or None without one.
+      claim: The quantity, and its place in the paper.
+      paper: The figure, with its unit.
       label: The class of our figure. ``exact``: counted; ``measured``: a ratio of times on one machine;
         ``trend``: an order of accuracies on the available data, with 95 % confidence intervals over seeds.
-      verdict: ``met``, ``missed`` or ``not reproducible here``.
-      command: The command that produces our figure, or the figure nearest to it.
-      source: The origin of our figure: this call, or a result file with its commit and machine.
-      note: The reason for a verdict other than ``met``.
+      basis: The origin of the figure. ``published``: the paper prints it; ``authors' code``: it is in the
+        authors' code or logs, or follows from running the code; ``derived here``: we derived it from a
+        formula, from shapes or from a protocol, so both sides are ours and the row is a consistency check.
     """
 
     system: str
     claim: str
     paper: str
+    label: Label
+    basis: Basis = "derived here"
+
+
+class Claim(NamedTuple):
+    """A statement beside our figure under one set of conditions.
+
+    A statement has one row for each set of conditions; rows that agree in system and claim are counted as
+    one claim, see :func:`fedjax_masks.claims.outcomes.outcomes`.
+
+    Attributes:
+      system: The algorithm.
+      claim: The quantity, and its place in the paper.
+      basis: The origin of the figure beside ours; see :class:`Statement`.
+      paper: The figure beside ours, with its unit.
+      conditions: The conditions of our figure: data set, network, clients, rounds, seeds, setting.
+      ours: Our figure, or None without one.
+      label: The class of our figure; see :class:`Statement`.
+      verdict: ``met`` or ``missed``; for a figure derived here ``consistent`` or ``inconsistent``.
+        ``not run``: the run is possible, and nobody did it; ``not reproducible here``: it needs a device,
+        data or facts that cannot be had.
+      command: The command that produces our figure.
+      source: The origin of our figure: this call, or a result file with its commit and machine.
+      note: The reason for a verdict other than ``met`` and ``consistent``.
+    """
+
+    system: str
+    claim: str
+    basis: Basis
+    paper: str
+    conditions: str
     ours: str | None
     label: Label
     verdict: Verdict
@@ -41,103 +70,73 @@ class Claim(NamedTuple):
         return {"class" if key == "label" else key: value for key, value in self._asdict().items()}
 
 
-def exact_claim(
-    system: str, claim: str, paper: float, ours: float, unit: str, *, digits: int = 0, reason: str = ""
-) -> Claim:
-    """A figure that this call counted; it must equal the published one to its last digit.
-
-    Args:
-      system: The algorithm.
-      claim: The quantity.
-      paper: The published figure.
-      ours: Our figure.
-      unit: The unit of both figures.
-      digits: Decimal places of the published figure.
-      reason: An explanation, used where the figures differ.
-    """
-    paper_text, our_text = (f"{value:,.{digits}f} {unit}".strip() for value in (paper, ours))
-    note = _explained(f"off by {ours - paper:+,.{digits + 1}f} {unit}", reason)
-    return _live(system, claim, paper_text, our_text, "" if round(ours, digits) == paper else note)
-
-
-def bounded_claim(
-    system: str,
-    claim: str,
-    paper: str,
-    ours: float,
-    unit: str,
+def judged_claim(
+    statement: Statement,
+    conditions: str,
+    ours: str,
+    is_met: bool,
     *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    digits: int = 2,
-    reason: str = "",
+    note: str = "",
+    command: str = COMMAND,
+    source: str = LIVE,
 ) -> Claim:
-    """A figure that this call counted; it must lie between bounds.
+    """A row with a figure of ours.
 
     Args:
-      system: The algorithm.
-      claim: The quantity.
-      paper: The published bound, with its unit.
-      ours: Our figure.
-      unit: The unit of our figure.
-      low: The least figure that meets the claim.
-      high: The largest figure that meets the claim.
-      digits: Decimal places.
-      reason: An explanation, used where the figure lies outside the bounds.
+      statement: The statement.
+      conditions: The conditions of our figure.
+      ours: Our figure, with its unit.
+      is_met: Whether our figure meets the statement.
+      note: The difference and its reason, used where our figure does not meet the statement.
+      command: The command that produces our figure.
+      source: The origin of our figure.
     """
-    excess = max(low - ours, ours - high)
-    note = _explained(f"outside the bound by {excess:,.{digits}f} {unit}", reason)
-    return _live(system, claim, paper, f"{ours:,.{digits}f} {unit}".strip(), "" if excess <= 0 else note)
+    failure, success = ("inconsistent", "consistent") if _is_ours(statement) else ("missed", "met")
+    verdict: Verdict = success if is_met else failure
+    return _row(statement, conditions, ours, verdict, command, source, "" if is_met else note)
 
 
-def list_claim(
-    system: str,
-    claim: str,
-    paper: Sequence[int],
-    ours: Sequence[float],
-    unit: str = "",
-    *,
-    tolerance: float = 0.5,
-) -> Claim:
-    """Several whole numbers that this call counted.
+def claim_not_run(statement: Statement, conditions: str, command: str, reason: str) -> Claim:
+    """A row that a run could fill.
 
     Args:
-      system: The algorithm.
-      claim: The quantities.
-      paper: The published figures.
-      ours: Our figures, equally many.
-      unit: The unit of all figures.
-      tolerance: The largest difference between a figure of ours and the published one.
+      statement: The statement.
+      conditions: The conditions of the run.
+      command: The command of the run.
+      reason: The size of the run, or another reason why nobody did it.
     """
-    paper_text, our_text = (
-        f"{', '.join(f'{value:.0f}' for value in values)} {unit}".strip() for values in (paper, ours)
-    )
-    largest = max(abs(a - b) for a, b in zip(ours, paper, strict=True))
-    note = f"off by up to {largest:.1f} {unit}".strip()
-    return _live(system, claim, paper_text, our_text, "" if largest <= tolerance else note)
+    return _row(statement, conditions, None, "not run", command, "no run of ours", reason)
 
 
-def unreachable_claim(system: str, claim: str, paper: str, label: Label, reason: str, command: str) -> Claim:
-    """A published figure without one of ours.
+def claim_out_of_reach(statement: Statement, conditions: str, command: str, reason: str) -> Claim:
+    """A row that no run can fill here.
 
     Args:
-      system: The algorithm.
-      claim: The quantity.
-      paper: The published figure.
-      label: The class that our figure would have.
-      reason: The requirements that are missing, and the nearest figure of ours.
+      statement: The statement.
+      conditions: The conditions of the statement.
       command: The command that produces the nearest figure.
+      reason: The requirements that cannot be had, and the nearest figure of ours.
     """
-    return Claim(
-        system, claim, paper, None, label, "not reproducible here", command, "no run of ours", reason
-    )
+    return _row(statement, conditions, None, "not reproducible here", command, "no run of ours", reason)
 
 
-def _explained(difference: str, reason: str) -> str:
+def explained(difference: str, reason: str) -> str:
+    """A difference, followed by its reason if there is one."""
     return difference.strip() + (f": {reason}" if reason else "")
 
 
-def _live(system: str, claim: str, paper: str, ours: str, note: str) -> Claim:
-    """A figure that this call counted; an empty note means that it meets the claim."""
-    verdict: Verdict = "missed" if note else "met"
-    return Claim(system, claim, paper, ours, "exact", verdict, "fedjax-masks claims", LIVE, note)
+def _is_ours(statement: Statement) -> bool:
+    return statement.basis == "derived here"
+
+
+def _row(
+    statement: Statement,
+    conditions: str,
+    ours: str | None,
+    verdict: Verdict,
+    command: str,
+    source: str,
+    note: str,
+) -> Claim:
+    system, claim, paper, label, basis = statement
+    return Claim(system, claim, basis, paper, conditions, ours, label, verdict, command, source, note)

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_masks.claims.claim import Claim, exact_claim, list_claim
+from fedjax_masks.claims.claim import Claim
+from fedjax_masks.claims.counts import exact_claim, list_claim
 from fedjax_masks.core.algorithm import Task
 from fedjax_masks.data import label_histogram, task_from_arrays
 
@@ -29,21 +30,26 @@ def balanced(per_class: int, classes: int = 10, **options: Any) -> Task:
 
 
 def dirichlet(system: str) -> list[Claim]:
-    """Claims on a published draw from a Dirichlet distribution."""
+    """Claims on the draw from a Dirichlet distribution that the authors' logs of ADP report."""
     task = balanced(5_000, clients=10, partition="dirichlet:0.1", seed=2020)
-    setting, histogram = "CIFAR-10, Dirichlet 0.1, ten clients, seed 2020", label_histogram(task)
-    per_client = list_claim(system, f"images per client, {setting}", DIVISION, task.train.sizes.tolist())
-    per_class = [
-        list_claim(
-            system, f"images per class of client {client}, {setting}", images, histogram[client].tolist()
-        )
-        for client, images in CLASSES.items()
+    histogram = label_histogram(task)
+    figures = {
+        "images per client (logs)": (DIVISION, task.train.sizes.tolist()),
+        **{
+            f"images per class of client {client} (logs)": (images, histogram[client].tolist())
+            for client, images in CLASSES.items()
+        },
+    }
+    conditions = "CIFAR-10, Dirichlet 0.1, ten clients, seed 2020"
+    return [
+        list_claim(system, claim, logged, ours, conditions=conditions, basis="authors' code")
+        for claim, (logged, ours) in figures.items()
     ]
-    return [per_client, *per_class]
 
 
 def shards(system: str) -> Claim:
-    """Claim on the mean number of classes of a client with five shards."""
+    """Check of the mean number of classes of a client with five shards."""
     classes = (label_histogram(balanced(5_000, clients=100, partition="shards:5")) > 0).sum(1)
     quantity = "mean number of classes of a client with five label-sorted shards of 100 images"
-    return exact_claim(system, quantity, 4.1, classes.mean(), "", digits=1)
+    conditions = "CIFAR-10, 100 clients"
+    return exact_claim(system, quantity, 4.1, classes.mean(), "", conditions=conditions, digits=1)

@@ -5,19 +5,22 @@ figures as the source tree. ``provenance.json`` among them holds the command, co
 """
 
 import json
+import re
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple
 
-from fedjax_masks.claims.claim import Claim, Label, Verdict, unreachable_claim
+from fedjax_masks.claims.claim import COMMAND, Claim, Statement, claim_not_run, judged_claim
 
 FOLDER = "fedjax_masks/claims/results"
+LATENCY_FILE = "masked_inference.json"
 
 Line = dict[str, Any]
 Judge = Callable[[Sequence[Line]], tuple[str, bool]]
 
 _RESULTS = resources.files("fedjax_masks.claims") / "results"
+_SEED = re.compile(r"((,(\w+\.)?seed=\d+)+|(?<!\de)-\d+)$")
 
 
 class Results(NamedTuple):
@@ -35,51 +38,47 @@ class Results(NamedTuple):
 
 
 def result_claim(
-    system: str, claim: str, paper: str, label: Label, file: str, judge: Judge, *, reason: str = ""
+    statement: Statement,
+    conditions: str,
+    file: str,
+    judge: Judge,
+    *,
+    reason: str = "",
+    command: str = COMMAND,
 ) -> Claim:
     """A figure from a result file.
 
     Args:
-      system: The algorithm.
-      claim: The quantity.
-      paper: The published figure.
-      label: The class of our figure.
+      statement: The statement.
+      conditions: The conditions of our figure.
       file: The name of the file.
-      judge: ``lines -> (figure, met)``: our figure, and whether it meets the claim.
-      reason: An explanation, used where our figure does not meet the claim.
+      judge: ``lines -> (figure, met)``: our figure, and whether it meets the statement.
+      reason: An explanation, used where our figure does not meet the statement.
+      command: The command that makes the file, used where the file is missing.
     """
     results = read_results(file)
     if results is None:
-        explanation = f"needs {FOLDER}/{file}, which this installation lacks"
-        return unreachable_claim(system, claim, paper, label, explanation, "fedjax-masks claims")
+        return claim_not_run(statement, conditions, command, f"needs {FOLDER}/{file}")
     ours, is_met = judge(results.lines)
-    verdict: Verdict = "met" if is_met else "missed"
-    return Claim(
-        *(system, claim, paper, ours, label, verdict),
-        *(results.command, results.source, "" if is_met else reason),
-    )
+    origin = {"command": results.command, "source": results.source}
+    return judged_claim(statement, conditions, ours, is_met, note=reason, **origin)
 
 
-def latency_claims(system: str, quantity: str, section: str, least: float, model: str) -> list[Claim]:
-    """Speed-ups of inference for minibatches of 1 and of 32 examples.
+def latency_claims(statement: Statement, least: float, model: str) -> list[Claim]:
+    """Speed-ups of inference for minibatches of 1 and of 32 examples, a row for each.
 
     Args:
-      system: The algorithm.
-      quantity: The quantity.
-      section: The place in the paper.
-      least: The published speed-up.
+      statement: The statement.
+      least: The speed-up that meets the statement.
       model: A description of our model.
     """
 
     def judge(batch: str, lines: Sequence[Line]) -> tuple[str, bool]:
-        ratio = lines[0]["latency_speedup"][system][batch]
-        return f"{ratio:.2f}x on {model}", ratio >= least
+        ratio = lines[0]["latency_speedup"][statement.system][batch]
+        return f"{ratio:.2f}x", ratio >= least
 
     return [
-        result_claim(
-            *(system, f"{quantity}, batch {batch} ({section})", f"{least:g}x", "measured"),
-            *("masked_inference.json", partial(judge, batch)),
-        )
+        result_claim(statement, f"{model}, minibatches of {batch}", LATENCY_FILE, partial(judge, batch))
         for batch in ("1", "32")
     ]
 
@@ -129,9 +128,9 @@ def algorithm(line: Line) -> str:
 
 
 def setting(line: Line) -> str:
-    """The setting of a run: its name without the seed at the end.
+    """The setting of a run: its name without the seeds at the end.
 
-    >>> setting({"run": "ecofed-fractal-0"})
-    'ecofed-fractal'
+    >>> setting({"run": "ecofed-fractal-0"}), setting({"run": "fedavg,seed=0,data.seed=1"})
+    ('ecofed-fractal', 'fedavg')
     """
-    return line["run"].rpartition("-")[0]
+    return _SEED.sub("", line["run"])
