@@ -15,8 +15,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from common import by_setting, markdown, read_lines
@@ -29,10 +28,14 @@ from fedjax_masks.models import build_model, gated
 from fedjax_masks.models.gates import inference_macs
 
 BASELINE = "fedavg"
-LAST = 5  # evaluations whose mean is a run's accuracy
-_IMAGES = SimpleNamespace(input_shape=(32, 32, 3), num_classes=10)
+LAST = 3  # evaluations whose mean is a run's accuracy
 
 Line = dict[str, Any]
+
+
+class _Cifar10(NamedTuple):
+    input_shape: tuple[int, ...] = (32, 32, 3)
+    num_classes: int = 10
 
 
 def line(run: RunRecord) -> Line:
@@ -53,7 +56,7 @@ def line(run: RunRecord) -> Line:
 def inference_work(config: Mapping[str, Any]) -> int:
     """Multiply-accumulates of one inference on a device that skips suppressed channels."""
     options = dict(config["model"])
-    model = build_model(options.pop("name"), _IMAGES, **options)
+    model = build_model(options.pop("name"), _Cifar10(), **options)
     if config["algorithm"]["name"] != "adp":
         return sum(kernel.positions * math.prod(kernel.shape) for kernel in model.kernels)
     ratio = config["algorithm"]["ratio"]

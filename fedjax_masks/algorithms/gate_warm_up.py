@@ -44,7 +44,7 @@ def warm_up_counts(model: Model, ratio: float, warm_up: int) -> dict[str, np.nda
 
 
 def warmed_up(
-    make: Callable[[Mapping[str, jax.Array]], FederatedAlgorithm], counts: Mapping[str, np.ndarray]
+    make: Callable[[Mapping[str, int | jax.Array]], FederatedAlgorithm], counts: Mapping[str, np.ndarray]
 ) -> FederatedAlgorithm:
     """An algorithm whose gates keep fewer channels from round to round.
 
