@@ -194,6 +194,19 @@ def test_a_run_in_which_all_channels_are_uploaded_is_that_of_fedavg(model, task)
     chex.assert_trees_all_close(some.params, everything.params, rtol=1e-4, atol=1e-5)
 
 
+def test_a_small_scale_of_gates_keeps_their_order(model, task):
+    nets = [gated(model, saliency="mean", scale=scale) for scale in (1.0, 0.1)]
+    (_, gates), (_, small) = jax.jit(
+        lambda x: [net.forward(net.init(jax.random.key(0)), x, stop="conv1") for net in nets]
+    )(task.test_inputs)
+    above = np.min(gates["conv1"].value, -1) > 0
+    assert above.sum() > 3
+    np.testing.assert_array_equal(gates["conv1"].active[above], small["conv1"].active[above])
+    np.testing.assert_allclose(
+        gates["conv1"].value[above] - 1, 10 * (small["conv1"].value[above] - 1), atol=1e-4
+    )
+
+
 def shifted(index):
     return ROUND._replace(index=jnp.int32(index))
 

@@ -32,7 +32,7 @@ from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Ro
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import filter_mask, top_count
 from fedjax_masks.core.minibatches import Batch
-from fedjax_masks.core.options import Decay, Natural, PositiveShare, checks_options
+from fedjax_masks.core.options import Decay, Natural, PositiveShare, Rate, checks_options
 from fedjax_masks.core.training import (
     LocalTraining,
     SummingLoss,
@@ -71,6 +71,7 @@ def adp(
     warm_up: Natural = 0,
     saliency: Literal["mean", "sigmoid"] | None = None,
     gate_bias: float = 1.0,
+    gate_scale: Rate = 1.0,
     l1: Decay = 0.0,
     federation: Federation = "fedavg",
     threshold: Decay = 0.0,
@@ -89,6 +90,9 @@ def adp(
         default, and as published, the mean in residual networks and the sigmoid in others.
       gate_bias: The initial value of the gates' biases. The published ResNet starts from 0, against its own
         gate's 1.
+      gate_scale: Factor of the gates' initial weights; 1 is He et al.'s normal distribution, as published.
+        In deep residual networks the gates, and with them the activations, then grow from block to block
+        until training overflows; 0.1 avoids it and changes no selection whose gates are above 0.
       l1: Factor of the sum of all gates of an example in the loss; 1e-8 to 1e-5 in the gates'
         own paper, 0 as published.
       federation: The algorithm that combines the clients; ``fedprox`` with mu = 0.01. For other options,
@@ -143,7 +147,7 @@ def adp(
             case "scaffold":
                 return controlled(net, trainer, fit)
 
-    gates = partial(gated, model, saliency=saliency, bias=gate_bias)
+    gates = partial(gated, model, saliency=saliency, bias=gate_bias, scale=gate_scale)
     if not warm_up:
         return federated(gates(ratio=ratio))
     return warmed_up(lambda counts: federated(gates(counts=counts)), warm_up_counts(model, ratio, warm_up))

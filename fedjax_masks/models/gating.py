@@ -42,6 +42,7 @@ def gated(
     counts: Mapping[str, int | jax.Array] | None = None,
     saliency: Saliency | None = None,
     bias: float = 1.0,
+    scale: float = 1.0,
 ) -> Model:
     """Puts a gate on every convolution, except the stem and the shortcuts of residual networks.
 
@@ -60,7 +61,9 @@ def gated(
       saliency: The function ``s``, ``mean`` or ``sigmoid``; by default the mean in residual networks and the
         sigmoid in others. Unbounded gates multiply activations by activations in every layer: without
         normalization, training then overflows at learning rates that suit the network without gates.
-      bias: Initial value of ``b``; ``A`` is drawn from He et al.'s normal distribution.
+      bias: Initial value of ``b``.
+      scale: Factor of the initial ``A``, which is drawn from He et al.'s normal distribution. A small factor
+        brings all gates near ``b``, and keeps their order, and so the selections, where all are above 0.
 
     Returns:
       A model. Its parameters are those of the network, as ``model.init`` draws them from the same key, and in
@@ -83,7 +86,9 @@ def gated(
     """
     if saliency is None:
         saliency = "mean" if any(kernel.role == "stem" for kernel in model.kernels) else "sigmoid"
-    return _with_gates(model, active_counts(model, ratio) if counts is None else counts, saliency, bias)
+    return _with_gates(
+        model, active_counts(model, ratio) if counts is None else counts, saliency, bias, scale
+    )
 
 
 def active_counts(model: Model, ratio: float) -> dict[str, int]:
@@ -118,7 +123,9 @@ def active_counts(model: Model, ratio: float) -> dict[str, int]:
     return counts
 
 
-def _with_gates(net: Model, keep: Mapping[str, int | jax.Array], saliency: Saliency, bias: float) -> Model:
+def _with_gates(
+    net: Model, keep: Mapping[str, int | jax.Array], saliency: Saliency, bias: float, scale: float
+) -> Model:
     gates = {k.name: (*k.path[:-1], "gate") for k in net.kernels if k.name in keep}
     zero_saliency = 0.5 if saliency == "sigmoid" else 0.0
 
@@ -128,7 +135,7 @@ def _with_gates(net: Model, keep: Mapping[str, int | jax.Array], saliency: Salie
             if kernel.name in keep:
                 gate_key = jax.random.fold_in(key, index)
                 weights = nn.initializers.he_normal()(gate_key, kernel.shape[-2:], jnp.float32)
-                gate = {"kernel": weights, "bias": jnp.full(kernel.outputs, bias, jnp.float32)}
+                gate = {"kernel": scale * weights, "bias": jnp.full(kernel.outputs, bias, jnp.float32)}
                 path = kernel.path[:-1]
                 params = trees.put(params, path, {**trees.get(params, path), "gate": gate})
         return params
@@ -150,7 +157,11 @@ def _with_gates(net: Model, keep: Mapping[str, int | jax.Array], saliency: Salie
     def rebuild(widths: Sequence[int]) -> Model:
         outputs = {kernel.name: width for kernel, width in zip(net.kernels, widths, strict=True)}
         return _with_gates(
-            net.rebuild(widths), {name: min(k, outputs[name]) for name, k in keep.items()}, saliency, bias
+            net.rebuild(widths),
+            {name: min(k, outputs[name]) for name, k in keep.items()},
+            saliency,
+            bias,
+            scale,
         )
 
     return net._replace(
