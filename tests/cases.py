@@ -86,6 +86,7 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
     "adp-salient": lambda model: fm.adp(
         model, optax.sgd(0.02), batch_size=4, upload_share=0.5, threshold=1e-3
     ),
+    "adp-warm": lambda model: fm.adp(model, optax.sgd(0.02), batch_size=4, warm_up=2),
     "fedmask": lambda model: _fedmask(model, epochs=2),
     "fedmask-own": lambda model: _fedmask(
         model, epochs=1, start="own", encoding="structure", keep_scores=True

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
+from fedjax_masks.algorithms.gate_warm_up import warm_up_counts
 from fedjax_masks.communication import size, visitor
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round
@@ -193,9 +194,76 @@ def test_a_run_in_which_all_channels_are_uploaded_is_that_of_fedavg(model, task)
     chex.assert_trees_all_close(some.params, everything.params, rtol=1e-4, atol=1e-5)
 
 
+def test_a_small_scale_of_gates_keeps_their_order(model, task):
+    nets = [gated(model, saliency="mean", scale=scale) for scale in (1.0, 0.1)]
+    (_, gates), (_, small) = jax.jit(
+        lambda x: [net.forward(net.init(jax.random.key(0)), x, stop="conv1") for net in nets]
+    )(task.test_inputs)
+    above = np.min(gates["conv1"].value, -1) > 0
+    assert above.sum() > 3
+    np.testing.assert_array_equal(gates["conv1"].active[above], small["conv1"].active[above])
+    np.testing.assert_allclose(
+        gates["conv1"].value[above] - 1, 10 * (small["conv1"].value[above] - 1), atol=1e-4
+    )
+
+
+def shifted(index):
+    return ROUND._replace(index=jnp.int32(index))
+
+
+def test_a_warm_up_falls_linearly_to_the_ratio(model):
+    counts = warm_up_counts(model, 0.5, 4)
+    assert {name: values.tolist() for name, values in counts.items()} == {
+        "conv1": [6, 5, 4, 4, 3],  # of 6: 6, 5.25, 4.5, 3.75, 3; a half is rounded to even
+        "conv2": [8, 7, 6, 5, 4],
+    }
+
+
+@pytest.mark.parametrize("saliency", ["mean", pytest.param("sigmoid", marks=pytest.mark.slow)])
+def test_a_warm_up_trains_and_predicts_with_the_ratio_of_the_round(model, task, saliency):
+    """Against the gated net of that ratio."""
+    make = partial(fm.adp, model, SGD, batch_size=4, saliency=saliency)
+    algorithm = make(ratio=0.5, warm_up=2)
+    message, train = compiled(algorithm, task)
+    state = jax.jit(lambda key: algorithm.init(key, task))(jax.random.key(0))
+    predict = jax.jit(algorithm.predict["global"])
+    for index, ratio in ((0, 1.0), (1, 0.75), (2, 0.5), (7, 0.5)):
+        net = gated(model, ratio=ratio, saliency=saliency)
+        logits = jax.jit(net.apply)(message, task.test_inputs)
+        server = state.server._replace(round=jnp.int32(index))
+        np.testing.assert_allclose(predict(server, None, task.test_inputs), logits, rtol=1e-5, atol=1e-5)
+        if index == 1:
+            upload, _ = train(3, round=shifted(index))
+            expected, _ = compiled(make(ratio=ratio), task)[1](3, message, round=shifted(index))
+            chex.assert_trees_all_close(upload, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_server_remembers_the_round_of_a_warm_up(model, task):
+    server = final(fm.adp(model, SGD, batch_size=4, warm_up=5, upload_share=0.5), task, rounds=3)
+    assert server.round == 2
+
+
+@pytest.mark.parametrize("upload_share", [1.0, 0.5])
+def test_different_selections_of_the_trained_model_are_reported(model, task, upload_share):
+    algorithm = fm.adp(model, SGD, batch_size=8, saliency="mean", upload_share=upload_share)
+    message, train = compiled(algorithm, task)
+    upload, info = train(3)
+    data = cases.data_of(task, 3)
+    if upload_share < 1:
+        # The upload lacks channels of the trained model; the other federation trains the same one.
+        same = fm.adp(model, SGD, batch_size=8, saliency="mean")
+        upload, _ = compiled(same, task)[1](3, message)
+    inputs = data.inputs[data.rows[:8]]
+    _, gates = jax.jit(gated(model, saliency="mean").forward)(trees.add(message, upload), inputs)
+    counts = {f"selections/{name}": len(np.unique(gate.active, axis=0)) for name, gate in gates.items()}
+    assert info.extra == counts
+    assert max(counts.values()) > 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"warm_up": -1}, "warm_up=-1: must be"),
         ({"ratio": 0.0}, "ratio=0.0"),
         ({"upload_share": 0.0}, "upload_share=0.0"),
         ({"threshold": -1.0}, "threshold=-1.0: must be"),

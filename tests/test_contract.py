@@ -44,6 +44,7 @@ VARIANTS = (
     "masked-fedavg-median",
     "fedmask-own",
     "adp-salient",
+    "adp-warm",
 )
 every_case = fast_for(*set(cases.CASES) - set(VARIANTS))
 

@@ -12,9 +12,16 @@ import pytest
 
 import fedjax_masks as fm
 from fedjax_masks.core import training, trees
-from fedjax_masks.models import build_model, cnn, gated, mlp, resnet18, resnet20, resnet32
+from fedjax_masks.models import build_model, cnn, gated, mlp, resnet18, resnet20, resnet32, vgg16_bn
 from fedjax_masks.models.compaction import compact, keep_outputs
-from fedjax_masks.models.gates import channel_activity, channels_in_use, inference_macs
+from fedjax_masks.models.gates import (
+    channel_activity,
+    channels_in_use,
+    count_distinct,
+    distinct_selections,
+    inference_macs,
+)
+from fedjax_masks.models.gating import active_counts
 
 CIFAR = SimpleNamespace(input_shape=(32, 32, 3), num_classes=10)
 TASK = SimpleNamespace(input_shape=(8, 8, 2), num_classes=4)
@@ -62,7 +69,11 @@ def case(request):
 
 @pytest.mark.parametrize(
     ("make", "parameters", "of_gates"),
-    [(resnet20, 269_722, 30_368), pytest.param(resnet32, 464_154, 52_320, marks=pytest.mark.slow)],
+    [
+        (resnet20, 269_722, 30_368),
+        (vgg16_bn, 33_642_442, 1_638_720),
+        pytest.param(resnet32, 464_154, 52_320, marks=pytest.mark.slow),
+    ],
 )
 def test_published_parameter_counts(make, parameters, of_gates):
     net = make(CIFAR)
@@ -255,6 +266,37 @@ def test_ratios_out_of_range_are_refused(options, message):
 def test_a_model_without_convolutions_has_no_gates():
     with pytest.raises(ValueError, match="'mlp': must have a convolution"):
         gated(mlp(TASK))
+
+
+def test_traced_counts_select_like_static_ones(case):
+    net, _, params, _, gates = case
+    select = jax.jit(lambda counts: gated(net, counts=counts, saliency="mean").forward(params, images())[1])
+    static = active_counts(net, 0.6)
+    traced = select(static)
+    chex.assert_trees_all_equal(
+        {name: gate.active for name, gate in traced.items()},
+        {name: gate.active for name, gate in gates.items()},
+    )
+    everything = select({name: gate.active.shape[-1] for name, gate in gates.items()})
+    assert all(gate.active.all() for gate in everything.values())
+
+
+@pytest.mark.parametrize("outputs", [1, 5, 40])
+def test_distinct_selections_are_counted_exactly(outputs):
+    rng = np.random.default_rng(outputs)
+    kinds = rng.random((7, outputs)) < 0.5
+    count = jax.jit(count_distinct)
+    for number in (1, 3, 7):
+        active = kinds[:number][rng.integers(0, number, 20)]
+        assert count(active) == len(np.unique(active, axis=0))
+
+
+def test_distinct_selections_of_a_data_set(case):
+    _, model, params, _, gates = case
+    expected = {name: len(np.unique(gate.active, axis=0)) for name, gate in gates.items()}
+    assert distinct_selections(model, params, images(), batch_size=6) == expected
+    if not model.kernels[0].norm:  # else, statistics of a batch depend on its size
+        assert distinct_selections(model, params, images(), batch_size=4) == expected
 
 
 def fake_gates(model, ratio):

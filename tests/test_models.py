@@ -27,6 +27,7 @@ NARROW = {
     "mlp": {"hidden": (16, 8)},
     "vgg11": {"channels": (4,) * 8, "hidden": (8, 6)},
     "vgg16": {"channels": (4,) * 13, "hidden": (8, 6)},
+    "vgg16-bn": {"channels": (4,) * 13, "hidden": (8, 6)},
     "resnet9": {"channels": (4, 6, 8, 10)},
     "resnet18": {"channels": (4, 6, 8, 10)},
     "resnet34": {"channels": (4, 6, 8, 10)},
@@ -105,7 +106,7 @@ def test_vgg11_split_sizes(split, parameters, activation):
     assert math.prod(y.shape) == activation
 
 
-DEEP = ("vgg16", "resnet34", "resnet32")  # longer rows of the stages of smaller ones
+DEEP = ("vgg16", "vgg16-bn", "resnet34", "resnet32")  # longer rows of the stages of smaller ones
 EACH = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in MODELS]
 SIZES = {"digits": DIGITS, "mnist": MNIST}
 SIZED = [

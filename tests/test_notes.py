@@ -50,6 +50,24 @@ def test_updates_left_out_are_one_line_for_all_rounds(rounds, expected):
 
 
 @pytest.mark.parametrize(
+    ("counts", "is_last", "layers"),
+    [
+        ([1, 1, 1], True, "conv1"),
+        ([1, 1, 1], False, None),
+        ([1, 2, 1], True, None),
+        ([1, 1, 9], True, "conv1"),  # the last one was away
+    ],
+)
+def test_gates_that_choose_alike_for_all_images_are_reported_at_the_end(counts, is_last, layers):
+    metrics = metrics_of("tta", "tta")
+    values = np.array([[5, 5, 5], counts], np.float32)
+    metrics.train.update({"selections/conv1": values, "selections/conv2": np.full_like(values, 2)})
+    lines = notes(metrics, 10, is_last=is_last)
+    assert len(lines) == (layers is not None)
+    assert all(line.startswith(f"round 12: the gates of {layers} keep the same channels") for line in lines)
+
+
+@pytest.mark.parametrize(
     ("before", "rounds", "expected"),
     [
         (4, ["bbb"], 7),

@@ -13,7 +13,7 @@ neither control variates nor FedNova's normalization ever touch statistics of ba
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import chex
 import jax
@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from fedjax_masks.algorithms.fedavg import Server, averaging
 from fedjax_masks.algorithms.fednova import normalized
 from fedjax_masks.algorithms.fedprox import proximal
+from fedjax_masks.algorithms.gate_report import pruned_layers, report_selections
+from fedjax_masks.algorithms.gate_warm_up import warm_up_counts, warmed_up
 from fedjax_masks.algorithms.scaffold import controlled
 from fedjax_masks.communication.payload import Masked
 from fedjax_masks.core import trees
@@ -30,7 +32,7 @@ from fedjax_masks.core.algorithm import ClientData, FederatedAlgorithm, Info, Ro
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import filter_mask, top_count
 from fedjax_masks.core.minibatches import Batch
-from fedjax_masks.core.options import Decay, PositiveShare, checks_options
+from fedjax_masks.core.options import Decay, Natural, PositiveShare, Rate, checks_options
 from fedjax_masks.core.training import (
     LocalTraining,
     SummingLoss,
@@ -66,8 +68,10 @@ def adp(
     trainer: LocalTraining,
     *,
     ratio: PositiveShare = 0.7,
+    warm_up: Natural = 0,
     saliency: Literal["mean", "sigmoid"] | None = None,
     gate_bias: float = 1.0,
+    gate_scale: Rate = 1.0,
     l1: Decay = 0.0,
     federation: Federation = "fedavg",
     threshold: Decay = 0.0,
@@ -80,10 +84,15 @@ def adp(
       model: The net that gets the gates; one with convolutions.
       trainer: Local training, or its optimizer; 10 epochs and minibatches of 64 as published.
       ratio: Share of channels that are active in an example, in (0, 1].
+      warm_up: Rounds until that share is reached: it falls linearly from 1 in round 0 to ``ratio`` in round
+        ``warm_up``, in evaluation as in training; 0 starts with ``ratio``, as published.
       saliency: A gate's view of an input channel: its ``mean``, or the ``sigmoid`` of that; by
         default, and as published, the mean in residual networks and the sigmoid in others.
       gate_bias: The initial value of the gates' biases. The published ResNet starts from 0, against its own
         gate's 1.
+      gate_scale: Factor of the gates' initial weights; 1 is He et al.'s normal distribution, as published.
+        In deep residual networks the gates, and with them the activations, then grow from block to block
+        until training overflows; 0.1 avoids it and changes no selection whose gates are above 0.
       l1: Factor of the sum of all gates of an example in the loss; 1e-8 to 1e-5 in the gates'
         own paper, 0 as published.
       federation: The algorithm that combines the clients; ``fedprox`` with mu = 0.01. For other options,
@@ -113,25 +122,35 @@ def adp(
     if upload_share < 1 and federation != "fedavg":
         raise UserError(f"upload_share={upload_share}: must be 1, since {federation} uploads everything")
     trainer = as_trainer(trainer, training)
-    net = gated(model, ratio=ratio, saliency=saliency, bias=gate_bias)
-    loss = gated_loss(net, l1)
     after_epoch = zero_small_weights(model, threshold) if threshold else None
-    if upload_share < 1:
-        return salient(net, trainer, loss, share=upload_share, after_epoch=after_epoch)
 
-    def plain_loss(params: Params, batch: Batch, key: chex.PRNGKey) -> jax.Array:
-        return loss(params, batch, key)[0]
+    def federated(net: Model) -> FederatedAlgorithm:
+        loss = gated_loss(net, l1)
+        report = partial(report_selections, net, pruned_layers(model, ratio), trainer.batch_size)
+        if upload_share < 1:
+            return salient(net, trainer, loss, share=upload_share, after_epoch=after_epoch, report=report)
 
-    fit = partial(trainer, loss=plain_loss, after_epoch=after_epoch)
-    match federation:
-        case "fedavg":
-            return averaging(net, fit)
-        case "fedprox":
-            return averaging(net, proximal(fit, _MU))
-        case "fednova":
-            return normalized(averaging(net, fit), trainer)
-        case "scaffold":
-            return controlled(net, trainer, fit)
+        def plain_loss(params: Params, batch: Batch, key: chex.PRNGKey) -> jax.Array:
+            return loss(params, batch, key)[0]
+
+        def fit(round: Round, params: Params, data: ClientData, **options: Any) -> tuple[Params, Info]:
+            params, info = trainer(round, params, data, plain_loss, after_epoch=after_epoch, **options)
+            return params, info._replace(extra=report(params, data))
+
+        match federation:
+            case "fedavg":
+                return averaging(net, fit)
+            case "fedprox":
+                return averaging(net, proximal(fit, _MU))
+            case "fednova":
+                return normalized(averaging(net, fit), trainer)
+            case "scaffold":
+                return controlled(net, trainer, fit)
+
+    gates = partial(gated, model, saliency=saliency, bias=gate_bias, scale=gate_scale)
+    if not warm_up:
+        return federated(gates(ratio=ratio))
+    return warmed_up(lambda counts: federated(gates(counts=counts)), warm_up_counts(model, ratio, warm_up))
 
 
 def gated_loss(net: Model, l1: float) -> SummingLoss:
@@ -173,6 +192,7 @@ def salient(
     *,
     share: float,
     after_epoch: Callable[[Params], Params] | None = None,
+    report: Callable[[Params, ClientData], dict[str, jax.Array]] = lambda params, data: {},
 ) -> FederatedAlgorithm:
     """FedAvg in which clients upload only the channels that matter for their own data.
 
@@ -182,6 +202,7 @@ def salient(
       loss: Its loss, which sums activities.
       share: Share of each gated layer's channels that is uploaded, in (0, 1].
       after_epoch: ``params -> params``, applied at the end of every epoch.
+      report: ``(params, data) -> metrics``: facts about a client's trained model.
     """
     average = averaging(net, trainer.supervised(net.apply))  # its clients' part is replaced
     layers = {kernel.name: kernel for kernel in net.kernels if kernel.gate is not None}
@@ -197,7 +218,7 @@ def salient(
         channels = {name: top_count(activity[name], count[name]) for name in layers}
         # The server derives the mask from the channels, which the upload carries.
         update = Masked(trees.sub(params, message), filter_mask(net.kernels, params, channels, parts))
-        return client, Upload(update, channels), info
+        return client, Upload(update, channels), info._replace(extra=report(params, data))
 
     def receive(
         round: Round, server: Server, profile: PyTree, upload: Upload, weight: jax.Array

@@ -141,7 +141,7 @@ def run_rounds(
             if evaluations is not None:
                 record = make_record(run_metrics, evaluations[run], totals[run], simulation.num_clients)
                 histories[run].append(record)
-            messages = notes(run_metrics, first)
+            messages = notes(run_metrics, first, is_last=round == rounds)
             for message in messages:
                 warn(message)
             run_state = simulation.take(state, run)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedjax_masks.algorithms.gate_report import SELECTIONS
 from fedjax_masks.simulation import RoundMetrics
 
 _MAX_IDS = 5  # clients named in a message
@@ -9,12 +10,13 @@ _MAX_BROKEN = 10  # updates in a row
 _MAX_LOSS = 1e6
 
 
-def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
+def notes(metrics: RoundMetrics, first: int, *, is_last: bool = False) -> tuple[str, ...]:
     """Messages about a chunk of rounds, one line each.
 
     Args:
       metrics: The chunk's metrics.
       first: Rounds before the chunk.
+      is_last: Whether the run ends with the chunk.
     """
     lines = []
     not_finite = _not_finite(metrics)
@@ -30,6 +32,12 @@ def notes(metrics: RoundMetrics, first: int) -> tuple[str, ...]:
         lines.append(
             "round 1: no bit of any mask flipped, so nothing is learned; "
             "raise the scores' learning rate or lower their scale"
+        )
+    if is_last and (layers := _constant_gates(metrics)):
+        lines.append(
+            f"round {first + len(metrics.ids)}: the gates of {', '.join(layers)} keep the same channels for "
+            "every image of a client, as a smaller net does; set algorithm.saliency='mean', or choose a "
+            "model with normalization"
         )
     return tuple(lines)
 
@@ -51,6 +59,17 @@ def cycle_note(eval_every: int, period: int, rounds: int) -> str | None:
         f"eval_every={eval_every}: every evaluation is of the same round of the algorithm's cycle of "
         f"{period} rounds; with {eval_every + 1}, accuracies at the end are means over a cycle"
     )
+
+
+def _constant_gates(metrics: RoundMetrics) -> list[str]:
+    """The layers with one selection of channels for all images of each client, in the chunk's last round."""
+    trained = metrics.trained[-1]
+    counts = {name: values[-1][trained] for name, values in metrics.train.items()}
+    return [
+        name.removeprefix(SELECTIONS)
+        for name, values in counts.items()
+        if name.startswith(SELECTIONS) and values.size and (values == 1).all()
+    ]
 
 
 def count_broken(count: int, metrics: RoundMetrics) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         prunable_kernels,
         weighted_kernels,
     )
-    from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16
+    from fedjax_masks.models.plain import cifar_cnn, cnn, femnist_cnn, lenet, mlp, vgg11, vgg16, vgg16_bn
     from fedjax_masks.models.registry import MODELS, build_model
     from fedjax_masks.models.resnet import resnet9, resnet18, resnet20, resnet32, resnet34
     from fedjax_masks.models.split import Halves, cut_model
@@ -46,6 +46,7 @@ __all__ = [
     "resnet34",
     "vgg11",
     "vgg16",
+    "vgg16_bn",
     "weighted_kernels",
 ]
 
@@ -55,7 +56,7 @@ __getattr__, __dir__ = exports(
         "gating": ("Gate", "gated"),
         "layers": ("Hook", "Layer"),
         "model": ("Kernel", "Model", "Problem", "make_model", "prunable_kernels", "weighted_kernels"),
-        "plain": ("cifar_cnn", "cnn", "femnist_cnn", "lenet", "mlp", "vgg11", "vgg16"),
+        "plain": ("cifar_cnn", "cnn", "femnist_cnn", "lenet", "mlp", "vgg11", "vgg16", "vgg16_bn"),
         "registry": ("MODELS", "build_model"),
         "resnet": ("resnet9", "resnet18", "resnet20", "resnet32", "resnet34"),
         "split": ("Halves", "cut_model"),

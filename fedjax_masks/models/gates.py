@@ -35,6 +35,67 @@ def count_active(gates: Mapping[str, Gate], real: jax.Array) -> Activity:
     return {name: jnp.sum(gate.active & real[:, None], 0, dtype=jnp.float32) for name, gate in gates.items()}
 
 
+def count_distinct(active: jax.Array) -> jax.Array:
+    """Counts the different selections of channels among examples, exactly.
+
+    The comparison of all pairs takes one matrix product, ``batch * batch * outputs`` multiply-accumulates.
+
+    Args:
+      active: ``bool[batch, outputs]``: the selection of each example.
+
+    Returns:
+      ``int32[]``: the number, from 1 to ``batch``.
+
+    >>> count_distinct(jnp.array([[True, False], [False, True], [True, False]])).item()
+    2
+    """
+    vectors = active.astype(jnp.float32)
+    sizes = jnp.sum(vectors, -1)
+    overlaps = vectors @ vectors.T
+    same = (overlaps == sizes) & (overlaps == sizes[:, None])
+    repeats = jnp.any(jnp.tril(same, -1), -1)
+    return jnp.sum(~repeats, dtype=jnp.int32)
+
+
+def distinct_selections(
+    model: Model, params: Params, inputs: jax.Array, *, batch_size: int = 100
+) -> dict[str, int]:
+    """The number of different selections of channels among a data set's examples, by gated layer.
+
+    A layer with one selection prunes the same channels for every example, as a smaller net without gates
+    does.
+
+    Args:
+      model: A gated model.
+      params: The model's parameters.
+      inputs: ``[examples, *input_shape]``, at least one.
+      batch_size: Examples per forward pass; the last examples fill up with the first ones.
+
+    Returns:
+      The number by layer, from 1 to the number of examples.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> from fedjax_masks.models import cnn, gated
+      >>> model = gated(cnn(SimpleNamespace(input_shape=(8, 8, 1), num_classes=2)), ratio=0.5)
+      >>> distinct_selections(model, model.init(jax.random.key(0)), jnp.ones((3, 8, 8, 1)))
+      {'conv1': 1, 'conv2': 1}
+    """
+    num = len(inputs)
+    indices = jnp.arange(-(-num // batch_size) * batch_size).reshape(-1, batch_size) % num
+
+    @jax.jit
+    def selections(params: Params, inputs: jax.Array) -> dict[str, jax.Array]:
+        _, gates = model.forward(params, inputs)
+        return {name: gate.active for name, gate in gates.items()}
+
+    batches = [jax.device_get(selections(params, jnp.asarray(inputs[rows]))) for rows in np.asarray(indices)]
+    return {
+        name: len(np.unique(np.concatenate([np.packbits(batch[name], -1) for batch in batches]), axis=0))
+        for name in batches[0]
+    }
+
+
 def channel_activity(model: Model, params: Params, inputs: jax.Array, *, batch_size: int = 100) -> Activity:
     """The share of a client's examples in which each channel is active.
 

@@ -35,7 +35,15 @@ class Gate(NamedTuple):
     active: jax.Array
 
 
-def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None, bias: float = 1.0) -> Model:
+def gated(
+    model: Model,
+    *,
+    ratio: float = 0.7,
+    counts: Mapping[str, int | jax.Array] | None = None,
+    saliency: Saliency | None = None,
+    bias: float = 1.0,
+    scale: float = 1.0,
+) -> Model:
     """Puts a gate on every convolution, except the stem and the shortcuts of residual networks.
 
     The gate of a layer with input ``x`` is ``g = relu(s(x) A + b)``, where ``s`` is the mean of each channel,
@@ -48,10 +56,14 @@ def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None,
     Args:
       model: The network.
       ratio: Share of active channels, in (0, 1].
+      counts: Numbers of active channels by layer, in place of ``ratio``; see :func:`active_counts`. They may
+        be traced, so that one program serves several ratios; such a model cannot be rebuilt.
       saliency: The function ``s``, ``mean`` or ``sigmoid``; by default the mean in residual networks and the
         sigmoid in others. Unbounded gates multiply activations by activations in every layer: without
         normalization, training then overflows at learning rates that suit the network without gates.
-      bias: Initial value of ``b``; ``A`` is drawn from He et al.'s normal distribution.
+      bias: Initial value of ``b``.
+      scale: Factor of the initial ``A``, which is drawn from He et al.'s normal distribution. A small factor
+        brings all gates near ``b``, and keeps their order, and so the selections, where all are above 0.
 
     Returns:
       A model. Its parameters are those of the network, as ``model.init`` draws them from the same key, and in
@@ -72,21 +84,48 @@ def gated(model: Model, *, ratio: float = 0.7, saliency: Saliency | None = None,
       >>> [int(gate.active.sum()) for gate in gates.values()]
       [16, 32]
     """
+    if saliency is None:
+        saliency = "mean" if any(kernel.role == "stem" for kernel in model.kernels) else "sigmoid"
+    return _with_gates(
+        model, active_counts(model, ratio) if counts is None else counts, saliency, bias, scale
+    )
+
+
+def active_counts(model: Model, ratio: float) -> dict[str, int]:
+    """The numbers of active channels by layer, for the layers that :func:`gated` puts gates on.
+
+    Args:
+      model: The network.
+      ratio: Share of active channels, in (0, 1].
+
+    Returns:
+      ``round(ratio * outputs)`` by layer; a half is rounded to even.
+
+    Raises:
+      UserError: The network has no such layer, or ``ratio`` is out of range or leaves a layer without
+        active channels.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> from fedjax_masks.models import cnn
+      >>> active_counts(cnn(SimpleNamespace(input_shape=(8, 8, 1), num_classes=2)), 0.7)
+      {'conv1': 22, 'conv2': 45}
+    """
     check("ratio", ratio, PositiveShare)
     convolutions = [k for k in model.kernels if k.kind == "conv" and k.role == "body"]
     if not convolutions:
         raise UserError(f"model={model.name!r}: must have a convolution to gate; choose another model")
-    keep = {kernel.name: round(kernel.outputs * ratio) for kernel in convolutions}
+    counts = {kernel.name: round(kernel.outputs * ratio) for kernel in convolutions}
     for kernel in convolutions:
-        if not keep[kernel.name]:
+        if not counts[kernel.name]:
             bound = 0.5 / kernel.outputs
             raise UserError(f"ratio={ratio}: must be above {bound}, to keep a channel of {kernel.name}")
-    if saliency is None:
-        saliency = "mean" if any(kernel.role == "stem" for kernel in model.kernels) else "sigmoid"
-    return _with_gates(model, keep, saliency, bias)
+    return counts
 
 
-def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: float) -> Model:
+def _with_gates(
+    net: Model, keep: Mapping[str, int | jax.Array], saliency: Saliency, bias: float, scale: float
+) -> Model:
     gates = {k.name: (*k.path[:-1], "gate") for k in net.kernels if k.name in keep}
     zero_saliency = 0.5 if saliency == "sigmoid" else 0.0
 
@@ -96,7 +135,7 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
             if kernel.name in keep:
                 gate_key = jax.random.fold_in(key, index)
                 weights = nn.initializers.he_normal()(gate_key, kernel.shape[-2:], jnp.float32)
-                gate = {"kernel": weights, "bias": jnp.full(kernel.outputs, bias, jnp.float32)}
+                gate = {"kernel": scale * weights, "bias": jnp.full(kernel.outputs, bias, jnp.float32)}
                 path = kernel.path[:-1]
                 params = trees.put(params, path, {**trees.get(params, path), "gate": gate})
         return params
@@ -118,7 +157,11 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
     def rebuild(widths: Sequence[int]) -> Model:
         outputs = {kernel.name: width for kernel, width in zip(net.kernels, widths, strict=True)}
         return _with_gates(
-            net.rebuild(widths), {name: min(k, outputs[name]) for name, k in keep.items()}, saliency, bias
+            net.rebuild(widths),
+            {name: min(k, outputs[name]) for name, k in keep.items()},
+            saliency,
+            bias,
+            scale,
         )
 
     return net._replace(
@@ -131,11 +174,11 @@ def _with_gates(net: Model, keep: Mapping[str, int], saliency: Saliency, bias: f
     )
 
 
-def _gate(params: Params, x: jax.Array, keep: int, saliency: Saliency) -> Gate:
+def _gate(params: Params, x: jax.Array, keep: int | jax.Array, saliency: Saliency) -> Gate:
     """The gate of a layer with input ``x``, ``[batch, height, width, inputs]``."""
     s = jnp.mean(x, axis=(1, 2))
     s = jax.nn.sigmoid(s) if saliency == "sigmoid" else s
     value = nn.relu(s @ params["kernel"] + params["bias"])
-    if keep == value.shape[-1]:
+    if isinstance(keep, int) and keep == value.shape[-1]:
         return Gate(value, jnp.ones_like(value, bool))
     return Gate(value, jax.vmap(partial(top_count, keep=keep))(jax.lax.stop_gradient(value)))

@@ -18,6 +18,7 @@ MODELS = Functions(
         "femnist-cnn": "fedjax_masks.models.plain:femnist_cnn",
         "vgg11": "fedjax_masks.models.plain:vgg11",
         "vgg16": "fedjax_masks.models.plain:vgg16",
+        "vgg16-bn": "fedjax_masks.models.plain:vgg16_bn",
         "resnet9": "fedjax_masks.models.resnet:resnet9",
         "resnet18": "fedjax_masks.models.resnet:resnet18",
         "resnet20": "fedjax_masks.models.resnet:resnet20",
