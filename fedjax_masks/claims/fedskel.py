@@ -201,9 +201,25 @@ _SENDERS = (
     "each filter is averaged over the few clients that sent it, and each of them trained it beside different "
     "filters of its own"
 )
+_CYCLE = "cohorts=cycle, rest=own, absent=ignore, no warm-up"
+_VARIANTS = {
+    "warm-fresh-revert-zero": "defaults, with a warm-up of half of the rounds",
+    "warm-fresh-stale": "nearest to the authors' code: rest=own, absent=stale, and the same warm-up",
+    "fresh-revert-zero": "defaults, no warm-up",
+    "cycle": _CYCLE,
+}
 _RUNS = (
-    _global("fedskel_cifar10.jsonl", _NAME, "fedavg", reason=_SENDERS),
-    _global("fedskel_fashion_mnist.jsonl", _NAME, "fedavg", reason=_SENDERS),
+    *(
+        Comparison(
+            *(f"fedskel_variants_{data}.jsonl", variant, "fedavg", percent("late_global_accuracy")),
+            options=options,
+            reason=_SENDERS if variant == "cycle" else "",
+        )
+        for variant, options in _VARIANTS.items()
+        for data in ("fashion_mnist", "cifar10")
+    ),
+    _global("fedskel_cifar10.jsonl", _NAME, "fedavg", options=_CYCLE, reason=_SENDERS),
+    _global("fedskel_fashion_mnist.jsonl", _NAME, "fedavg", options=_CYCLE, reason=_SENDERS),
 )
 """Our runs of FedSkel and FedAvg; a new result file adds one line."""
 
