@@ -217,7 +217,7 @@ def test_every_key_is_listed_with_its_meaning_and_its_default(capsys):
                 meaning, _, _ = listed[key].partition(describe(option.annotation))
                 assert meaning or key.startswith("model."), key
     assert "5 (fedmask)" in listed["training.epochs"]
-    assert f"{REGISTRY['fedsgd'].lr:g} (fedsgd)" in listed["algorithm.lr"]
+    assert f"{REGISTRY['fedsgd'].lr:g} (fedsgd, mpfl)" in listed["algorithm.lr"]
     assert "(most)" in listed["algorithm.lr"]
 
 
@@ -378,7 +378,7 @@ def test_keys_of_one_algorithm_are_listed_alone(capsys):
         assert describe(options[key].annotation) in text
     assert listed["algorithm.mu"].endswith("; default 0.01")
     assert listed["model.hidden"].endswith("; default 200,200")
-    assert main.main(["list", "keys", "--model", "lenet"]) == 0
+    assert main.main(["list", "keys", "--model", "femnist-cnn"]) == 0
     assert capsys.readouterr().out == "keys: none\n"
     assert "fedmask" in fails(capsys, "list", "keys", "--algorithm", "fedmsk")
     assert "list keys" in fails(capsys, "list", "models", "--algorithm", "fedavg")
