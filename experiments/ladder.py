@@ -114,8 +114,9 @@ def draw(ax: Axes, ladder: Sequence[Point], rungs: Sequence[str], variants: Sequ
         places = [rungs.index(p.rung) + 0.12 * (index - (len(variants) - 1) / 2) for p in mine]
         means = [statistics.fmean(point.gaps) for point in mine]
         halves = np.nan_to_num([half_width(point.gaps) for point in mine])
-        color = PALETTE[index % len(PALETTE)]
-        ax.errorbar(places, means, yerr=halves, color=color, marker="o", capsize=2, label=variant)
+        turn, place = divmod(index, len(PALETTE))
+        style = {"color": PALETTE[place], "marker": "osD^"[turn % 4]}
+        ax.errorbar(places, means, yerr=halves, **style, capsize=2, label=variant)
     ax.set_xticks(range(len(rungs)), list(rungs))
 
 
@@ -124,7 +125,7 @@ def save_figure(ladder: Sequence[Point], rungs: Sequence[str], variants: Sequenc
     names = list(dict.fromkeys(point.data for point in ladder))
     with drawing():
         figure = Figure(figsize=(3.6 * len(names) + 0.6, 3.2), layout="constrained")
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
         for ax, name in zip(panels, names):
             draw(ax, [point for point in ladder if point.data == name], rungs, variants)
             ax.set_title(name)
