@@ -5,13 +5,15 @@ A table lies between two comments, of which the first names a script of ``experi
     <!-- table: collect.py --table experiments/results/fedskel_int8.jsonl -->
     <!-- end of table -->
 
-``python docs/make_tables.py FILE.md ...`` runs the commands and writes their output between the comments.
+``python docs/make_tables.py FILE.md ...`` runs the commands, which also write figures, and puts their output
+between the comments.
 """
 
 import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,13 +29,21 @@ def commands(text: str) -> list[str]:
     return [" ".join(match["command"].split()) for match in _BLOCK.finditer(text)]
 
 
-def refreshed(text: str) -> str:
-    """The document with the tables that its commands print."""
-    return _BLOCK.sub(_with_table, text)
+def refreshed(text: str, *, figures: bool = True) -> str:
+    """The document with the tables that its commands print.
+
+    Args:
+      text: The document.
+      figures: Whether the commands also write their figures (``--out FILE``).
+    """
+    return _BLOCK.sub(partial(_with_table, figures), text)
 
 
-def _with_table(match: re.Match[str]) -> str:
+def _with_table(figures: bool, match: re.Match[str]) -> str:
     script, *arguments = shlex.split(match["command"])
+    if not figures and "--out" in arguments:
+        place = arguments.index("--out")
+        del arguments[place : place + 2]
     command = [sys.executable, str(ROOT / "experiments" / script), *arguments]
     output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     return f"<!-- table: {match['command']} -->\n\n{output.strip()}\n\n<!-- end of table -->"
