@@ -180,7 +180,7 @@ def ecofed(
         del client
         return finish(server.params, activate(server.device, x))
 
-    schedule = Schedule(partial(_select, period), period=period)
+    schedule = Schedule(partial(_select, period))
     return FederatedAlgorithm(init, send, train, receive, merge, {"global": predict}, schedule)
 
 
