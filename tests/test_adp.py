@@ -238,6 +238,7 @@ def test_a_warm_up_trains_and_predicts_with_the_ratio_of_the_round(model, task, 
             chex.assert_trees_all_close(upload, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_server_remembers_the_round_of_a_warm_up(model, task):
     server = final(fm.adp(model, SGD, batch_size=4, warm_up=5, upload_share=0.5), task, rounds=3)
     assert server.round == 2

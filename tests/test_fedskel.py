@@ -23,6 +23,7 @@ from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.experiment import build, config
+from fedjax_masks.experiment.notes import cycle_note
 from fedjax_masks.simulation.lanes import lay_out
 from fedjax_masks.simulation.plan import Plan
 
@@ -219,7 +220,7 @@ def test_of_fresh_cohorts_every_client_counts_its_own_cycle():
     chex.assert_trees_all_equal(state.clients.cycle, state.profiles)
 
 
-@pytest.mark.parametrize("cohorts", ["fresh", "cycle"])
+@pytest.mark.parametrize("cohorts", ["fresh", pytest.param("cycle", marks=pytest.mark.slow)])
 def test_a_warm_up_is_fedavg(cohorts):
     task = cases.task()
     model = fm.models.mlp(task, hidden=(8,))
@@ -234,7 +235,7 @@ def test_a_warm_up_is_fedavg(cohorts):
     chex.assert_trees_all_equal(*sent)
 
 
-@pytest.mark.parametrize("options", [CYCLE, {"warm_up": 1}])
+@pytest.mark.parametrize("options", [pytest.param(CYCLE, marks=pytest.mark.slow), {"warm_up": 1}])
 def test_the_mean_model_is_that_of_all_clients(options):
     task = cases.task()
     algorithm, plain = small(**options, mean_model=True), small(**options)
@@ -248,8 +249,7 @@ def test_the_mean_model_is_that_of_all_clients(options):
 
 
 def test_accuracies_at_the_end_are_means_over_a_cycle(caplog):
-    options = {"rounds": 4, "cohort": 2, "plan": "scan"}
-    run = fm.simulate(small(**CYCLE), cases.task(), **options, eval_every=1)
+    run = fm.simulate(small(**CYCLE), cases.task(), rounds=4, cohort=2, plan="scan", eval_every=1)
     last = [record["global_accuracy"] for record in run.records[-2:]]
     assert last[0] != last[1]
     assert run.summary["cycle_global_accuracy"] == np.mean(last)
@@ -257,8 +257,7 @@ def test_accuracies_at_the_end_are_means_over_a_cycle(caplog):
     (row,) = fm.analysis.comparison_table([RunRecord("a", {}, run.records, run.summary)])
     assert row["global_accuracy"] == np.mean(last)
     assert "cycle" not in caplog.text
-    fm.simulate(small(**CYCLE), cases.task(), **options, eval_every=2)
-    assert "eval_every=2: every evaluation is of the same round" in caplog.text
+    assert "eval_every=2: every evaluation is of the same round" in cycle_note(2, period=2, rounds=4)
 
 
 def test_local_dense_layers_train_but_never_travel(model, task):
