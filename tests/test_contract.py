@@ -148,9 +148,10 @@ def test_plans_agree(name, plan):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "fedmask", "fedskel", "mpfl"])
 def test_plans_agree_on_convolutions(name):
-    assert_close(
-        simulate(name, kind="cnn", plan="blocks:3,mesh:2")[0], simulate(name, kind="cnn")[0], 1e-5, 1e-3
-    )
+    # In float32 one ulp can flip a bit of a mask, and kept scores then take another path. Scores learn by
+    # steps of 100, which amplify what rounding leaves in float64.
+    one_by_one, mesh = (simulate(name, kind="cnn", plan=p, x64=True)[0] for p in ("scan", "blocks:3,mesh:2"))
+    assert_close(mesh, one_by_one, 1e-8, 0.0)
 
 
 @pytest.mark.slow

@@ -19,7 +19,9 @@ import fedjax_masks as fm
 @pytest.fixture(scope="module")
 def task():
     digits = fm.load_task("digits", clients=4, examples_per_client=10, seed=0)
-    return replace(digits, inputs=np.repeat(np.repeat(digits.inputs, 4, 1), 4, 2)[:, 2:30, 2:30])
+    images = digits.inputs, digits.test_inputs
+    inputs, test_inputs = (np.repeat(np.repeat(x, 4, 1), 4, 2)[:, 2:30, 2:30] for x in images)
+    return replace(digits, inputs=inputs, test_inputs=test_inputs)
 
 
 @pytest.fixture(scope="module")
