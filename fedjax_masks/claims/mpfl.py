@@ -137,13 +137,29 @@ _accuracy = partial(
     Comparison, value=percent("accuracy"), group=lambda line: (line["curve"], line["iteration"])
 )
 _LONGER = "FedAvg-then-prune has trained the whole model before, and twice as long"
-_RUNS = tuple(
-    _accuracy(
-        *(_FILE, (_NAME, iteration), (_RIVAL, iteration)),
-        options=f"{10 * iteration} % of the filters pruned, LeNet 10-20-64",
-        reason=reason,
-    )
-    for iteration, reason in {3: _LONGER, 5: _LONGER, 7: _LONGER, 9: ""}.items()
+_PRETRAINED = "LeNet 10-20-64, pre-trained on images that no client has"
+_RIVALS = {
+    _RIVAL: ("FedAvg's weights kept", _LONGER),
+    "fedavg-mask": ("every mask trained from the initial weights, as in the authors' code", ""),
+}
+_RUNS = (
+    *(
+        _accuracy(
+            *(_FILE, (_NAME, iteration), (_RIVAL, iteration)),
+            options=f"{10 * iteration} % of the filters pruned, LeNet 10-20-64",
+            reason=reason,
+        )
+        for iteration, reason in {3: _LONGER, 5: _LONGER, 7: _LONGER, 9: ""}.items()
+    ),
+    *(
+        _accuracy(
+            *("mpfl_public_small.jsonl", (_NAME, iteration), (rival, iteration)),
+            options=f"{10 * iteration} % of the filters pruned, {score}, {_PRETRAINED}",
+            reason=reason,
+        )
+        for rival, (score, reason) in _RIVALS.items()
+        for iteration in (3, 5, 7, 9)
+    ),
 )
 """Our runs of MPFL and FedAvg-then-prune, by the iteration of the mask; a new result file adds lines."""
 
