@@ -128,12 +128,14 @@ def percent(key: str) -> Value:
     return lambda line: 100 * line[key]
 
 
-def _network(model: Mapping[str, Any]) -> str:
-    """A model's name, with the options that are set.
+def _network(model: Mapping[str, Any] | str) -> str:
+    """A model's name, with the options that are set; scripts write a name alone.
 
     >>> _network({"name": "vgg11", "channels": [8, 16], "norm": None})
     'vgg11 (channels=8-16)'
     """
+    if isinstance(model, str):
+        return model
     options = {key: value for key, value in model.items() if key != "name" and value is not None}
     texts = [
         f"{key}={'-'.join(map(str, value)) if isinstance(value, list) else value}"
