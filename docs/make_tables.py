@@ -20,15 +20,6 @@ ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"<!-- table: (?P<command>[^>]+?) -->\n(?P<table>.*?)<!-- end of table -->", re.DOTALL)
 
 
-def commands(text: str) -> list[str]:
-    r"""The commands of a document's tables, each on one line.
-
-    >>> commands("<!-- table: a.py --b\\n  c -->\\n<!-- end of table -->")
-    ['a.py --b c']
-    """
-    return [" ".join(match["command"].split()) for match in _BLOCK.finditer(text)]
-
-
 def refreshed(text: str, *, figures: bool = True) -> str:
     """The document with the tables that its commands print.
 

@@ -1,14 +1,14 @@
 """Shared parts of the experiments: result files, runs by setting, tables."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_masks.claims.result_files import setting as setting
+
 _EXPERIMENTS = Path(__file__).parent
 _CLAIMS = _EXPERIMENTS.parent / "fedjax_masks" / "claims" / "results"
-_SEED = re.compile(r"((,(\w+\.)?seed=\d+)+|(?<!\de)-\d+)$")
 
 
 def result_file(name: str) -> Path:
@@ -30,15 +30,6 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Appends a JSON object to a result file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def setting(run: Mapping[str, Any]) -> str:
-    """The setting of a run: its name without the seeds at its end.
-
-    >>> setting({"run": "fedavg-0"}), setting({"run": "fedavg,seed=0,data.seed=1"})
-    ('fedavg', 'fedavg')
-    """
-    return _SEED.sub("", run["run"])
 
 
 def by_setting(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

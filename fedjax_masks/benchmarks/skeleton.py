@@ -18,7 +18,7 @@ import numpy as np
 from fedjax_masks import models
 from fedjax_masks.algorithms.skeletons import keep_count
 from fedjax_masks.benchmarks import measure
-from fedjax_masks.benchmarks.skeleton_rounds import round_time_ratio
+from fedjax_masks.benchmarks.skeleton_rounds import round_speedup
 from fedjax_masks.core import training, trees
 from fedjax_masks.core.algorithm import Params, PyTree
 from fedjax_masks.data import synthetic_task
@@ -91,7 +91,7 @@ def bench_skeleton(*, rounds: int, plan: str = "auto", name: str = "resnet18") -
         | {"bound": round(sum(a["count"] * a["roofline_ms"]["bound"] for a in layers.values()), 2)},
         "training_step_speedup": {str(r): measure.speedup(steps[1.0], steps[r]) for r in RATIOS},
         "training_step_ms": {str(r): round(measure.median_ms(t) / _STEPS, 2) for r, t in steps.items()},
-        "round_time_ratio": round_time_ratio(model, task, plan),
+        "round_time_ratio": round(1 / round_speedup(model, task, plan), 3),
         "rates": rates._asdict(),
         "layers": layers,
     }

@@ -1,8 +1,12 @@
 """Random augmentation of training batches, as pure functions of a key."""
 
+from collections.abc import Callable, Mapping
+
 import chex
 import jax
 import jax.numpy as jnp
+
+from fedjax_masks.core.choices import Augmentation
 
 
 def crop_flip(key: chex.PRNGKey, x: jax.Array, *, pad: int = 4) -> jax.Array:
@@ -31,3 +35,10 @@ def _window(key: chex.PRNGKey, num: int, length: int, pad: int) -> jax.Array:
     shift = jax.random.randint(key, (num, 1), -pad, pad + 1, jnp.int32)
     place = jnp.abs(jnp.arange(length) + shift)
     return jnp.where(place < length, place, 2 * (length - 1) - place)
+
+
+AUGMENTATIONS: Mapping[Augmentation, Callable[[chex.PRNGKey, jax.Array], jax.Array] | None] = {
+    "none": None,
+    "crop_flip": crop_flip,
+}
+"""Augmentations by their names in configurations."""

@@ -15,7 +15,8 @@ from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.schedules import parse_schedule
 from fedjax_masks.costs.devices import Population, make_population
-from fedjax_masks.data import crop_flip, load_task
+from fedjax_masks.data import load_task
+from fedjax_masks.data.augment import AUGMENTATIONS
 from fedjax_masks.experiment.config import Config
 from fedjax_masks.experiment.pretraining import Pretrained, pretrain, start_from
 from fedjax_masks.experiment.sections import RobustConfig, ServerOptimizerConfig
@@ -62,7 +63,7 @@ def algorithm_maker(config: Config, task: Task) -> Callable[[Config], FederatedA
             batch_size=training.batch_size,
             schedule=None if training.schedule is None else parse_schedule(training.schedule, config.rounds),
             clip_norm=training.clip_norm,
-            augment=crop_flip if training.augment == "crop_flip" else None,
+            augment=AUGMENTATIONS[training.augment],
             precision=training.precision,
         )
         return _surround(algorithm, config, task, devices)

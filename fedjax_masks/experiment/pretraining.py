@@ -23,7 +23,7 @@ from fedjax_masks.core.errors import UserError, unknown_name
 from fedjax_masks.core.optimizers import ScheduledRound
 from fedjax_masks.core.progress import activity
 from fedjax_masks.core.training import Trainer
-from fedjax_masks.data.augment import crop_flip
+from fedjax_masks.data.augment import AUGMENTATIONS
 from fedjax_masks.data.cache import load_or_build
 from fedjax_masks.data.fractals import fractal_images
 from fedjax_masks.data.tasks import index_of
@@ -187,7 +187,7 @@ def _train(
             ScheduledRound(*optimizer),
             epochs=options.epochs,
             batch_size=options.batch_size,
-            augment=crop_flip if options.augment == "crop_flip" else None,
+            augment=AUGMENTATIONS[options.augment],
         )
         run = simulate(fedavg(model, trainer), problem, rounds=1, cohort=1, seed=options.seed, progress=False)
         accuracy = np.asarray(run.evaluation.global_accuracy, np.float32)

@@ -164,8 +164,8 @@ def summarize(
     """
     accuracies: dict[str, Any] = {"period": simulation.period}
     for name in _ACCURACIES:
-        rounds = [record["round"] for record in records if record.get(name) is not None]
-        values = [record[name] for record in records if record.get(name) is not None]
+        evaluated = [record for record in records if record.get(name) is not None]
+        rounds, values = ([record[key] for record in evaluated] for key in ("round", name))
         accuracies |= {f"best_{name}": max(values, default=None)}
         accuracies |= {f"last_{name}": values[-1] if values else None}
         accuracies |= {f"cycle_{name}": mean_over_period(rounds, values, simulation.period)}
