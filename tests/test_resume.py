@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -404,13 +405,13 @@ def test_a_lock_that_a_kill_has_left_behind_blocks_nobody(tmp_path, whole):
 
 
 def test_of_many_that_want_a_directory_one_at_a_time_has_it(tmp_path):
-    """A lock file is removed while it is held, which must not let two others in."""
+    """A lock file and new directories are removed, which must neither let two others in nor fail them."""
     inside, most, refusals = [], [], []
 
     def enter():
         for _ in range(200):
             try:
-                with lock.exclusive(tmp_path / "run"):
+                with lock.exclusive(tmp_path / "runs" / "run"):
                     inside.append(1)
                     most.append(len(inside))
                     inside.pop()
@@ -424,6 +425,28 @@ def test_of_many_that_want_a_directory_one_at_a_time_has_it(tmp_path):
         thread.join()
     assert max(most) == 1
     assert len(most) + len(refusals) == 800
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_directory_that_is_removed_while_it_is_created_is_created_again(tmp_path, monkeypatch, error):
+    mkdir, failures = Path.mkdir, [error(), error()]
+
+    def mkdir_that_loses_races(path, *args, **kwargs):
+        if failures:
+            raise failures.pop()
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_that_loses_races)
+    with lock.exclusive(tmp_path / "run"):
+        assert (tmp_path / "run" / lock.NAME).exists()
+    assert not failures and not list(tmp_path.iterdir())
+
+
+def test_a_file_where_a_directory_should_be_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("a user's")
+    with pytest.raises(FileExistsError), lock.exclusive(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run").read_text() == "a user's"
 
 
 def test_a_sweep_belongs_to_one_process(tmp_path, capsys):

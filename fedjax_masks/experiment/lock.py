@@ -14,6 +14,7 @@ from fedjax_masks.core.messages import warn
 
 NAME = ".lock"
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+_ATTEMPTS = 100
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -52,7 +53,7 @@ def exclusive(directory: Path) -> Iterator[None]:
 def _acquire(path: Path) -> int:
     """Opens and locks the file of a name; the file descriptor."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _create(path.parent)
         try:
             # Through a link, the lock would overwrite the link's target; a pipe would block.
             file = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _NO_WAIT, 0o644)
@@ -80,6 +81,18 @@ def _acquire(path: Path) -> int:
             os.close(file)
             raise
         os.close(file)
+
+
+def _create(directory: Path) -> None:
+    """Creates a directory that other processes may create and remove at the same time."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            return
+        except (FileNotFoundError, FileExistsError):
+            # A parent, or the directory itself, was there and has been removed since; or a file is there.
+            if attempt == _ATTEMPTS - 1:
+                raise
 
 
 def _foreign(path: Path) -> UserError:
