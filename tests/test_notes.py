@@ -1,12 +1,16 @@
 """Messages about a chunk of rounds, and the signs by which a run counts as diverged."""
 
+import time
+
 import cases
 import numpy as np
 import optax
 import pytest
 
 import fedjax_masks as fm
+from fedjax_masks.experiment import notes as messages
 from fedjax_masks.experiment import participation, records
+from fedjax_masks.experiment.loop import run_rounds
 from fedjax_masks.experiment.notes import count_broken, notes
 from fedjax_masks.simulation import RoundMetrics
 from fedjax_masks.transforms.attacks import with_attack
@@ -124,3 +128,22 @@ def test_totals_do_not_depend_on_where_chunks_end():
     assert (found[0].round, found[0].broken) == (6, 3)
     assert found[0].clients_dropped == 16
     assert participation.members(found[0].seen, np.arange(3)).tolist() == [True, True, True]
+
+
+def test_long_evaluations_are_named_once(monkeypatch, capsys):
+    monkeypatch.setattr(messages, "_LONG_EVALUATION", 0.2)
+    simulation = fm.make_simulation(cases.algorithm("fedavg"), cases.task_for("mlp"), cohort=2, chunk=1)
+
+    def evaluate(state):
+        time.sleep(0.3)
+        return simulation.evaluate(state)
+
+    slow = simulation._replace(evaluate=evaluate)
+    simulation.evaluate(simulation.init())
+    run_rounds(slow, slow.init(), rounds=3, eval_every=1, on_chunk=[[]])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "evaluation takes" in line]
+    assert line.startswith(
+        "warning: an evaluation takes 0 s, and the 1 rounds before it 0 s; a smaller eval_clients"
+    )
+    run_rounds(simulation, simulation.init(), rounds=2, eval_every=1, on_chunk=[[]])
+    assert "evaluation takes" not in capsys.readouterr().err

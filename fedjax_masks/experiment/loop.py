@@ -5,7 +5,7 @@ run in memory, :func:`fedjax_masks.experiment.experiment.run_experiment` for a r
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,12 +17,12 @@ from fedjax_masks.core.options import Count, check
 from fedjax_masks.core.progress import in_notebook
 from fedjax_masks.costs.devices import Population
 from fedjax_masks.experiment import hosts, platforms
-from fedjax_masks.experiment.notes import cycle_note, notes
+from fedjax_masks.experiment.notes import cycle_note, evaluation_note, notes
 from fedjax_masks.experiment.progress import progress as show_progress
 from fedjax_masks.experiment.records import Record, Totals, add, make_record, summarize
 from fedjax_masks.experiment.run import Chunk, Interrupted, OnChunk, Run
 from fedjax_masks.experiment.signals import StopSignal
-from fedjax_masks.simulation import AUTO, RoundMetrics, Simulation, Storage, make_simulation
+from fedjax_masks.simulation import AUTO, Evaluation, RoundMetrics, Simulation, Storage, make_simulation
 
 _MAX_CHUNK = 10
 _PATIENCE = 20.0  # seconds, after which a chunk ends early: for checkpoints, progress, and signals
@@ -123,7 +123,7 @@ def run_rounds(
     starts = [Totals()] * len(on_chunk) if starts is None else starts
     totals, (round,) = list(starts), {start.round for start in starts}
     histories = [list(history) for history in records or [()] * len(starts)]
-    evaluations, pace, start_time = None, Pace(), time.perf_counter()
+    evaluations, pace, start_time, evaluate = None, Pace(), time.perf_counter(), _timed_evaluation(simulation)
     if message := cycle_note(eval_every, simulation.period, rounds):
         warn(message)
     while round < rounds:
@@ -132,7 +132,7 @@ def run_rounds(
         state, metrics, pace = _advance(simulation, state, first, last, pace, stop_signal)
         round += len(metrics[0].ids)
         is_due = round % eval_every == 0 or round == rounds
-        evaluations = simulation.evaluate(state) if is_due else None
+        evaluations = evaluate(state, pace) if is_due else None
         seconds = time.perf_counter() - start_time
         ending = pace.signal > 0 and round < rounds
         for run, run_metrics in enumerate(metrics):
@@ -160,6 +160,24 @@ def run_rounds(
         )
         for run, (history, evaluation) in enumerate(zip(histories, evaluations))
     ]
+
+
+def _timed_evaluation(simulation: Simulation) -> Callable[[State, "Pace"], list[Evaluation]]:
+    """Evaluation, with one warning where it takes longer than the rounds."""
+    last, is_silent = Pace(), False
+
+    def evaluate(state: State, pace: Pace) -> list[Evaluation]:
+        nonlocal last, is_silent
+        start_time = time.perf_counter()
+        evaluations = simulation.evaluate(state)
+        seconds = time.perf_counter() - start_time
+        message = evaluation_note(seconds, pace.seconds - last.seconds)
+        if message and not is_silent:
+            warn(message)
+        last, is_silent = pace, is_silent or message is not None
+        return evaluations
+
+    return evaluate
 
 
 class Pace(NamedTuple):

@@ -3,11 +3,13 @@
 import numpy as np
 
 from fedjax_masks.algorithms.gate_report import SELECTIONS
+from fedjax_masks.core.progress import duration
 from fedjax_masks.simulation import RoundMetrics
 
 _MAX_IDS = 5  # clients named in a message
 _MAX_BROKEN = 10  # updates in a row
 _MAX_LOSS = 1e6
+_LONG_EVALUATION = 60.0  # seconds
 
 
 def notes(metrics: RoundMetrics, first: int, *, is_last: bool = False) -> tuple[str, ...]:
@@ -58,6 +60,24 @@ def cycle_note(eval_every: int, period: int, rounds: int) -> str | None:
     return (
         f"eval_every={eval_every}: every evaluation is of the same round of the algorithm's cycle of "
         f"{period} rounds; with {eval_every + 1}, accuracies at the end are means over a cycle"
+    )
+
+
+def evaluation_note(seconds: float, rounds_seconds: float) -> str | None:
+    """A message where an evaluation takes minutes, and longer than the rounds before it.
+
+    Args:
+      seconds: Seconds of the evaluation.
+      rounds_seconds: Seconds of the rounds since the evaluation before.
+
+    >>> evaluation_note(5.0, 1.0) is None
+    True
+    """
+    if seconds < _LONG_EVALUATION or seconds < rounds_seconds:
+        return None
+    return (
+        f"an evaluation takes {duration(seconds)}, and the rounds before it {duration(rounds_seconds)}; "
+        "a smaller eval_clients or data.test_per_client makes it shorter"
     )
 
 
