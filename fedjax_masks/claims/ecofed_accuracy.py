@@ -21,14 +21,23 @@ _losses_below = partial(
     options=_CUT,
     reason="behind one convolution without normalization, the local loss does no harm",
 )
+_VGG2, _VGG_CUT = "ecofed_vgg_conv2.jsonl", "cut after conv2, batch normalization"
+_vgg = partial(_global, _VGG2, options=_VGG_CUT)
 _OVER_LGL = (
     _fractals_over(_FASHION, _FRACTALS, "lgl"),
     _fractals_over(_CIFAR10, _FRACTALS, "lgl"),
     _domain_over(_FASHION, _DOMAIN, "lgl"),
     _domain_over(_CIFAR10, _DOMAIN, "lgl"),
+    _vgg("ecofed-fractal", "lgl", options=f"pre-trained on fractals in color, {_VGG_CUT}"),
+    _vgg("ecofed-public", "lgl", options=f"pre-trained in the domain, {_VGG_CUT}"),
 )
 """Our runs of EcoFed and LGL, by source and cut; a new result file adds one line."""
-_LGL_BELOW = (_losses_below(_FASHION, "splitfed", "lgl"), _losses_below(_CIFAR10, "splitfed", "lgl"))
+_LGL_BELOW = (
+    _losses_below(_FASHION, "splitfed", "lgl"),
+    _losses_below(_CIFAR10, "splitfed", "lgl"),
+    # FedAvg's model is SplitFed's.
+    _vgg("fedavg", "lgl"),
+)
 _NEAR_SPLITFED = (
     _fractals_over(_FASHION, _FRACTALS, "splitfed"),
     _fractals_over(_CIFAR10, _FRACTALS, "splitfed"),
