@@ -1,17 +1,13 @@
 """Messages about a chunk of rounds, and the signs by which a run counts as diverged."""
 
-import time
-
 import cases
 import numpy as np
 import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.experiment import notes as messages
-from fedjax_masks.experiment import participation, records
-from fedjax_masks.experiment.loop import run_rounds
-from fedjax_masks.experiment.notes import count_broken, notes
+from fedjax_masks.experiment import loop, participation, records
+from fedjax_masks.experiment.notes import count_broken, evaluation_note, notes
 from fedjax_masks.simulation import RoundMetrics
 from fedjax_masks.transforms.attacks import with_attack
 
@@ -130,18 +126,17 @@ def test_totals_do_not_depend_on_where_chunks_end():
     assert participation.members(found[0].seen, np.arange(3)).tolist() == [True, True, True]
 
 
-def test_long_evaluations_are_named_once(monkeypatch, caplog):
-    monkeypatch.setattr(messages, "_LONG_EVALUATION", 0.2)
+def test_long_evaluations_are_named():
+    message = evaluation_note(372.0, 62.0) or ""
+    assert message.startswith("an evaluation takes 6 min, and the rounds before it 62 s; a smaller ")
+    assert "eval_clients" in message
+    assert evaluation_note(372.0, 400.0) is None  # the rounds are longer
+    assert evaluation_note(50.0, 1.0) is None  # nobody waits for it
+
+
+@pytest.mark.parametrize("message", ["long", None])
+def test_long_evaluations_are_named_once(monkeypatch, caplog, message):
+    monkeypatch.setattr(loop, "evaluation_note", lambda seconds, rounds_seconds: message)
     simulation = fm.make_simulation(cases.algorithm("fedavg"), cases.task_for("mlp"), cohort=2, chunk=1)
-
-    def evaluate(state):
-        time.sleep(0.3)
-        return simulation.evaluate(state)
-
-    slow = simulation._replace(evaluate=evaluate)
-    simulation.evaluate(simulation.init())
-    run_rounds(slow, slow.init(), rounds=3, eval_every=1, on_chunk=[[]])
-    (message,) = caplog.messages
-    assert message.startswith("an evaluation takes 0 s, and the rounds before it 0 s; a smaller eval_clients")
-    run_rounds(simulation, simulation.init(), rounds=2, eval_every=1, on_chunk=[[]])
-    assert caplog.messages == [message]
+    loop.run_rounds(simulation, simulation.init(), rounds=3, eval_every=1, on_chunk=[[]])
+    assert caplog.messages == ([message] if message else [])

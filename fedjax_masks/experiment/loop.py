@@ -164,17 +164,18 @@ def run_rounds(
 
 def _timed_evaluation(simulation: Simulation) -> Callable[[State, "Pace"], list[Evaluation]]:
     """Evaluation, with one warning where it takes longer than the rounds."""
-    last, is_silent = Pace(), False
+    last, has_warned = Pace(), False
 
     def evaluate(state: State, pace: Pace) -> list[Evaluation]:
-        nonlocal last, is_silent
+        nonlocal last, has_warned
         start_time = time.perf_counter()
         evaluations = simulation.evaluate(state)
         seconds = time.perf_counter() - start_time
         message = evaluation_note(seconds, pace.seconds - last.seconds)
-        if message and not is_silent:
+        if message and not has_warned:
             warn(message)
-        last, is_silent = pace, is_silent or message is not None
+            has_warned = True
+        last = pace
         return evaluations
 
     return evaluate
