@@ -1,16 +1,18 @@
-"""Channel gates on a ResNet: accuracy, bytes to targets, selections by layer, and work of inference.
+"""Tables of channel gates on a ResNet: accuracy and work of inference, bytes to targets, selections by layer.
 
-The first form writes one JSON line for each run of the sweep ``adp-resnet20-cifar10.toml``, the second prints
-tables of a file, with mean and 95 % confidence interval over the seeds:
+Lines are those of the sweep ``adp-resnet20-cifar10.toml``:
 
-    python experiments/adp_sweep.py collect runs/adp-resnet20 > experiments/results/adp_resnet20_cifar10.jsonl
-    python experiments/adp_sweep.py table experiments/results/adp_resnet20_cifar10.jsonl --targets 0.3 0.35
+    file=fedjax_masks/claims/results/adp_resnet20_cifar10.jsonl
+    python experiments/collect.py --curves runs/adp-resnet20/*seed=* > $file
+    python experiments/adp_sweep.py accuracy $file
+    python experiments/adp_sweep.py bytes $file --targets 0.3 0.35
+    python experiments/adp_sweep.py selections $file
 
-Differences and ratios are between runs of the same seed, against the setting without gates.
+Numbers are means over seeds with 95 % confidence intervals. Differences and ratios are between runs of the
+same seed, against the setting without gates.
 """
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,8 +23,7 @@ import numpy as np
 from common import by_setting, markdown, read_lines
 
 from fedjax_masks.algorithms.gate_report import SELECTIONS
-from fedjax_masks.analysis.loading import load_runs
-from fedjax_masks.analysis.records import RunRecord
+from fedjax_masks.claims.adp_runs import bytes_to
 from fedjax_masks.core.intervals import interval
 from fedjax_masks.models import build_model, gated
 from fedjax_masks.models.gates import inference_macs
@@ -31,6 +32,7 @@ BASELINE = "fedavg"
 LAST = 3  # evaluations whose mean is a run's accuracy
 
 Line = dict[str, Any]
+Groups = Mapping[str, Sequence[Line]]
 
 
 class _Cifar10(NamedTuple):
@@ -38,103 +40,92 @@ class _Cifar10(NamedTuple):
     num_classes: int = 10
 
 
-def line(run: RunRecord) -> Line:
-    """The line of one run; bytes are those of all clients, both ways, since round 0."""
-    last = run.records[-1]["extra"]
-    return {
-        "run": run.name,
-        "seed": run.config["seed"],
-        "rounds": [record["round"] for record in run.records],
-        "accuracy": [record["global_accuracy"] for record in run.records],
-        "bytes": [record["bytes_up_total"] + record["bytes_down_total"] for record in run.records],
-        "bytes_up": run.records[-1]["bytes_up_total"],
-        "selections": {name.removeprefix(SELECTIONS): n for name, n in last.items() if SELECTIONS in name},
-        "macs": inference_work(run.config),
-    }
+def accuracy_table(groups: Groups) -> str:
+    """A table in Markdown: accuracies, and bytes and work over the baseline's."""
+    baseline = _by_seed(groups[BASELINE])
+    above = f"above {BASELINE}"
+    headings = ["", f"accuracy, last {LAST}, %", above, "best, %", above, "bytes up ÷", "MACs ÷", "seeds"]
+    return markdown(headings, [[name, *_summary(group, baseline)] for name, group in groups.items()])
 
 
-def inference_work(config: Mapping[str, Any]) -> int:
+def bytes_table(groups: Groups, targets: Sequence[float]) -> str:
+    """A table in Markdown: megabytes to targets, and their share of the baseline's."""
+    baseline = _by_seed(groups[BASELINE])
+    rows = [
+        [name, *(_megabytes(group, baseline, target) for target in targets)] for name, group in groups.items()
+    ]
+    return markdown(["MB to", *(f"{target:.0%}" for target in targets)], rows)
+
+
+def selections_table(groups: Groups) -> str:
+    """A table in Markdown: different selections among the images of a client, by layer."""
+    chosen = {name: [_selections(line) for line in group] for name, group in groups.items()}
+    chosen = {name: counts for name, counts in chosen.items() if counts[0]}
+    layers = next(iter(chosen.values()))[0]
+    return markdown(
+        ["layer", *chosen],
+        [[layer, *(interval([n[layer] for n in counts]) for counts in chosen.values())] for layer in layers],
+    )
+
+
+def inference_work(line: Line) -> int:
     """Multiply-accumulates of one inference on a device that skips suppressed channels."""
-    options = dict(config["model"])
+    options = {key: value for key, value in line["model"].items() if value is not None}
     model = build_model(options.pop("name"), _Cifar10(), **options)
-    if config["algorithm"]["name"] != "adp":
+    if line["algorithm"]["name"] != "adp":
         return sum(kernel.positions * math.prod(kernel.shape) for kernel in model.kernels)
-    ratio = config["algorithm"]["ratio"]
+    ratio = line["algorithm"]["ratio"]
     model = gated(model, ratio=ratio)
     active = {k.name: np.arange(k.outputs)[None] < round(ratio * k.outputs) for k in model.kernels if k.gate}
     return sum(int(macs[0]) for macs in inference_macs(model, active))
 
 
-def tables(lines: Sequence[Line], targets: Sequence[float]) -> str:
-    """Tables in Markdown: accuracy and work, bytes to targets, selections by layer."""
-    groups = by_setting(lines)
-    baseline = {line["seed"]: line for line in groups[BASELINE]}
-    headings = [
-        "",
-        f"accuracy, last {LAST}, %",
-        f"above {BASELINE}",
-        "best, %",
-        "bytes up ÷",
-        "MACs ÷",
-        "seeds",
-    ]
-    summary = markdown(headings, [[name, *_summary(group, baseline)] for name, group in groups.items()])
-    costs = markdown(
-        ["MB to", *(f"{target:.0%}" for target in targets)],
-        [
-            [name, *(_megabytes(group, baseline, target) for target in targets)]
-            for name, group in groups.items()
-        ],
-    )
-    reported = {name: group for name, group in groups.items() if group[0]["selections"]}
-    layers = list(next(iter(reported.values()))[0]["selections"])
-    selections = markdown(
-        ["selections of a client, mean", *reported],
-        [[layer, *(_selections(group, layer) for group in reported.values())] for layer in layers],
-    )
-    return "\n\n".join((summary, costs, selections))
-
-
-def bytes_to(line: Line, target: float) -> int | None:
-    """Bytes up to the first evaluation that reached the target, or None.
-
-    >>> bytes_to({"accuracy": [0.2, 0.4, 0.3], "bytes": [5, 10, 15]}, 0.3)
-    10
-    """
-    pairs = zip(line["accuracy"], line["bytes"], strict=True)
-    return next((number for accuracy, number in pairs if accuracy >= target), None)
-
-
-def _accuracy(line: Line) -> float:
-    return 100 * statistics.fmean(line["accuracy"][-LAST:])
+def _by_seed(group: Sequence[Line]) -> dict[int, Line]:
+    return {line["seed"]: line for line in group}
 
 
 def _summary(group: Sequence[Line], baseline: Mapping[int, Line]) -> list[str]:
     pairs = [(line, baseline[line["seed"]]) for line in group]
     first, other = pairs[0]
-    return [
-        interval([_accuracy(line) for line in group]),
-        interval([_accuracy(line) - _accuracy(theirs) for line, theirs in pairs]),
-        interval([100 * max(line["accuracy"]) for line in group]),
-        f"{first['bytes_up'] / other['bytes_up']:.3f}",
-        f"{first['macs'] / other['macs']:.3f}",
-        str(len(group)),
+    columns = [
+        column
+        for figure in (_last, _best)
+        for column in (
+            interval([figure(line) for line in group]),
+            interval([figure(line) - figure(theirs) for line, theirs in pairs]),
+        )
     ]
+    shares = (
+        first["bytes_up_total"] / other["bytes_up_total"],
+        inference_work(first) / inference_work(other),
+    )
+    return [*columns, *(f"{share:.3f}" for share in shares), str(len(group))]
+
+
+def _last(line: Line) -> float:
+    return 100 * statistics.fmean(line["evaluations"]["global_accuracy"][-LAST:])
+
+
+def _best(line: Line) -> float:
+    return 100 * max(line["evaluations"]["global_accuracy"])
 
 
 def _megabytes(group: Sequence[Line], baseline: Mapping[int, Line], target: float) -> str:
-    """Megabytes over seeds, and their ratio to the baseline's where both reach the target in all seeds."""
+    """Megabytes over seeds, and their share of the baseline's where both reach the target in all seeds."""
     costs = [bytes_to(line, target) for line in group]
-    values = [cost / 1e6 for cost in costs if cost is not None]
-    if len(values) < len(group):
-        return f"{len(values)} of {len(group)} seeds"
+    reached = sum(map(math.isfinite, costs))
+    if reached < len(group):
+        return f"{reached} of {len(group)} seeds"
+    text = interval([cost / 1e6 for cost in costs])
     theirs = [bytes_to(baseline[line["seed"]], target) for line in group]
-    shares = [mine * 1e8 / cost for mine, cost in zip(values, theirs, strict=True) if cost is not None]
-    return f"{interval(values)} ({interval(shares)} %)" if len(shares) == len(values) else interval(values)
+    if not all(map(math.isfinite, theirs)):
+        return text
+    return f"{text} ({interval([100 * mine / other for mine, other in zip(costs, theirs, strict=True)])} %)"
 
 
-def _selections(group: Sequence[Line], layer: str) -> str:
-    return interval([line["selections"][layer] for line in group])
+def _selections(line: Line) -> dict[str, float]:
+    """The metrics of selections, by layer."""
+    return {name.removeprefix(SELECTIONS): n for name, n in line["extra"].items() if SELECTIONS in name}
 
 
 def main() -> None:
@@ -142,17 +133,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("collect", help="write the lines").add_argument("runs", nargs="+")
-    table = commands.add_parser("table", help="print the tables")
-    table.add_argument("file", type=Path)
-    table.add_argument("--targets", type=float, nargs="+", default=[0.25, 0.3, 0.35, 0.4])
+    parser.add_argument("table", choices=["accuracy", "bytes", "selections"])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.25, 0.3, 0.35, 0.4])
     args = parser.parse_args()
-    if args.command == "table":
-        print(tables(read_lines(args.file), args.targets))
-    else:
-        for run in load_runs(args.runs):
-            print(json.dumps(line(run)))
+    groups = by_setting(read_lines(args.file))
+    tables = {
+        "accuracy": lambda: accuracy_table(groups),
+        "bytes": lambda: bytes_table(groups, args.targets),
+        "selections": lambda: selections_table(groups),
+    }
+    print(tables[args.table]())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ Bytes are divided by FedAvg's, or by those of the first run where FedAvg is miss
 A third form prints differences in global accuracy between one setting and each other one, paired by seed:
 
     python experiments/collect.py --gaps ecofed-public fedjax_masks/claims/results/ecofed_cifar10.jsonl
+
+With ``--curves`` before the runs, a line has the accuracy and the bytes of each evaluation, too, and the
+extra metrics of the last one.
 """
 
 import json
@@ -43,10 +46,16 @@ _ACCURACIES = {
 _TIMES = {"simulated seconds": "sim_seconds", "joules": "energy_joules"}
 
 
-def line(directory: Path) -> dict[str, Any]:
-    """The line of one finished run."""
+def line(directory: Path, *, curves: bool = False) -> dict[str, Any]:
+    """The line of one finished run.
+
+    Args:
+      directory: The run.
+      curves: Whether the line has the accuracy and the bytes of every evaluation, and the last extra metrics.
+    """
     config = json.loads((directory / "config.json").read_text("utf-8"))
     summary = json.loads((directory / "summary.json").read_text("utf-8"))
+    records = read_lines(directory / "metrics.jsonl")
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "cache_dir")}
     return {
         "run": directory.name,
@@ -57,7 +66,20 @@ def line(directory: Path) -> dict[str, Any]:
         "clients_trained": summary["clients_seen"],
         "personal_accuracy_trained": summary["personal_accuracy_mean_seen"],
         "personal_accuracy_writeback": summary["extra"].get("personal_accuracy_writeback"),
-        **late(read_lines(directory / "metrics.jsonl")),
+        **late(records),
+        **(_curves(records) if curves else {}),
+    }
+
+
+def _curves(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Evaluations, with the bytes of all clients, both ways, since round 0; and the last extra metrics."""
+    return {
+        "evaluations": {
+            "round": [record["round"] for record in records],
+            "global_accuracy": [record["global_accuracy"] for record in records],
+            "bytes": [record["bytes_up_total"] + record["bytes_down_total"] for record in records],
+        },
+        "extra": records[-1]["extra"],
     }
 
 
@@ -113,5 +135,6 @@ if __name__ == "__main__":
     elif sys.argv[1] == "--gaps":
         print(gaps_table(read_lines(Path(sys.argv[3])), sys.argv[2]))
     else:
-        for argument in sys.argv[1:]:
-            print(json.dumps(line(Path(argument))))
+        curves = sys.argv[1] == "--curves"
+        for argument in sys.argv[1 + curves :]:
+            print(json.dumps(line(Path(argument), curves=curves)))

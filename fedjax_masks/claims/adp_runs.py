@@ -3,6 +3,7 @@
 A new result file adds a row to a claim by one line of ``_BYTES``, ``_ACCURACIES`` or ``_GAPS``.
 """
 
+import math
 import statistics
 from functools import partial
 
@@ -12,7 +13,6 @@ from fedjax_masks.claims.trends import Comparison, conditions_of, position, tren
 from fedjax_masks.core.intervals import interval, surely_above
 
 _NAME = "adp"
-_TARGET = 0.7
 _FILE = "adp_fashion_mnist.jsonl"
 _NET = (
     "cnn 8-16-32 with sigmoid gates and no normalization, r = 0.7; fashion_mnist, Dirichlet 0.1, ten clients "
@@ -20,31 +20,33 @@ _NET = (
 )
 _SAME_CHANNELS = "with this network every image keeps the same channels"
 
-_BYTES = (
-    (_FILE, "FedAvg", _NET),
-    (_FILE, "FedProx", _NET),
-    (_FILE, "FedNova", _NET),
-    (_FILE, "SCAFFOLD", _NET),
-)
-"""Result file, federation and network of each row of the claim on bytes."""
-
 _FEDAVG_ON, _FEDAVG_OFF = ("FedAvg", True), ("FedAvg", False)
 _runs = partial(
     Comparison,
+    _FILE,
     group=lambda line: (line["federation"], line["gates"]),
     command=f"python experiments/adp_rounds.py run --out {FOLDER}/{_FILE}",
 )
+_BYTES = tuple(
+    _runs(
+        *((name, True), (name, False)),
+        value=lambda line: bytes_to(line, 0.7),
+        options=f"to 70%, {name}, {_NET}",
+        reason=f"{_SAME_CHANNELS}, and gates cost 0.6 % more bytes per round",
+    )
+    for name in ("FedAvg", "FedProx", "FedNova", "SCAFFOLD")
+)
 _ACCURACIES = (
     _runs(
-        *(_FILE, _FEDAVG_ON, _FEDAVG_OFF),
-        value=lambda line: 100 * max(line["accuracy"]),
+        *(_FEDAVG_ON, _FEDAVG_OFF),
+        value=lambda line: best_accuracy(line),
         options=f"best accuracy, FedAvg, {_NET}",
         reason=f"{_SAME_CHANNELS}, so gates only make the network narrower",
     ),
 )
 _GAPS = (
     _runs(
-        *(_FILE, _FEDAVG_OFF, _FEDAVG_ON),
+        *(_FEDAVG_OFF, _FEDAVG_ON),
         value=lambda line: _overfitting(line),
         options=f"FedAvg, {_NET}",
         reason=f"{_SAME_CHANNELS}, so gates do not regularize",
@@ -67,47 +69,65 @@ def claims() -> list[Claim]:
         *("larger: 0.08 without gates, 0.03 to 0.05 with", "trend", "authors' code"),
     )
     return [
-        *(_bytes_claim(saved, *row) for row in _BYTES),
+        *(_bytes_claim(saved, runs) for runs in _BYTES),
         *trend_claims(quality, _ACCURACIES, bound=-1),
         *trend_claims(overfitting, _GAPS, unit="of accuracy", digits=3),
         *_logs(),
     ]
 
 
-def _bytes_claim(statement: Statement, file: str, federation: str, net: str) -> Claim:
-    """A row on one federation: the share of the bytes, paired by seed.
+def bytes_to(line: Line, target: float) -> float:
+    """Bytes up to the first evaluation whose accuracy reached the target; infinity where none did.
+
+    >>> bytes_to({"evaluations": {"global_accuracy": [0.2, 0.4, 0.3], "bytes": [5, 10, 15]}}, 0.3)
+    10
+    """
+    return next((sent for accuracy, sent in _curve(line) if accuracy >= target), math.inf)
+
+
+def best_accuracy(line: Line) -> float:
+    """The highest accuracy of all evaluations, in per cent."""
+    return 100 * max(accuracy for accuracy, _ in _curve(line))
+
+
+def _curve(line: Line) -> list[tuple[float, int]]:
+    """Accuracy and bytes at each evaluation, of a line of ``collect.py --curves`` or of ``adp_rounds.py``."""
+    if "evaluations" in line:
+        evaluations = line["evaluations"]
+        return list(zip(evaluations["global_accuracy"], evaluations["bytes"], strict=True))
+    each = line["bytes_up"] + line["bytes_down"]
+    return [(accuracy, rounds * each) for rounds, accuracy in enumerate(line["accuracy"], 1)]
+
+
+def _bytes_claim(statement: Statement, runs: Comparison) -> Claim:
+    """A row on two groups of runs: the share of the bytes, paired by seed.
 
     It is met if all seeds reach the target and the whole interval lies below 100 %.
     """
-    results, options = read_results(file), f"to {_TARGET:.0%}, {federation}, {net}"
+    results = read_results(runs.file)
     if results is None:
-        command = f"python experiments/adp_rounds.py run --out {FOLDER}/{file}"
-        return claim_not_run(statement, options, command, f"needs {FOLDER}/{file}")
-    runs = [line for line in results.lines if line["federation"] == federation]
-    plain, gated = ({n["seed"]: _bytes_to_target(n) for n in runs if n["gates"] is g} for g in (False, True))
-    pairs = [(gated[seed], plain[seed]) for seed in sorted(gated.keys() & plain.keys())]
-    saved = [100 * (1 - ours / theirs) for ours, theirs in pairs if ours and theirs]
+        return claim_not_run(statement, runs.options, runs.command, f"needs {FOLDER}/{runs.file}")
+    ours, theirs = (
+        {line["seed"]: line for line in results.lines if runs.group(line) == group}
+        for group in (runs.ours, runs.other)
+    )
+    seeds = sorted(ours.keys() & theirs.keys())
+    pairs = [(runs.value(ours[seed]), runs.value(theirs[seed])) for seed in seeds]
+    saved = [100 * (1 - mine / other) for mine, other in pairs if math.isfinite(max(mine, other))]
     if len(saved) < len(pairs):
-        text, difference = f"reached by both in {len(saved)} of {len(pairs)} seeds", ""
+        text, note = f"reached by both in {len(saved)} of {len(pairs)} seeds", runs.reason
     else:
         text = f"{interval([100 - share for share in saved])} % of the bytes"
-        difference = f"savings {position(saved, 0)}"
-    costs = f"{_SAME_CHANNELS}, and gates cost 0.6 % more bytes per round"
+        note = explained(f"savings {position(saved, 0)}", runs.reason)
     return judged_claim(
         statement,
-        conditions_of(options, runs[0], len(pairs)),
+        conditions_of(runs.options, next(iter(ours.values())), len(pairs)),
         text,
         len(saved) == len(pairs) and surely_above(saved, 0),
-        note=explained(difference, costs) if difference else costs,
+        note=note,
         command=results.command,
         source=results.source,
     )
-
-
-def _bytes_to_target(line: Line) -> int | None:
-    """Bytes per client until the first round that reaches the target, or None."""
-    rounds = next((n for n, value in enumerate(line["accuracy"], 1) if value >= _TARGET), None)
-    return None if rounds is None else rounds * (line["bytes_up"] + line["bytes_down"])
 
 
 def _overfitting(line: Line) -> float:
