@@ -5,7 +5,7 @@ Lines are those of the sweep ``adp-resnet20-cifar10.toml``:
     file=fedjax_masks/claims/results/adp_resnet20_cifar10.jsonl
     python experiments/collect.py --curves runs/adp-resnet20/*seed=* > $file
     python experiments/adp_sweep.py accuracy $file
-    python experiments/adp_sweep.py bytes $file --targets 0.3 0.35
+    python experiments/adp_sweep.py bytes $file --targets 0.3 0.35 --out FIGURE.png
     python experiments/adp_sweep.py selections $file
 
 Numbers are means over seeds with 95 % confidence intervals. Differences and ratios are between runs of the
@@ -23,8 +23,11 @@ import numpy as np
 from common import by_setting, markdown, read_lines
 
 from fedjax_masks.algorithms.gate_report import SELECTIONS
+from fedjax_masks.analysis.marks import band
+from fedjax_masks.analysis.plotting import Axes, Figure
+from fedjax_masks.analysis.style import PALETTE, drawing
 from fedjax_masks.claims.adp_runs import bytes_to
-from fedjax_masks.core.intervals import interval
+from fedjax_masks.core.intervals import half_width, interval
 from fedjax_masks.models import build_model, gated
 from fedjax_masks.models.gates import inference_macs
 
@@ -66,6 +69,27 @@ def selections_table(groups: Groups) -> str:
         ["layer", *chosen],
         [[layer, *(interval([n[layer] for n in counts]) for counts in chosen.values())] for layer in layers],
     )
+
+
+def draw(ax: Axes, groups: Groups) -> None:
+    """Draws accuracy against bytes: a line and the interval of the mean for each setting."""
+    for color, (name, group) in zip(PALETTE, groups.items()):
+        megabytes = np.mean([line["evaluations"]["bytes"] for line in group], axis=0) / 1e6
+        accuracies = np.array([line["evaluations"]["global_accuracy"] for line in group])
+        mean, half = accuracies.mean(axis=0), np.array([half_width(column) for column in accuracies.T])
+        ax.plot(megabytes, 100 * mean, color=color, label=name)
+        band(ax, megabytes, mean - half, mean + half, color)
+    ax.set_xlabel("MB of all clients, both ways")
+    ax.set_ylabel("global accuracy, %")
+    ax.legend()
+
+
+def save_figure(groups: Groups, out: Path) -> None:
+    """Draws the figure into a file."""
+    with drawing():
+        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        draw(figure.subplots(), groups)
+        figure.savefig(out, dpi=150)
 
 
 def inference_work(line: Line) -> int:
@@ -136,6 +160,7 @@ def main() -> None:
     parser.add_argument("table", choices=["accuracy", "bytes", "selections"])
     parser.add_argument("file", type=Path)
     parser.add_argument("--targets", type=float, nargs="+", default=[0.25, 0.3, 0.35, 0.4])
+    parser.add_argument("--out", type=Path, help="file of a figure: accuracy against bytes")
     args = parser.parse_args()
     groups = by_setting(read_lines(args.file))
     tables = {
@@ -144,6 +169,8 @@ def main() -> None:
         "selections": lambda: selections_table(groups),
     }
     print(tables[args.table]())
+    if args.out:
+        save_figure(groups, args.out)
 
 
 if __name__ == "__main__":
