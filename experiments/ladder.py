@@ -97,11 +97,13 @@ def _mean_bytes(lines: Sequence[dict[str, Any]], name: str | None) -> float:
 
 
 def table(ladder: Sequence[Point], rival: str, margin: float = 0.0) -> str:
-    """A table in Markdown of all gaps."""
-    headings = ["data", "rung", "variant", f"minus {rival}, points", "order", "bytes ÷ baseline's", "seeds"]
+    """A table in Markdown of all gaps; without a baseline, it has no bytes."""
+    bytes_heading = ["bytes ÷ baseline's"] if any(point.share is not None for point in ladder) else []
+    headings = ["data", "rung", "variant", f"minus {rival}, points", "order", *bytes_heading, "seeds"]
     rows = []
     for data, rung, variant, values, share in ladder:
-        cells = interval(values), statement(values, margin), "n/a" if share is None else f"{share:.4f}"
+        shares = ["n/a" if share is None else f"{share:.4f}"] if bytes_heading else []
+        cells = interval(values), statement(values, margin), *shares
         rows.append((data, rung, variant, *cells, str(len(values))))
     return markdown(headings, rows)
 

@@ -5,8 +5,7 @@
 #
 # appends to FOLDER/NAME.jsonl; a stopped run goes on where it was. Then:
 #
-#     python experiments/mpfl_sparsity.py gaps FOLDER/*.jsonl
-#     python experiments/mpfl_sparsity.py ladder FOLDER/public-{small,middle,large,vgg11}.jsonl --out ladder.png
+#     python experiments/mpfl_sparsity.py gaps FOLDER/public-{small,middle,large,vgg11}.jsonl --out FIGURE.png
 #
 # The published start is pre-trained. public: on as many examples of the data set as the clients have, none of
 # which a client has; fractal: on images of fractals, not in-domain; random: not pre-trained. Published search:

@@ -25,13 +25,11 @@ setting:
 
     python experiments/mpfl_sparsity.py run --out FILE.jsonl
 
-It prints a table, or draws a figure, with mean and 95 % confidence interval over the seeds. It does the same
+It prints a table, and draws a figure, with mean and 95 % confidence interval over the seeds. It does the same
 for the differences between MPFL and each other curve on the same seeds, of one file or several:
 
-    python experiments/mpfl_sparsity.py table FILE.jsonl
-    python experiments/mpfl_sparsity.py figure FILE.jsonl --out FILE.png
-    python experiments/mpfl_sparsity.py gaps FILE.jsonl ...
-    python experiments/mpfl_sparsity.py ladder FILE.jsonl ... --iteration 7 --out FILE.png
+    python experiments/mpfl_sparsity.py table FILE.jsonl --out FILE.png
+    python experiments/mpfl_sparsity.py gaps FILE.jsonl ... --iteration 7 --out FILE.png
 
 It also times a round of the masked form against one of the compacted form:
 
@@ -91,6 +89,22 @@ def run_missing(args: argparse.Namespace) -> None:
             print(f"seed {seed} {curve:20s} {line['sparsity']:.2f}: {line['accuracy']:.3f}", flush=True)
 
 
+def print_table(args: argparse.Namespace) -> None:
+    """Prints the accuracies of a file, and draws them."""
+    lines = read_lines(args.file)
+    print(table(lines))
+    if args.out:
+        draw(lines, args.out)
+
+
+def print_gaps(args: argparse.Namespace) -> None:
+    """Prints MPFL minus each other curve, and draws it after one iteration."""
+    files = {file.stem: read_lines(file) for file in args.files}
+    print(gaps_table(files))
+    if args.out:
+        draw_ladder(files, args.iteration, args.out)
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
@@ -111,25 +125,15 @@ def main() -> None:
     run.add_argument("--data-dir", help="folder of data sets")
     run.add_argument("--compiled", help="folder of compiled programs; none is a new one")
     run.add_argument("--out", type=Path, required=True, help="the result file")
-    printing = commands.add_parser("table", help="print results as a table")
-    printing.set_defaults(command=lambda args: print(table(read_lines(args.file))))
-    printing.add_argument("file", type=Path)
-    figure = commands.add_parser("figure", help="draw results")
-    figure.set_defaults(command=lambda args: draw(read_lines(args.file), args.out))
-    figure.add_argument("file", type=Path)
-    figure.add_argument("--out", type=Path, required=True)
-    gaps = commands.add_parser("gaps", help="print MPFL minus each other curve, in points")
-    gaps.set_defaults(command=lambda args: print(gaps_table({f.stem: read_lines(f) for f in args.files})))
+    curves = commands.add_parser("table", help="print results, and draw them")
+    curves.set_defaults(command=print_table)
+    curves.add_argument("file", type=Path)
+    gaps = commands.add_parser("gaps", help="print MPFL minus each other curve, and draw it by file")
+    gaps.set_defaults(command=print_gaps)
     gaps.add_argument("files", type=Path, nargs="+")
-    ladder = commands.add_parser("ladder", help="draw MPFL minus each other curve, by file")
-    ladder.set_defaults(
-        command=lambda args: draw_ladder(
-            {f.stem: read_lines(f) for f in args.files}, args.iteration, args.out
-        )
-    )
-    ladder.add_argument("files", type=Path, nargs="+")
-    ladder.add_argument("--iteration", type=int, default=7)
-    ladder.add_argument("--out", type=Path, required=True)
+    gaps.add_argument("--iteration", type=int, default=7, help="the mask of the figure")
+    for printing in (curves, gaps):
+        printing.add_argument("--out", type=Path, help="file of a figure")
     timing = commands.add_parser("timing", help="time masked against compacted rounds")
     timing.set_defaults(command=lambda args: print(timing_table(args.turns)))
     timing.add_argument("--turns", type=int, default=9)

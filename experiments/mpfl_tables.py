@@ -74,17 +74,23 @@ def gaps_table(files: Mapping[str, Sequence[Line]]) -> str:
     The last columns: the number of seeds, and the share of MPFL's filters that the norms of the initial
     weights would keep, too.
     """
-    rows = []
+    rows, rivals = [], _rivals(files)
     for name, lines in files.items():
         ours = [line for line in lines if line["curve"] == "mpfl"]
         for iteration in sorted({line["iteration"] for line in ours}):
             group = [line for line in ours if line["iteration"] == iteration]
             share = statistics.fmean(line["sparsity"] for line in group)
-            cells = [interval(gaps_of(lines, rival, iteration)) for rival in RIVALS]
+            cells = [interval(gaps_of(lines, rival, iteration)) for rival in rivals]
             overlaps = [100 * line["initial_overlap"] for line in group if "initial_overlap" in line]
             rows.append([name, f"{100 * share:.0f}", *cells, str(len(group)), interval(overlaps, 0)])
-    headings = [f"minus {CURVES[rival][0]}" for rival in RIVALS]
+    headings = [f"minus {CURVES[rival][0]}" for rival in rivals]
     return markdown(["file", "filters pruned, %", *headings, "seeds", "as initial norms, %"], rows)
+
+
+def _rivals(files: Mapping[str, Sequence[Line]]) -> list[str]:
+    """The curves but MPFL's that any file has."""
+    curves = {line["curve"] for lines in files.values() for line in lines}
+    return [rival for rival in RIVALS if rival in curves]
 
 
 def draw(lines: Sequence[Line], out: Path) -> None:
@@ -116,11 +122,12 @@ def draw_ladder(files: Mapping[str, Sequence[Line]], iteration: int, out: Path) 
         figure = Figure(figsize=(max(5.6, 1.6 + 1.3 * len(files)), 3.8), layout="constrained")
         ax = figure.subplots()
         ax.axhline(0, color=BASELINE, linewidth=0.8)
-        for place, rival in enumerate(RIVALS):
+        rivals = _rivals(files)
+        for place, rival in enumerate(rivals):
             label, color, marker = CURVES[rival]
             gaps = {x: gaps_of(lines, rival, iteration) for x, lines in enumerate(files.values())}
             gaps = {x: values for x, values in gaps.items() if values}
-            x = [x + 0.12 * (place - (len(RIVALS) - 1) / 2) for x in gaps]
+            x = [x + 0.12 * (place - (len(rivals) - 1) / 2) for x in gaps]
             y = [statistics.fmean(values) for values in gaps.values()]
             half = [half_width(values) for values in gaps.values()]
             ax.errorbar(x, y, half, marker=marker, color=color, label=f"minus {label}", linestyle="none")
