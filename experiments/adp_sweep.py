@@ -9,7 +9,7 @@ Lines are those of the sweep ``adp-resnet20-cifar10.toml``:
     python experiments/adp_sweep.py selections $file
 
 Numbers are means over seeds with 95 % confidence intervals. Differences and ratios are between runs of the
-same seed, against the setting without gates.
+same seed, against the setting without gates or another one (--baseline).
 """
 
 import argparse
@@ -26,12 +26,11 @@ from fedjax_masks.algorithms.gate_report import SELECTIONS
 from fedjax_masks.analysis.marks import band
 from fedjax_masks.analysis.plotting import Axes, Figure
 from fedjax_masks.analysis.style import PALETTE, drawing
-from fedjax_masks.claims.adp_runs import bytes_to
+from fedjax_masks.claims.curves import best_accuracy, bytes_to
 from fedjax_masks.core.intervals import half_width, interval
 from fedjax_masks.models import build_model, gated
 from fedjax_masks.models.gates import inference_macs
 
-BASELINE = "fedavg"
 LAST = 3  # evaluations whose mean is a run's accuracy
 
 Line = dict[str, Any]
@@ -43,17 +42,17 @@ class _Cifar10(NamedTuple):
     num_classes: int = 10
 
 
-def accuracy_table(groups: Groups) -> str:
+def accuracy_table(groups: Groups, baseline_name: str = "fedavg") -> str:
     """A table in Markdown: accuracies, and bytes and work over the baseline's."""
-    baseline = _by_seed(groups[BASELINE])
-    above = f"above {BASELINE}"
+    baseline = _by_seed(groups[baseline_name])
+    above = f"above {baseline_name}"
     headings = ["", f"accuracy, last {LAST}, %", above, "best, %", above, "bytes up ÷", "MACs ÷", "seeds"]
     return markdown(headings, [[name, *_summary(group, baseline)] for name, group in groups.items()])
 
 
-def bytes_table(groups: Groups, targets: Sequence[float]) -> str:
+def bytes_table(groups: Groups, targets: Sequence[float], baseline_name: str = "fedavg") -> str:
     """A table in Markdown: megabytes to targets, and their share of the baseline's."""
-    baseline = _by_seed(groups[BASELINE])
+    baseline = _by_seed(groups[baseline_name])
     rows = [
         [name, *(_megabytes(group, baseline, target) for target in targets)] for name, group in groups.items()
     ]
@@ -113,7 +112,7 @@ def _summary(group: Sequence[Line], baseline: Mapping[int, Line]) -> list[str]:
     first, other = pairs[0]
     columns = [
         column
-        for figure in (_last, _best)
+        for figure in (_last, best_accuracy)
         for column in (
             interval([figure(line) for line in group]),
             interval([figure(line) - figure(theirs) for line, theirs in pairs]),
@@ -128,10 +127,6 @@ def _summary(group: Sequence[Line], baseline: Mapping[int, Line]) -> list[str]:
 
 def _last(line: Line) -> float:
     return 100 * statistics.fmean(line["evaluations"]["global_accuracy"][-LAST:])
-
-
-def _best(line: Line) -> float:
-    return 100 * max(line["evaluations"]["global_accuracy"])
 
 
 def _megabytes(group: Sequence[Line], baseline: Mapping[int, Line], target: float) -> str:
@@ -159,13 +154,14 @@ def main() -> None:
     )
     parser.add_argument("table", choices=["accuracy", "bytes", "selections"])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.25, 0.3, 0.35, 0.4])
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.25, 0.3, 0.35])
+    parser.add_argument("--baseline", default="fedavg", help="the setting that others are compared with")
     parser.add_argument("--out", type=Path, help="file of a figure: accuracy against bytes")
     args = parser.parse_args()
     groups = by_setting(read_lines(args.file))
     tables = {
-        "accuracy": lambda: accuracy_table(groups),
-        "bytes": lambda: bytes_table(groups, args.targets),
+        "accuracy": lambda: accuracy_table(groups, args.baseline),
+        "bytes": lambda: bytes_table(groups, args.targets, args.baseline),
         "selections": lambda: selections_table(groups),
     }
     print(tables[args.table]())

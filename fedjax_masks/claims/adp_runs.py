@@ -8,6 +8,7 @@ import statistics
 from functools import partial
 
 from fedjax_masks.claims.claim import Claim, Statement, claim_not_run, explained, judged_claim
+from fedjax_masks.claims.curves import best_accuracy, bytes_to
 from fedjax_masks.claims.result_files import FOLDER, Line, read_results
 from fedjax_masks.claims.trends import Comparison, conditions_of, position, trend_claims
 from fedjax_masks.core.intervals import interval, surely_above
@@ -20,6 +21,11 @@ _NET = (
 )
 _SAME_CHANNELS = "with this network every image keeps the same channels"
 
+_MEANS_FILE = "adp_resnet20_cifar10.jsonl"
+_MEANS = "resnet20 of half the width, gates by channel means behind batch normalization, r = 0.7"
+_SLOWER = "gates slow down the first rounds"
+_means = partial(Comparison, _MEANS_FILE)
+
 _FEDAVG_ON, _FEDAVG_OFF = ("FedAvg", True), ("FedAvg", False)
 _runs = partial(
     Comparison,
@@ -27,22 +33,37 @@ _runs = partial(
     group=lambda line: (line["federation"], line["gates"]),
     command=f"python experiments/adp_rounds.py run --out {FOLDER}/{_FILE}",
 )
-_BYTES = tuple(
-    _runs(
-        *((name, True), (name, False)),
-        value=lambda line: bytes_to(line, 0.7),
-        options=f"to 70%, {name}, {_NET}",
-        reason=f"{_SAME_CHANNELS}, and gates cost 0.6 % more bytes per round",
-    )
-    for name in ("FedAvg", "FedProx", "FedNova", "SCAFFOLD")
+_BYTES = (
+    *(
+        _runs(
+            *((name, True), (name, False)),
+            value=lambda line: bytes_to(line, 0.7),
+            options=f"to 70%, {name}, {_NET}",
+            reason=f"{_SAME_CHANNELS}, and gates cost 0.6 % more bytes per round",
+        )
+        for name in ("FedAvg", "FedProx", "FedNova", "SCAFFOLD")
+    ),
+    _means(
+        *("adp", "fedavg"),
+        value=lambda line: bytes_to(line, 0.3),
+        options=f"to 30%, FedAvg, {_MEANS}",
+        reason=f"{_SLOWER}, and cost 11 % more bytes per round",
+    ),
+    _means(
+        *("adp-half", "fedavg"),
+        value=lambda line: bytes_to(line, 0.3),
+        options=f"to 30%, FedAvg, upload_share = 0.5, {_MEANS}",
+        reason=f"{_SLOWER}, and the message to the clients is dense",
+    ),
 )
 _ACCURACIES = (
     _runs(
         *(_FEDAVG_ON, _FEDAVG_OFF),
-        value=lambda line: best_accuracy(line),
+        value=best_accuracy,
         options=f"best accuracy, FedAvg, {_NET}",
         reason=f"{_SAME_CHANNELS}, so gates only make the network narrower",
     ),
+    _means(*("adp", "fedavg"), value=best_accuracy, options=f"best accuracy, FedAvg, {_MEANS}"),
 )
 _GAPS = (
     _runs(
@@ -74,29 +95,6 @@ def claims() -> list[Claim]:
         *trend_claims(overfitting, _GAPS, unit="of accuracy", digits=3),
         *_logs(),
     ]
-
-
-def bytes_to(line: Line, target: float) -> float:
-    """Bytes up to the first evaluation whose accuracy reached the target; infinity where none did.
-
-    >>> bytes_to({"evaluations": {"global_accuracy": [0.2, 0.4, 0.3], "bytes": [5, 10, 15]}}, 0.3)
-    10
-    """
-    return next((sent for accuracy, sent in _curve(line) if accuracy >= target), math.inf)
-
-
-def best_accuracy(line: Line) -> float:
-    """The highest accuracy of all evaluations, in per cent."""
-    return 100 * max(accuracy for accuracy, _ in _curve(line))
-
-
-def _curve(line: Line) -> list[tuple[float, int]]:
-    """Accuracy and bytes at each evaluation, of a line of ``collect.py --curves`` or of ``adp_rounds.py``."""
-    if "evaluations" in line:
-        evaluations = line["evaluations"]
-        return list(zip(evaluations["global_accuracy"], evaluations["bytes"], strict=True))
-    each = line["bytes_up"] + line["bytes_down"]
-    return [(accuracy, rounds * each) for rounds, accuracy in enumerate(line["accuracy"], 1)]
 
 
 def _bytes_claim(statement: Statement, runs: Comparison) -> Claim:
