@@ -32,5 +32,6 @@ for seed in 0 1 2; do
     run digits/a-fifth-$seed --algorithm fedskel "${cycle[@]}" "${on_digits[@]}"
     run digits/a-fifth-every-other-round-$seed --algorithm fedskel "${cycle[@]}" --set algorithm.updates=1 "${on_digits[@]}"
     run digits/a-fifth-after-a-whole-round-$seed --algorithm fedskel "${cycle[@]}" --rounds 101 "${on_digits[@]}"
-    run digits/a-fifth-dense-too-$seed --algorithm fedskel "${cycle[@]}" --set algorithm.prune_dense=true "${on_digits[@]}"
+    run digits/a-fifth-dense-too-$seed --algorithm fedskel "${cycle[@]}" --set algorithm.prune_dense=true \
+        --set algorithm.dense_neurons=active "${on_digits[@]}"
 done

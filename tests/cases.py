@@ -58,6 +58,7 @@ CASES: dict[str, Callable[[Model], FederatedAlgorithm]] = {
         ratios=(0.3, 1.0),
         updates=1,
         prune_dense=True,
+        dense_neurons="active",
         cohorts="cycle",
         rest="own",
         absent="ignore",

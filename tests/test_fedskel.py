@@ -151,8 +151,25 @@ def test_skeleton_is_what_was_most_active(model, task, client):
 def small(**options):
     """FedSkel on a perceptron of eight hidden neurons, two rounds a cycle."""
     model = fm.models.mlp(cases.task(), hidden=(8,))
-    options = {"ratios": (0.3,), "updates": 1, "prune_dense": True, "batch_size": 4, **options}
+    dense = {"prune_dense": True, "dense_neurons": "active"}
+    options = {"ratios": (0.3,), "updates": 1, "batch_size": 4, **dense, **options}
     return fm.fedskel(model, optax.sgd(0.1, momentum=0.5), **options)
+
+
+def test_random_neurons_are_drawn_by_client_and_round():
+    algorithm, task = small(dense_neurons="random"), cases.task()
+    state, train = algorithm.init(jax.random.key(0), task), jax.jit(algorithm.train)
+
+    def drawn(client, key):
+        own = jax.tree.map(lambda leaf: leaf[client], state.clients)
+        round = Round(jax.random.key(key), jnp.int32(0))
+        message = algorithm.send(round, state.server, own.cycle)
+        return np.asarray(train(round, message, own, cases.data_of(task, client))[0].cycle.skeleton["dense1"])
+
+    masks = np.array([drawn(3, key) for key in range(100)])
+    assert (masks.sum(axis=1) == keep_count(8, 0.3)).all()
+    np.testing.assert_allclose(masks.mean(axis=0), keep_count(8, 0.3) / 8, atol=0.2)
+    np.testing.assert_array_equal(drawn(4, 7), masks[7])  # the data of a client have no part in it
 
 
 @pytest.mark.parametrize("absent", ["ignore", "zero", "stale"])

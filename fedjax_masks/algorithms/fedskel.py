@@ -39,6 +39,7 @@ from fedjax_masks.models import Model, prunable_kernels
 
 Cohorts = Literal["cycle", "fresh"]
 Rest = Literal["own", "revert"]
+DenseNeurons = Literal["active", "random"]
 
 
 class Client(NamedTuple):
@@ -62,6 +63,7 @@ def fedskel(
     capability: np.ndarray | None = None,
     updates: Count = 4,
     prune_dense: bool = False,
+    dense_neurons: DenseNeurons = "random",
     local_dense: bool = False,
     cohorts: Cohorts = "fresh",
     rest: Rest = "revert",
@@ -81,7 +83,10 @@ def fedskel(
         device is, see :func:`~fedjax_masks.algorithms.ratios.ratios_of`.
       capability: ``float[num_clients]``, in any unit, for ``"devices"``.
       updates: UpdateSkel rounds after each SetSkel round, the paper's k.
-      prune_dense: Hidden dense layers have skeletons too, of neurons.
+      prune_dense: Hidden dense layers have skeletons too, of neurons (our extension).
+      dense_neurons: The neurons of these skeletons. ``"active"``: the most active ones, as with filters.
+        ``"random"``: drawn at random by each client in each SetSkel round. The active neurons of a client are
+        those of its own classes, and their updates alone bias the server's model.
       local_dense: Dense layers are never exchanged (LG-FedAvg, Liang et al. 2020, arXiv 2001.01523).
       cohorts: ``"cycle"``: a cohort stays for a cycle. ``"fresh"``: every round has a cohort of its own, and
         every client counts the rounds of its own cycle.
@@ -122,7 +127,8 @@ def fedskel(
     trainer = as_trainer(trainer, training)
     kernels = prunable_kernels(model, dense=prune_dense)
     counts = [{k.name: keep_count(k.outputs, ratio) for k in kernels} for ratio in ratios]
-    set_skeleton = train_whole(model, trainer, counts)
+    drawn = [k.name for k in kernels if k.kind == "dense" and dense_neurons == "random"]
+    set_skeleton = train_whole(model, trainer, counts, drawn)
     update_skeleton = [train_skeleton(model, trainer, kernels, numbers) for numbers in counts]
 
     is_warm_up, is_whole = _phases(cohorts, updates, warm_up)

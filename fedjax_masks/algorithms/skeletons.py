@@ -31,15 +31,21 @@ def keep_count(outputs: int, ratio: float) -> int:
     return max(1, outputs - math.floor(round((1 - ratio) * outputs, 9)))
 
 
-def train_whole(model: Model, trainer: Trainer, counts: Sequence[Mapping[str, int]]) -> Training:
+_CHANCE = 0x6E657572  # far from the numbers of epochs, which are folded into the same key
+
+
+def train_whole(
+    model: Model, trainer: Trainer, counts: Sequence[Mapping[str, int]], by_chance: Iterable[str] = ()
+) -> Training:
     """Training of the whole model, after which the most active filters are the skeleton.
 
     Args:
       model: The model.
       trainer: Local training.
       counts: For each tier, the number of filters in each layer's skeleton.
+      by_chance: The layers whose skeletons are drawn at random instead.
     """
-    names = counts[0]
+    names, drawn = counts[0], tuple(by_chance)
 
     def loss(params: Params, batch: Batch, key: chex.PRNGKey) -> tuple[jax.Array, dict[str, jax.Array]]:
         del key
@@ -58,6 +64,8 @@ def train_whole(model: Model, trainer: Trainer, counts: Sequence[Mapping[str, in
     ) -> tuple[Params, Info, Skeleton]:
         del skeleton
         params, info, activity = trainer.summing(round, params, data, loss)
+        keys = jax.random.split(jax.random.fold_in(round.key, _CHANCE), len(drawn))
+        activity = activity | {n: jax.random.uniform(key, activity[n].shape) for n, key in zip(drawn, keys)}
         numbers = {name: jnp.array([tier[name] for tier in counts])[data.tier] for name in names}
         return params, info, {name: top_count(activity[name], numbers[name]) for name in names}
 
