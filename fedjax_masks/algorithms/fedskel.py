@@ -85,8 +85,8 @@ def fedskel(
       updates: UpdateSkel rounds after each SetSkel round, the paper's k.
       prune_dense: Hidden dense layers have skeletons too, of neurons (our extension).
       dense_neurons: The neurons of these skeletons. ``"active"``: the most active ones, as with filters.
-        ``"random"``: drawn at random by each client in each SetSkel round. The active neurons of a client are
-        those of its own classes, and their updates alone bias the server's model.
+        ``"random"``: drawn at random by each client in each SetSkel round; their updates are a fair sample
+        of a whole update.
       local_dense: Dense layers are never exchanged (LG-FedAvg, Liang et al. 2020, arXiv 2001.01523).
       cohorts: ``"cycle"``: a cohort stays for a cycle. ``"fresh"``: every round has a cohort of its own, and
         every client counts the rounds of its own cycle.

@@ -13,11 +13,10 @@ from fedjax_masks import models
 from fedjax_masks.algorithms.fedskel import fedskel
 from fedjax_masks.algorithms.skeleton_averages import Cycle
 from fedjax_masks.algorithms.skeletons import keep_count
-from fedjax_masks.claims import nets
+from fedjax_masks.claims import fedskel_accuracy, nets
 from fedjax_masks.claims.claim import Claim, Statement
 from fedjax_masks.claims.counts import bounded_claim, exact_claim
 from fedjax_masks.claims.result_files import Line, result_claim, setting
-from fedjax_masks.claims.trends import Comparison, percent, trend_claims
 from fedjax_masks.communication import size
 from fedjax_masks.core import trees
 from fedjax_masks.core.algorithm import Round, Task
@@ -37,7 +36,7 @@ def claims() -> list[Claim]:
         *_communication(),
         *_speedups(),
         _fixed_share(),
-        *_accuracies(),
+        *fedskel_accuracy.claims(),
         _unequal_devices(),
     ]
 
@@ -194,40 +193,6 @@ def _fixed_share() -> Claim:
         reason="the output's gradient is read whole, as each of its cache lines holds a filter of the "
         "skeleton; the input is read whole, too, and its gradient is written whole",
     )
-
-
-_global = partial(Comparison, value=percent("last_global_accuracy"))
-_SENDERS = (
-    "each filter is averaged over the few clients that sent it, and each of them trained it beside different "
-    "filters of its own"
-)
-_CYCLE = "cohorts=cycle, rest=own, absent=ignore, no warm-up"
-_VARIANTS = {
-    "warm-fresh-revert-zero": "defaults, with a warm-up of half of the rounds",
-    "warm-fresh-stale": "nearest to the authors' code: rest=own, absent=stale, and the same warm-up",
-    "fresh-revert-zero": "defaults, no warm-up",
-    "cycle": _CYCLE,
-}
-_RUNS = (
-    *(
-        Comparison(
-            *(f"fedskel_variants_{data}.jsonl", variant, "fedavg", percent("late_global_accuracy")),
-            options=options,
-            reason=_SENDERS if variant == "cycle" else "",
-        )
-        for variant, options in _VARIANTS.items()
-        for data in ("fashion_mnist", "cifar10")
-    ),
-    _global("fedskel_cifar10.jsonl", _NAME, "fedavg", options=_CYCLE, reason=_SENDERS),
-    _global("fedskel_fashion_mnist.jsonl", _NAME, "fedavg", options=_CYCLE, reason=_SENDERS),
-)
-"""Our runs of FedSkel and FedAvg; a new result file adds one line."""
-
-
-def _accuracies() -> list[Claim]:
-    paper = "negligible loss; our reading: at most 1 point below FedAvg"
-    claim = "accuracy of the server's model compared with FedAvg (abstract)"
-    return trend_claims(Statement(_NAME, claim, paper, "trend", "published"), _RUNS, bound=-1)
 
 
 def _unequal_devices() -> Claim:
