@@ -50,7 +50,7 @@ def reference():
 def commands(page: Path) -> list[list[str]]:
     """The calls of the command line in a page, without what a shell would do around them."""
     text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
-    lines = [line for part in text.splitlines() for line in part.split("&&")]
+    lines = [line.partition(" > ")[0] for part in text.splitlines() for line in part.split("&&")]
     return [
         words[1:]
         for line in lines
