@@ -142,6 +142,7 @@ _RIVALS = {
     _RIVAL: ("FedAvg's weights kept", _LONGER),
     "fedavg-mask": ("every mask trained from the initial weights, as in the authors' code", ""),
 }
+_RUNGS = {"small": (3, 5, 7, 9), "middle": (7, 9)}
 _RUNS = (
     *(
         _accuracy(
@@ -153,12 +154,13 @@ _RUNS = (
     ),
     *(
         _accuracy(
-            *("mpfl_public_small.jsonl", (_NAME, iteration), (rival, iteration)),
+            *(f"mpfl_public_{rung}.jsonl", (_NAME, iteration), (rival, iteration)),
             options=f"{10 * iteration} % of the filters pruned, {score}, {_PRETRAINED}",
             reason=reason,
         )
+        for rung, iterations in _RUNGS.items()
         for rival, (score, reason) in _RIVALS.items()
-        for iteration in (3, 5, 7, 9)
+        for iteration in iterations
     ),
 )
 """Our runs of MPFL and FedAvg-then-prune, by the iteration of the mask; a new result file adds lines."""
