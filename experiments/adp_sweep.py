@@ -14,24 +14,21 @@ same seed, against the setting without gates or another one (--baseline).
 
 import argparse
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import by_setting, markdown, read_lines
+from common import by_setting, markdown, read_lines, saved_figure
 
 from fedjax_masks.algorithms.gate_report import SELECTIONS
 from fedjax_masks.analysis.marks import band
-from fedjax_masks.analysis.plotting import Axes, Figure
-from fedjax_masks.analysis.style import PALETTE, drawing
+from fedjax_masks.analysis.plotting import Axes
+from fedjax_masks.analysis.style import PALETTE
 from fedjax_masks.claims.curves import best_accuracy, bytes_to
 from fedjax_masks.core.intervals import half_width, interval
 from fedjax_masks.models import build_model, gated
 from fedjax_masks.models.gates import inference_macs
-
-LAST = 3  # evaluations whose mean is a run's accuracy
 
 Line = dict[str, Any]
 Groups = Mapping[str, Sequence[Line]]
@@ -46,7 +43,7 @@ def accuracy_table(groups: Groups, baseline_name: str = "fedavg") -> str:
     """A table in Markdown: accuracies, and bytes and work over the baseline's."""
     baseline = _by_seed(groups[baseline_name])
     above = f"above {baseline_name}"
-    headings = ["", f"accuracy, last {LAST}, %", above, "best, %", above, "bytes up ÷", "MACs ÷", "seeds"]
+    headings = ["", "accuracy, %", above, "best, %", above, "bytes up ÷", "MACs ÷", "seeds"]
     return markdown(headings, [[name, *_summary(group, baseline)] for name, group in groups.items()])
 
 
@@ -85,10 +82,8 @@ def draw(ax: Axes, groups: Groups) -> None:
 
 def save_figure(groups: Groups, out: Path) -> None:
     """Draws the figure into a file."""
-    with drawing():
-        figure = Figure(figsize=(5, 3.4), layout="constrained")
+    with saved_figure(out, 5, 3.4) as figure:
         draw(figure.subplots(), groups)
-        figure.savefig(out, dpi=150)
 
 
 def inference_work(line: Line) -> int:
@@ -112,7 +107,7 @@ def _summary(group: Sequence[Line], baseline: Mapping[int, Line]) -> list[str]:
     first, other = pairs[0]
     columns = [
         column
-        for figure in (_last, best_accuracy)
+        for figure in (_late_accuracy, best_accuracy)
         for column in (
             interval([figure(line) for line in group]),
             interval([figure(line) - figure(theirs) for line, theirs in pairs]),
@@ -125,8 +120,8 @@ def _summary(group: Sequence[Line], baseline: Mapping[int, Line]) -> list[str]:
     return [*columns, *(f"{share:.3f}" for share in shares), str(len(group))]
 
 
-def _last(line: Line) -> float:
-    return 100 * statistics.fmean(line["evaluations"]["global_accuracy"][-LAST:])
+def _late_accuracy(line: Line) -> float:
+    return 100 * line["late_global_accuracy"]
 
 
 def _megabytes(group: Sequence[Line], baseline: Mapping[int, Line], target: float) -> str:
@@ -144,7 +139,9 @@ def _megabytes(group: Sequence[Line], baseline: Mapping[int, Line], target: floa
 
 def _selections(line: Line) -> dict[str, float]:
     """The metrics of selections, by layer."""
-    return {name.removeprefix(SELECTIONS): n for name, n in line["extra"].items() if SELECTIONS in name}
+    return {
+        name.removeprefix(SELECTIONS): n for name, n in line["extra"].items() if name.startswith(SELECTIONS)
+    }
 
 
 def main() -> None:

@@ -1,11 +1,17 @@
-"""Shared parts of the experiments: result files, runs by setting, tables."""
+"""Shared parts of the experiments: result files, runs by setting, tables, figures."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedjax_masks.claims.result_files import setting as setting
+
+if TYPE_CHECKING:
+    from fedjax_masks.analysis.plotting import Figure
 
 _EXPERIMENTS = Path(__file__).parent
 _CLAIMS = _EXPERIMENTS.parent / "fedjax_masks" / "claims" / "results"
@@ -50,3 +56,15 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
     return "\n".join([lines[0], "|---" * len(headings) + "|", *lines[1:]])
+
+
+@contextmanager
+def saved_figure(out: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure in the style of reports, of a size in inches, which is written to a file at the end."""
+    from fedjax_masks.analysis.plotting import Figure
+    from fedjax_masks.analysis.style import drawing
+
+    with drawing():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(out, dpi=150)

@@ -18,10 +18,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from common import by_setting, markdown, read_lines
+from common import by_setting, markdown, read_lines, saved_figure
 
-from fedjax_masks.analysis.plotting import Axes, Figure
-from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
+from fedjax_masks.analysis.plotting import Axes
+from fedjax_masks.analysis.style import BASELINE, PALETTE
 from fedjax_masks.core.intervals import half_width, interval
 
 SYSTEMS = ("fedmask", "fedskel", "mpfl", "adp", "ecofed")
@@ -106,13 +106,11 @@ def traffic(run: Run) -> float:
 
 def save_figure(files: Sequence[Path], out: Path) -> None:
     """Draws accuracies and bytes of every file."""
-    with drawing():
-        figure = Figure(figsize=(7.6, 4.9), layout="constrained")
+    with saved_figure(out, 7.6, 4.9) as figure:
         for part, file in zip(figure.subfigures(1, len(files), squeeze=False)[0], files):
             accuracy, cost = part.subplots(1, 2, sharey=True, width_ratios=(3, 2))
             draw(accuracy, cost, best_first(file))
             part.suptitle(read_lines(file)[0]["data"]["name"], fontsize="medium")
-        figure.savefig(out, dpi=150)
 
 
 def draw(accuracy: Axes, cost: Axes, groups: Groups) -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import by_setting, markdown, read_lines, setting
+from common import by_setting, markdown, read_lines, saved_figure, setting
 
-from fedjax_masks.analysis.plotting import Axes, Figure
-from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
+from fedjax_masks.analysis.plotting import Axes
+from fedjax_masks.analysis.style import BASELINE, PALETTE
 from fedjax_masks.claims.result_files import gaps
 from fedjax_masks.core.intervals import half_width, interval
 
@@ -125,15 +125,13 @@ def draw(ax: Axes, ladder: Sequence[Point], rungs: Sequence[str], variants: Sequ
 def save_figure(ladder: Sequence[Point], rungs: Sequence[str], variants: Sequence[str], out: Path) -> None:
     """Draws one panel per data set into a file."""
     names = list(dict.fromkeys(point.data for point in ladder))
-    with drawing():
-        figure = Figure(figsize=(3.6 * len(names) + 0.6, 3.2), layout="constrained")
+    with saved_figure(out, 3.6 * len(names) + 0.6, 3.2) as figure:
         panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
         for ax, name in zip(panels, names):
             draw(ax, [point for point in ladder if point.data == name], rungs, variants)
             ax.set_title(name)
         figure.supylabel("gap in accuracy, points, 95 % CI", fontsize="medium")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        figure.savefig(out, dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

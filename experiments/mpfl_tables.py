@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import markdown
+from common import markdown, saved_figure
 
-from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
+from fedjax_masks.analysis.style import BASELINE, PALETTE
 from fedjax_masks.core.intervals import half_width, interval
 
 CURVES = {
@@ -95,10 +95,7 @@ def _rivals(files: Mapping[str, Sequence[Line]]) -> list[str]:
 
 def draw(lines: Sequence[Line], out: Path) -> None:
     """Draws mean accuracies and their 95 % confidence intervals over the seeds."""
-    from fedjax_masks.analysis.plotting import Figure
-
-    with drawing():
-        figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    with saved_figure(out, 5.6, 4.2) as figure:
         ax = figure.subplots()
         for curve, groups in by_curve(lines).items():
             label, color, marker = CURVES[curve]
@@ -111,15 +108,11 @@ def draw(lines: Sequence[Line], out: Path) -> None:
             ax.fill_between(x, y - half, y + half, color=color, alpha=0.13, linewidth=0)
         ax.set(xlabel="convolution filters pruned (%)", ylabel="test accuracy (%)")
         figure.legend(loc="outside lower center", ncols=2)
-        figure.savefig(out, dpi=150)
 
 
 def draw_ladder(files: Mapping[str, Sequence[Line]], iteration: int, out: Path) -> None:
     """Draws MPFL minus each rival with 95 % confidence intervals, by file, after one iteration."""
-    from fedjax_masks.analysis.plotting import Figure
-
-    with drawing():
-        figure = Figure(figsize=(max(5.6, 1.6 + 1.3 * len(files)), 3.8), layout="constrained")
+    with saved_figure(out, max(5.6, 1.6 + 1.3 * len(files)), 3.8) as figure:
         ax = figure.subplots()
         ax.axhline(0, color=BASELINE, linewidth=0.8)
         rivals = _rivals(files)
@@ -134,4 +127,3 @@ def draw_ladder(files: Mapping[str, Sequence[Line]], iteration: int, out: Path) 
         ax.set_xticks(range(len(files)), list(files), rotation=20, ha="right")
         ax.set(ylabel=f"MPFL's lead in points, {10 * iteration} % pruned")
         figure.legend(loc="outside lower center", ncols=2)
-        figure.savefig(out, dpi=150)

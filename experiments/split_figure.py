@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import by_setting, read_lines
+from common import by_setting, read_lines, saved_figure
 
-from fedjax_masks.analysis.plotting import Axes, Figure
-from fedjax_masks.analysis.style import BASELINE, PALETTE, drawing
+from fedjax_masks.analysis.plotting import Axes
+from fedjax_masks.analysis.style import BASELINE, PALETTE
 from fedjax_masks.core.intervals import half_width
 
 LABELS = {
@@ -33,13 +33,11 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    with drawing():
-        figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    with saved_figure(args.out, 7.2, 2.7) as figure:
         panels = figure.subplots(1, len(args.files), sharey=True, squeeze=False)[0]
         for ax, file in zip(panels, args.files):
             draw(ax, read_lines(file))
         figure.supxlabel("global accuracy, %, mean and 95 % CI over seeds", fontsize="medium")
-        figure.savefig(args.out, dpi=150)
 
 
 def draw(ax: Axes, runs: list[dict[str, Any]]) -> None:

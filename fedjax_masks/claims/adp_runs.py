@@ -9,7 +9,7 @@ from functools import partial
 
 from fedjax_masks.claims.claim import Claim, Statement, claim_not_run, explained, judged_claim
 from fedjax_masks.claims.curves import best_accuracy, bytes_to
-from fedjax_masks.claims.result_files import FOLDER, Line, read_results
+from fedjax_masks.claims.result_files import FOLDER, Line, pairs, read_results
 from fedjax_masks.claims.trends import Comparison, conditions_of, position, trend_claims
 from fedjax_masks.core.intervals import interval, surely_above
 
@@ -105,23 +105,19 @@ def _bytes_claim(statement: Statement, runs: Comparison) -> Claim:
     results = read_results(runs.file)
     if results is None:
         return claim_not_run(statement, runs.options, runs.command, f"needs {FOLDER}/{runs.file}")
-    ours, theirs = (
-        {line["seed"]: line for line in results.lines if runs.group(line) == group}
-        for group in (runs.ours, runs.other)
-    )
-    seeds = sorted(ours.keys() & theirs.keys())
-    pairs = [(runs.value(ours[seed]), runs.value(theirs[seed])) for seed in seeds]
-    saved = [100 * (1 - mine / other) for mine, other in pairs if math.isfinite(max(mine, other))]
-    if len(saved) < len(pairs):
-        text, note = f"reached by both in {len(saved)} of {len(pairs)} seeds", runs.reason
+    figures = pairs(results.lines, runs.value, runs.group, runs.ours, runs.other)
+    first = next(line for line in results.lines if runs.group(line) == runs.ours)
+    saved = [100 * (1 - mine / other) for mine, other in figures if math.isfinite(max(mine, other))]
+    if len(saved) < len(figures):
+        text, note = f"reached by both in {len(saved)} of {len(figures)} seeds", runs.reason
     else:
         text = f"{interval([100 - share for share in saved])} % of the bytes"
         note = explained(f"savings {position(saved, 0)}", runs.reason)
     return judged_claim(
         statement,
-        conditions_of(runs.options, next(iter(ours.values())), len(pairs)),
+        conditions_of(runs.options, first, len(figures)),
         text,
-        len(saved) == len(pairs) and surely_above(saved, 0),
+        len(saved) == len(figures) and surely_above(saved, 0),
         note=note,
         command=results.command,
         source=results.source,

@@ -96,6 +96,32 @@ def read_results(file: str) -> Results | None:
     return Results([json.loads(line) for line in lines], origin["command"], source)
 
 
+def pairs(
+    lines: Sequence[Line],
+    value: Callable[[Line], float],
+    group: Callable[[Line], Hashable],
+    ours: Hashable,
+    theirs: Hashable,
+) -> list[tuple[float, float]]:
+    """Figures of two groups of lines, a pair for each seed that both groups have.
+
+    Args:
+      lines: The lines; ``seed`` holds the seed.
+      value: The figure of a line.
+      group: The group of a line.
+      ours: The first group.
+      theirs: The second group.
+
+    >>> lines = [{"seed": 0, "name": name, "x": x} for name, x in (("a", 3.0), ("b", 1.0))]
+    >>> pairs(lines, lambda line: line["x"], lambda line: line["name"], "a", "b")
+    [(3.0, 1.0)]
+    """
+    first, second = (
+        {line["seed"]: value(line) for line in lines if group(line) == name} for name in (ours, theirs)
+    )
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
 def gaps(
     lines: Sequence[Line],
     value: Callable[[Line], float],
@@ -103,23 +129,13 @@ def gaps(
     ours: Hashable,
     theirs: Hashable,
 ) -> list[float]:
-    """Differences between two groups of lines, one for each seed that both groups have.
-
-    Args:
-      lines: The lines; ``seed`` holds the seed.
-      value: The figure of a line.
-      group: The group of a line.
-      ours: The first group.
-      theirs: The second group, which is subtracted.
+    """Differences between two groups of lines, one for each seed that both groups have (see :func:`pairs`).
 
     >>> lines = [{"seed": 0, "name": name, "x": x} for name, x in (("a", 3.0), ("b", 1.0))]
     >>> gaps(lines, lambda line: line["x"], lambda line: line["name"], "a", "b")
     [2.0]
     """
-    first, second = (
-        {line["seed"]: value(line) for line in lines if group(line) == name} for name in (ours, theirs)
-    )
-    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    return [mine - other for mine, other in pairs(lines, value, group, ours, theirs)]
 
 
 def algorithm(line: Line) -> str:
