@@ -269,6 +269,22 @@ def test_padding_changes_nothing(name, monkeypatch):
         np.testing.assert_array_equal(metrics.train[field], expected.train[field])
 
 
+@fast_for("fedavg", "lotteryfl", among=SMOOTH)
+def test_constant_sizes_change_nothing(name, monkeypatch):
+    """Where all clients have equally many examples, their number is a constant of the program."""
+    # Each client's first five of ten examples: minibatches of four and of one.
+    task = own_task(name)
+    few = task.train._replace(sizes=np.full(cases.NUM_CLIENTS, 5, np.int32), offsets=5 * np.arange(9) % 40)
+    task = replace(task, train=few._replace(offsets=few.offsets.astype(np.int32)))
+    assert arrays.equal_size(task) == 5
+    state, metrics = run(make(cases.algorithm(name), task, "blocks:3"))
+    monkeypatch.setattr(arrays, "equal_size", lambda task: None)
+    expected_state, expected = run(make(cases.algorithm(name), task, "blocks:3"))
+    assert_close(state, expected_state, 1e-5, 1e-3)
+    for field in expected.train:
+        np.testing.assert_allclose(metrics.train[field], expected.train[field], rtol=1e-5, atol=1e-6)
+
+
 @every_case
 def test_counted_bits_are_the_bytes_really_written(name):
     algorithm, state = cases.algorithm(name), jax.device_get(compiled(name).init())

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from fedjax_masks.core import trees
+from fedjax_masks.core import branches, trees
 from fedjax_masks.core.algorithm import Work
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.flops import equations, is_call, subjaxprs
@@ -143,7 +143,7 @@ def _closed(program: PyTree) -> Callable[..., tuple[list[Any], Work]]:
 
 
 def _cond(params: dict[str, Any], index: PyTree, *inputs: PyTree) -> tuple[list[Any], Work]:
-    return jax.lax.switch(index, [_closed(branch) for branch in params["branches"]], *inputs)
+    return branches.switch(index, [_closed(branch) for branch in params["branches"]], *inputs)
 
 
 def _scan(params: dict[str, Any], *inputs: PyTree) -> tuple[list[Any], Work]:

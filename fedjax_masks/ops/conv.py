@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.options import check
 from fedjax_masks.core.types import PyTree
@@ -134,7 +135,7 @@ def _choose(
     size = tuple(kernel_shape[:2])
     # Off the CPU, a vmap over clients needs strided-batched products. Patches of a few inputs are cheap, and
     # a kernel of one pixel is a matrix product.
-    if jax.default_backend() != "cpu" or inputs <= 4 or size == (1, 1):
+    if not target.is_cpu() or inputs <= 4 or size == (1, 1):
         return Lowerings("im2col", "im2col", "im2col")
     out_size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(x_shape[1:3], pads, size, strides)]
     if winograd.supports(size, strides) and winograd.halves_products(out_size, size):

@@ -42,6 +42,12 @@ def capacity(task: Task) -> int:
     return max(1, int(np.max(task.train.sizes)))
 
 
+def equal_size(task: Task) -> np.int32 | None:
+    """The number of training examples of every client; None where numbers differ."""
+    sizes = np.asarray(task.train.sizes)
+    return np.int32(sizes[0]) if sizes[0] > 0 and np.all(sizes == sizes[0]) else None
+
+
 def train_examples(task: Task) -> Examples[jax.Array]:
     """The training data, with slack for slices of :func:`capacity` examples."""
     return _examples(task.inputs, task.labels, task.train, capacity(task))

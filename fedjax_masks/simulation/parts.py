@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 from fedjax_masks.core.algorithm import FederatedAlgorithm, PyTree, State, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.profiles import Population
-from fedjax_masks.simulation import mapping
+from fedjax_masks.simulation import arrays, mapping
 from fedjax_masks.simulation.data_storage import choose_data_storage
 from fedjax_masks.simulation.keys import simulation_keys
 from fedjax_masks.simulation.metering import Meter, make_meter
@@ -107,7 +107,10 @@ def make_parts(
     # Shapes alone: the states of all clients may not fit into memory.
     init_key, _ = jax.eval_shape(simulation_keys, numbers[0])
     scalars = jax.tree.map(lambda a: jax.ShapeDtypeStruct((), jnp.float32), options[0])
-    make, shapes = trace_client(make_algorithm, scalars, task, init_key, data.shapes)
+    # With constant sizes, lanes of padding compute like all others: only without such lanes on their own.
+    pads = cohort % devices > 0 or make_algorithm(options[0]).schedule.num_tiers > 1
+    equal_size = None if pads else arrays.equal_size(task)
+    make, shapes = trace_client(make_algorithm, scalars, task, init_key, data.shapes, equal_size)
     algorithm = make(options[0])
     use = StateUse(client_states(shapes.state), task.num_clients, cohort, chunk, devices, placement.put)
     if several:  # their states have an axis of runs, which the store on the host does not know

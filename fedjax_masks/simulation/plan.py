@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 
+from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
 
 
@@ -75,6 +76,6 @@ def _integer(digits: str, text: str) -> int:
 def _auto(cohort: int, devices: int) -> Plan:
     if jax.process_count() == 1 or cohort == 1:
         devices = min(devices, cohort)
-    if jax.default_backend() == "cpu":
+    if target.is_cpu():
         return Plan(1, devices, "one client's step stays in the cache of a core, a batch of clients does not")
     return Plan(-(-cohort // devices), devices, "an accelerator runs many small clients best as one batch")

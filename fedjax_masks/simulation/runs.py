@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from fedjax_masks.core import target
 from fedjax_masks.core.types import PyTree
 from fedjax_masks.simulation.mapping import replica_sharding
 from fedjax_masks.simulation.plan import Plan, parse_plan
@@ -67,7 +68,7 @@ def lay_out_runs(text: str, *, cohort: int, num_runs: int) -> tuple[Plan, Layout
     kind, _, mesh = text.partition(",mesh:")
     devices = parse_plan(text, cohort=num_runs).devices if mesh else min(num_runs, jax.device_count())
     inner = parse_plan(f"{kind},mesh:1", cohort=cohort)
-    if jax.default_backend() == "cpu":
+    if target.is_cpu():
         plan = Plan(1, devices, "a core runs one run after the other from its cache")
     else:
         plan = Plan(-(-num_runs // devices), devices, "an accelerator runs all at once")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from fedjax_masks.communication import size
@@ -44,7 +45,12 @@ class Shapes(NamedTuple):
 
 
 def trace_client(
-    make_algorithm: MakeAlgorithm, options: Options, task: Task, key: chex.PRNGKey, examples: arrays.Examples
+    make_algorithm: MakeAlgorithm,
+    options: Options,
+    task: Task,
+    key: chex.PRNGKey,
+    examples: arrays.Examples,
+    equal_size: np.int32 | None = None,
 ) -> tuple[MakeAlgorithm, Shapes]:
     """Traces one client's round, for all values of some options at once.
 
@@ -54,6 +60,8 @@ def trace_client(
       task: Data and clients.
       key: A key of the simulation's type.
       examples: The training data, or their shapes.
+      equal_size: The number of examples of every client, as a constant of the program; None where numbers
+        differ.
 
     Returns:
       ``make_algorithm``, and the shapes. The new ``make_algorithm`` does not trace training again. The facts
@@ -79,7 +87,10 @@ def trace_client(
     data = _data_shapes(task, examples)
     # Training is traced once: the program serves shapes, checks, the count of work, and all later calls.
     train = work.count(
-        lambda options, *args: make_checked(options).train(*args), options, round, message, client, data
+        lambda options, round, message, client, data: make_checked(options).train(
+            round, message, client, _with_size(data, equal_size)
+        ),
+        *(options, round, message, client, data),
     )
     _check_batches(train.program)
     _, upload, info = train.result
@@ -108,6 +119,14 @@ def _data_shapes(task: Task, examples: arrays.Examples) -> ClientData:
         examples,
         scalar,
     )
+
+
+def _with_size(data: ClientData, equal_size: np.int32 | None) -> ClientData:
+    """The data with a constant number of examples, if there is one."""
+    if equal_size is None:
+        return data
+    size: Any = equal_size
+    return data._replace(size=size, longest=size)
 
 
 def _with_work(
