@@ -1,21 +1,38 @@
-"""The platform that programs are made for: the one at hand, or another one.
+"""The devices that programs are made for: those at hand, or others.
 
 A program may be compiled for a chip that is not there (:mod:`fedjax_masks.aot`), and a test may run the
-program of an accelerator on a CPU. All choices that depend on the platform ask :func:`platform`.
+program of an accelerator on a CPU. Whatever depends on the platform asks this module.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import jax
 
-_CHOSEN: ContextVar[str | None] = ContextVar("platform", default=None)
+from fedjax_masks.core.types import PyTree
+
+
+class Target(NamedTuple):
+    """The devices that programs are made for.
+
+    Attributes:
+      platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+      devices: The devices; None for those at hand.
+    """
+
+    platform: str
+    devices: Sequence[jax.Device] | None = None
+
+
+_TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
 def platform() -> str:
     """The platform that programs are made for: ``"cpu"``, ``"gpu"`` or ``"tpu"``."""
-    return _CHOSEN.get() or jax.default_backend()
+    target = _TARGET.get()
+    return jax.default_backend() if target is None else target.platform
 
 
 def is_cpu() -> bool:
@@ -23,22 +40,40 @@ def is_cpu() -> bool:
     return platform() == "cpu"
 
 
+def devices() -> Sequence[jax.Device]:
+    """The devices that programs are made for, of all processes."""
+    target = _TARGET.get()
+    return jax.devices() if target is None or target.devices is None else target.devices
+
+
+def local_device() -> jax.Device:
+    """The first of the devices that belong to this process."""
+    target = _TARGET.get()
+    return jax.local_devices()[0] if target is None or target.devices is None else target.devices[0]
+
+
+def lower(program: jax.stages.Wrapped, *shapes: PyTree) -> jax.stages.Lowered:
+    """Lowers a program for the devices."""
+    target = _TARGET.get()
+    if target is None or target.devices is None:
+        return program.lower(*shapes)
+    name = {"gpu": "cuda"}.get(target.platform, target.platform)
+    return program.trace(*shapes).lower(lowering_platforms=(name,))
+
+
 @contextmanager
-def making_for(name: str) -> Iterator[None]:
-    """Makes the programs of the block for a platform, whatever the platform at hand is.
+def making_for(target: Target) -> Iterator[None]:
+    """Makes the programs of the block for other devices than those at hand.
 
-    Args:
-      name: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
-
-    >>> with making_for("gpu"):
+    >>> with making_for(Target("gpu")):
     ...     platform()
     'gpu'
     """
     # jax keeps traces of functions for equal arguments, and does not know that a choice has changed.
     jax.clear_caches()
-    token = _CHOSEN.set(name)
+    token = _TARGET.set(target)
     try:
         yield
     finally:
-        _CHOSEN.reset(token)
+        _TARGET.reset(token)
         jax.clear_caches()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_masks.core import flops, trees
+from fedjax_masks.core import flops, target, trees
 from fedjax_masks.core.algorithm import ClientData, Info, Round, Work
 from fedjax_masks.core.choices import Precision
 from fedjax_masks.core.losses import Loss as Loss
@@ -163,6 +163,8 @@ class Trainer:
 
         start, batch, key = params, batch_like(data, self.batch_size), jax.random.key(0)
         _, terms = jax.eval_shape(loss, params, batch, key)
+        # Under a vmap, XLA would keep the loop's copies of the start to compare the results with them.
+        params = params if target.is_cpu() else jax.lax.optimization_barrier(params)
         carry = (params, optimizer.init(params), jnp.zeros((), jnp.float32), trees.zeros_like(terms))
         # One trace serves both the FLOP count and the loop, whose body jax would otherwise trace again.
         traced = flops.trace(step, carry, batch, key)

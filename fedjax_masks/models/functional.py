@@ -34,7 +34,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 def relu_max_pool(x: jax.Array) -> jax.Array:
     """Returns ``max_pool(relu(x))``, computed as ``relu(max_pool(x))``, which rectifies fewer values."""
-    return nn.relu(max_pool(x))
+    return pool.relu_max_pool(x) if min(x.shape[1:3]) > 1 else nn.relu(x)
 
 
 def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:

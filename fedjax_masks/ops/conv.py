@@ -19,10 +19,10 @@ from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.options import check
 from fedjax_masks.core.types import PyTree
-from fedjax_masks.ops import by_lax, canonical, im2col, winograd
+from fedjax_masks.ops import by_lax, canonical, col2im, im2col, winograd
 from fedjax_masks.ops.skeleton import gather, scatter
 
-Lowering = Literal["canonical", "im2col", "winograd", "lax"]
+Lowering = Literal["canonical", "im2col", "col2im", "winograd", "lax"]
 Padding = str | Sequence[tuple[int, int]]
 Strides = tuple[int, ...]
 
@@ -82,11 +82,13 @@ def conv2d(
       padding: ``"SAME"``, ``"VALID"`` or ``((low, high), (low, high))``.
       lowering: ``"canonical"``: convolutions in the layout of XLA's CPU kernels, and batched products for
         the kernel's gradient. ``"im2col"``: patches and matrix products, which ``vmap`` over kernels turns
-        into strided-batched products. ``"winograd"``: minimal filtering, for square kernels of 2 to 5 with
-        stride 1. ``"lax"``: the rules of ``lax``. None chooses ``"im2col"``, except on CPU. There it
-        chooses ``"winograd"`` where that halves the number of products, except for the input's gradient
-        from few outputs; and ``"canonical"`` for other kernels with stride 1 and, with larger strides, for
-        the gradients of many outputs.
+        into strided-batched products; ``"col2im"``: the same, with gradients from patches of the input
+        instead of the output's gradient. ``"winograd"``: minimal filtering, for square kernels of 2 to 5
+        with stride 1. ``"lax"``: the rules of ``lax``. None chooses ``"im2col"``, with the gradients of
+        ``"col2im"`` where there are fewer inputs than outputs, except on CPU. There it chooses
+        ``"winograd"`` where that halves the number of products, except for the input's gradient from few
+        outputs; and ``"canonical"`` for other kernels with stride 1 and, with larger strides, for the
+        gradients of many outputs.
       skeleton: ``int32[k]``: the outputs that have gradients, ascending; see
         :mod:`fedjax_masks.ops.skeleton`. None means all outputs.
 
@@ -133,9 +135,13 @@ def _choose(
     """The fastest lowerings, as measured inside a client's loop on CPUs with AVX2."""
     inputs, outputs = kernel_shape[2:]
     size = tuple(kernel_shape[:2])
-    # Off the CPU, a vmap over clients needs strided-batched products. Patches of a few inputs are cheap, and
-    # a kernel of one pixel is a matrix product.
-    if not target.is_cpu() or inputs <= 4 or size == (1, 1):
+    # Off the CPU, a vmap over clients needs strided-batched products, and memory is the bound: patches with
+    # fewer channels are smaller.
+    if not target.is_cpu():
+        gradient: Lowering = "col2im" if inputs < outputs else "im2col"
+        return Lowerings("im2col", gradient, gradient)
+    # Patches of a few inputs are cheap, and a kernel of one pixel is a matrix product.
+    if inputs <= 4 or size == (1, 1):
         return Lowerings("im2col", "im2col", "im2col")
     out_size = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(x_shape[1:3], pads, size, strides)]
     if winograd.supports(size, strides) and winograd.halves_products(out_size, size):
@@ -143,12 +149,18 @@ def _choose(
         return Lowerings("winograd", "im2col" if 9 * outputs <= inputs else "winograd", "winograd")
     if tuple(strides) == (1, 1):
         return Lowerings("canonical", "canonical", "canonical")
-    gradient: Lowering = "im2col" if outputs <= inputs or math.prod(out_size) <= 64 else "canonical"
+    gradient = "im2col" if outputs <= inputs or math.prod(out_size) <= 64 else "canonical"
     return Lowerings("im2col", gradient, gradient)
 
 
 # Each lowering is a module with the same four functions, see :mod:`fedjax_masks.ops.by_lax`.
-_MODULES = {"canonical": canonical, "im2col": im2col, "winograd": winograd, "lax": by_lax}
+_MODULES = {
+    "canonical": canonical,
+    "im2col": im2col,
+    "col2im": col2im,
+    "winograd": winograd,
+    "lax": by_lax,
+}
 
 
 class _Form(NamedTuple):

@@ -44,7 +44,7 @@ def forward(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
 ) -> tuple[jax.Array, jax.Array]:
     """The output, ``[batch, out_height, out_width, out]``, and the input as the residual."""
-    patches = _input_patches(x, kernel.shape[:2], strides, pads)
+    patches = input_patches(x, kernel.shape[:2], strides, pads)
     return patches @ kernel.reshape(-1, kernel.shape[3]), x
 
 
@@ -77,7 +77,7 @@ def kernel_gradient(
     """The kernel's gradient, from the input and the result of :func:`output_gradient`."""
     dy, _ = form
     if kernel.shape[2] < kernel.shape[3]:
-        patches = _input_patches(x, kernel.shape[:2], strides, pads)
+        patches = input_patches(x, kernel.shape[:2], strides, pads)
         product = dy.reshape(-1, dy.shape[3]).T @ patches.reshape(-1, patches.shape[3])
         return product.T.reshape(kernel.shape)
     # Long sums are fastest with both operands in the product's own order. Transposing the small gradient
@@ -104,7 +104,7 @@ def _spread(
     return lax.pad(part, jnp.zeros((), part.dtype), config)
 
 
-def _input_patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
+def input_patches(x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
     """The input's patches, ``[batch, out_height, out_width, kernel_height * kernel_width * in]``."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     lasts = [(n - size) // stride * stride + 1 for n, size, stride in zip(x.shape[1:3], kernel_size, strides)]

@@ -1,18 +1,22 @@
 """Max pooling by strided maxima.
 
 The gradient of ``lax.reduce_window`` is a select-and-scatter, which XLA's CPU backend runs as a
-scalar loop. Over windows that do not overlap, a chain of element-wise maxima and masks gives the
-same values and the same gradient.
+scalar loop. Over windows that do not overlap, a chain of element-wise maxima gives the same values. The
+gradient needs one byte per window, which tells the place of its maximum.
 """
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_masks.core.errors import UserError
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+_NOWHERE = 255  # no place in a window: the gradient is zero
+
+
 def max_pool(x: jax.Array, window: tuple[int, int] = (2, 2)) -> jax.Array:
     """Maxima over disjoint windows; rows and columns that fill no window are dropped.
 
@@ -24,12 +28,38 @@ def max_pool(x: jax.Array, window: tuple[int, int] = (2, 2)) -> jax.Array:
       ``[batch, height // window[0], width // window[1], channels]``. The gradient goes to the first
       maximum of a window in row-major order, as in ``lax``.
 
+    Raises:
+      UserError: A window has more than 255 places.
+
     Example:
       >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0]
       Array([[ 5.,  7.],
              [13., 15.]], dtype=float32)
     """
-    return functools.reduce(jnp.maximum, _corners(x, window))
+    return _pool(x, _checked(window), False)
+
+
+def relu_max_pool(x: jax.Array, window: tuple[int, int] = (2, 2)) -> jax.Array:
+    """``relu(max_pool(x))``, which is ``max_pool(relu(x))``, with fewer values to keep for the gradient.
+
+    Example:
+      >>> relu_max_pool(jnp.arange(-8.0, 8.0).reshape(1, 4, 4, 1))[0, :, :, 0]
+      Array([[0., 0.],
+             [5., 7.]], dtype=float32)
+    """
+    return _pool(x, _checked(window), True)
+
+
+def _checked(window: tuple[int, int]) -> tuple[int, int]:
+    if math.prod(window) > _NOWHERE:
+        raise UserError(f"window={window}: must have {_NOWHERE} places at most")
+    return window
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _pool(x: jax.Array, window: tuple[int, int], rectify: bool) -> jax.Array:
+    y = functools.reduce(jnp.maximum, _corners(x, window))
+    return jax.nn.relu(y) if rectify else y
 
 
 def _corners(x: jax.Array, window: tuple[int, int]) -> list[jax.Array]:
@@ -39,27 +69,33 @@ def _corners(x: jax.Array, window: tuple[int, int]) -> list[jax.Array]:
     return [x[:, i::kh, j::kw] for i, j in itertools.product(range(kh), range(kw))]
 
 
-def _max_pool_fwd(x: jax.Array, window: tuple[int, int]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y: jax.Array = max_pool(x, window)  # pyright: ignore[reportAssignmentType]
-    return y, (x, y)
+def _pool_fwd(
+    x: jax.Array, window: tuple[int, int], rectify: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y, *rest = _corners(x, window)
+    place = jnp.zeros(y.shape, jnp.int32)
+    for number, corner in enumerate(rest, 1):
+        # Only the first maximum of a window gets the gradient, as in ``lax``: ties must not multiply it.
+        place = jnp.where(corner > y, number, place)
+        y = jnp.maximum(y, corner)
+    if rectify:
+        y, place = jax.nn.relu(y), jnp.where(y > 0, place, _NOWHERE)
+    # An array without elements remembers the shape: the input need not stay in memory.
+    return y, (place.astype(jnp.uint8), jnp.zeros((*x.shape[1:3], 0)))
 
 
-def _max_pool_bwd(
-    window: tuple[int, int], residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+def _pool_bwd(
+    window: tuple[int, int], rectify: bool, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array]:
-    x, y = residuals
-    # Only the first maximum of a window gets the gradient, as in ``lax``: ties must not multiply it.
-    parts, open_windows = [], jnp.ones(y.shape, bool)
-    for corner in _corners(x, window):
-        first_maximum = open_windows & (corner == y)
-        parts.append(jnp.where(first_maximum, dy, 0))
-        open_windows &= ~first_maximum
-    # Stacks instead of strided updates, which XLA runs as scatters.
-    (kh, kw), (batch, height, width, channels) = window, y.shape
-    rows = [jnp.stack(parts[i * kw : (i + 1) * kw], axis=3) for i in range(kh)]
-    dx = jnp.stack(rows, axis=2).reshape(batch, height * kh, width * kw, channels)
-    rest = [(0, 0), (0, x.shape[1] - height * kh), (0, x.shape[2] - width * kw), (0, 0)]
-    return (jnp.pad(dx, rest),)
+    del rectify  # the places tell
+    place, like = residuals
+    (kh, kw), (batch, height, width, channels) = window, dy.shape
+    corners = jnp.arange(kh * kw, dtype=jnp.uint8).reshape(kh, 1, kw, 1)
+    # One array with axes for the corners instead of strided updates, which XLA runs as scatters.
+    place, dy = (a[:, :, None, :, None] for a in (place, dy))
+    dx = jnp.where(place == corners, dy, 0).reshape(batch, height * kh, width * kw, channels)
+    rest = [(0, n - m) for n, m in zip(like.shape[:2], dx.shape[1:3])]
+    return (jnp.pad(dx, [(0, 0), *rest, (0, 0)]),)
 
 
-max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+_pool.defvjp(_pool_fwd, _pool_bwd)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_masks.core import target
 from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.profiles import Fleet
@@ -149,39 +150,50 @@ class ChunkRunner:
         )
 
     def _compile(self, layout: Layout, plan: Plan) -> jax.stages.Compiled:
-        """Compiles the program of a chunk: ``(state, per_run, shared) -> (state, report)``."""
         self._num_compilations += 1
-        parts, states, runs = self.parts, self.parts.states, layout(plan)
+        return lower_chunk(self.parts, layout(plan)).compile()
 
-        def one_run(
-            shared: tuple[Examples[jax.Array], jax.Array, jax.Array, Fleet | tuple[()]],
-            run: tuple[State, Options, jax.Array, Lanes[jax.Array]],
-        ) -> tuple[State, RoundReport]:
-            data, first, num_rounds, fleet = shared
-            state, options, seed, cohorts = run
-            setting = Setting(
-                parts.make(options),
-                runs.plan,
-                arrays.capacity(parts.task),
-                poison=parts.poison,
-                clock=parts.meter.clock,
-                packing=states.packing,
-                server_trains=parts.shapes.server_trains,
-            )
-            _, key = simulation_keys(seed)
-            return run_chunk(setting, state, data, key, first, num_rounds, cohorts, fleet)
 
-        shardings = state_shardings(states, runs.sharding)
-        program = jax.jit(
-            lambda state, per_run, shared: runs.map(one_run, shared, (state, *per_run)),
-            donate_argnums=0,  # large states need no second copy
-            in_shardings=(shardings, runs.sharding, runs.shared_sharding),
-            out_shardings=(shardings, runs.sharding),
+def lower_chunk(parts: Parts, runs: Runs, *, num_rounds: int | None = None) -> jax.stages.Lowered:
+    """Lowers the program of a chunk of rounds: ``(state, per_run, shared) -> (state, report)``.
+
+    Args:
+      parts: The parts of the simulation.
+      runs: The layout of runs.
+      num_rounds: The number of rounds, as a constant; None for a number that each call chooses.
+    """
+    states = parts.states
+
+    def one_run(
+        shared: tuple[Examples[jax.Array], jax.Array, jax.Array, Fleet | tuple[()]],
+        run: tuple[State, Options, jax.Array, Lanes[jax.Array]],
+    ) -> tuple[State, RoundReport]:
+        data, first, number, fleet = shared
+        state, options, seed, cohorts = run
+        setting = Setting(
+            parts.make(options),
+            runs.plan,
+            arrays.capacity(parts.task),
+            poison=parts.poison,
+            clock=parts.meter.clock,
+            packing=states.packing,
+            server_trains=parts.shapes.server_trains,
         )
-        length = num_lanes(parts.cohort, runs.plan, parts.algorithm.schedule.num_tiers)
-        cohorts = lane_shapes(states.max_rounds, length)
-        state = with_client_states(parts.shapes.state, states.shapes)
-        state, *per_run = runs.shapes((state, parts.options[0], parts.seeds[0], cohorts))
-        scalar = jax.ShapeDtypeStruct((), jnp.int32)
-        shared = (parts.data.shapes, scalar, scalar, parts.meter.fleet)
-        return program.lower(state, tuple(per_run), shared).compile()
+        _, key = simulation_keys(seed)
+        number = number if num_rounds is None else jnp.int32(num_rounds)
+        return run_chunk(setting, state, data, key, first, number, cohorts, fleet)
+
+    shardings = state_shardings(states, runs.sharding)
+    program = jax.jit(
+        lambda state, per_run, shared: runs.map(one_run, shared, (state, *per_run)),
+        donate_argnums=0,  # large states need no second copy
+        in_shardings=(shardings, runs.sharding, runs.shared_sharding),
+        out_shardings=(shardings, runs.sharding),
+    )
+    length = num_lanes(parts.cohort, runs.plan, parts.algorithm.schedule.num_tiers)
+    cohorts = lane_shapes(states.max_rounds, length)
+    state = with_client_states(parts.shapes.state, states.shapes)
+    state, *per_run = runs.shapes((state, parts.options[0], parts.seeds[0], cohorts))
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    shared = (parts.data.shapes, scalar, scalar, parts.meter.fleet)
+    return target.lower(program, state, tuple(per_run), shared)

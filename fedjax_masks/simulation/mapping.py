@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from fedjax_masks.core import trees
+from fedjax_masks.core import target, trees
 from fedjax_masks.core.types import PyTree
 from fedjax_masks.simulation.lanes import Lanes
 from fedjax_masks.simulation.plan import Plan
@@ -39,13 +39,13 @@ class Block(NamedTuple):
 
 def device_mesh(plan: Plan) -> Mesh:
     """The mesh over the plan's devices, with one axis ``"clients"``."""
-    return Mesh(jax.devices()[: plan.devices], (AXIS,))
+    return Mesh(target.devices()[: plan.devices], (AXIS,))
 
 
 def replica_sharding(plan: Plan) -> Sharding:
     """The sharding of arrays between rounds: one device, or a copy on each device."""
     if plan.devices == 1:
-        return SingleDeviceSharding(jax.local_devices()[0])
+        return SingleDeviceSharding(target.local_device())
     return NamedSharding(device_mesh(plan), REPLICA_SPEC)
 
 

@@ -50,7 +50,7 @@ def parse_plan(text: str, *, cohort: int) -> Plan:
     blocks:4
     """
     kind, _, mesh = text.partition(",mesh:")
-    available = jax.device_count()
+    available = len(target.devices())
     devices = _integer(mesh, text) if mesh else 0
     if devices > available:
         raise UserError(f"plan={text!r}: must have mesh:{available} at most, the number of devices")

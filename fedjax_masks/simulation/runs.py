@@ -66,7 +66,7 @@ def lay_out_runs(text: str, *, cohort: int, num_runs: int) -> tuple[Plan, Layout
     if num_runs == 1:
         return parse_plan(text, cohort=cohort), _one_run
     kind, _, mesh = text.partition(",mesh:")
-    devices = parse_plan(text, cohort=num_runs).devices if mesh else min(num_runs, jax.device_count())
+    devices = parse_plan(text, cohort=num_runs).devices if mesh else min(num_runs, len(target.devices()))
     inner = parse_plan(f"{kind},mesh:1", cohort=cohort)
     if target.is_cpu():
         plan = Plan(1, devices, "a core runs one run after the other from its cache")
@@ -93,7 +93,7 @@ def _one_run(plan: Plan) -> Runs:
 def _many_runs(inner: Plan, num_runs: int, plan: Plan) -> Runs:
     full = plan.block * plan.devices
     total = -(-num_runs // full) * full  # the last run is repeated to fill blocks on every device
-    mesh = Mesh(jax.devices()[: plan.devices], (_AXIS,))
+    mesh = Mesh(target.devices()[: plan.devices], (_AXIS,))
     sharding, shared_sharding = (
         NamedSharding(mesh, PartitionSpec(_AXIS)),
         NamedSharding(mesh, PartitionSpec()),
