@@ -137,6 +137,15 @@ CHIPS: Mapping[str, Chip] = {
 """Chips by name; rates by their data sheets, dense."""
 
 
+# The library for TPUs else asks the network of a cloud.
+_WITHOUT_CLOUD = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
 def chip_named(name: str) -> Chip:
     """A chip whose compiler is installed.
 
@@ -162,7 +171,8 @@ def devices_of(chip: Chip) -> Sequence[jax.Device]:
             platform="cuda", topology_name=chip.name, topology="1x1x1", target_config=chip.description
         )
     else:
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no questions to the network of a cloud
+        for name, value in _WITHOUT_CLOUD.items():
+            os.environ.setdefault(name, value)
         topology = topologies.get_topology_desc(
             platform="tpu", topology_name=chip.description, chips_per_host_bounds=(1, 1, 1), num_slices=1
         )

@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from fedjax_masks.aot.chips import Chip
-from fedjax_masks.aot.hlo import Computation, Instruction, Module
+from fedjax_masks.aot.hlo import Computation, Instruction, Module, turns
 from fedjax_masks.aot.products import Product, products
 from fedjax_masks.aot.traffic import num_bytes
 
@@ -117,8 +117,8 @@ def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., 
         return _kernel(module, computation, instruction, chip)
 
     def of_loop(instruction: Instruction) -> tuple[Costs, dict[Product, float]]:
-        known = instruction.backend.get("known_trip_count", {}).get("n")
-        number = trips if known is None else float(known)
+        known = turns(module, instruction)
+        number = trips if known is None else known
         total, called = Costs(), Counter[Product]()
         for key in ("condition", "body"):
             for name in instruction.computations(key):

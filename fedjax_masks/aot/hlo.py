@@ -133,6 +133,21 @@ class Module(NamedTuple):
     entry: Computation
 
 
+def turns(module: Module, loop: Instruction) -> int | None:
+    """The number of turns of a ``while``; None where the data decide it."""
+    count = loop.backend.get("known_trip_count", {}).get("n")
+    if count is not None:
+        return int(count)
+    # The compiler for TPUs writes the bound into the condition alone; loops of jax start from 0.
+    (name,) = loop.computations("condition")
+    condition = module.computations[name]
+    bounds = [
+        operand.literal for operand in condition.operands(condition.root) if operand.opcode == "constant"
+    ]
+    is_counted = condition.root.opcode == "compare" and condition.root.attribute("direction") == "LT"
+    return int(bounds[0]) if is_counted and len(bounds) == 1 and bounds[0].isdigit() else None
+
+
 def parse(text: str) -> Module:
     """Reads a compiled program.
 

@@ -15,7 +15,7 @@ class Product(NamedTuple):
       batch: The number of products of one call; for a convolution, of its groups.
       rows: Rows of the result, or places of the output of a convolution, over all images.
       columns: Columns of the result, or output channels of a group.
-      terms: Terms of each sum.
+      terms: Terms of each sum; the mean over the places of a convolution.
       precision: ``"default"``, which a chip may round its operands for, or ``"highest"``.
     """
 
@@ -23,7 +23,7 @@ class Product(NamedTuple):
     batch: int
     rows: int
     columns: int
-    terms: int
+    terms: float
     precision: str
 
     @property
@@ -93,17 +93,65 @@ def _product(
 
 
 def _convolution(computation: Computation, instruction: Instruction) -> Product:
-    kernel = computation.operands(instruction)[1].arrays[0]
-    labels = instruction.attribute("dim_labels") or ""
+    image, kernel = (operand.arrays[0] for operand in computation.operands(instruction)[:2])
+    labels = (instruction.attribute("dim_labels") or "").replace("->", "_").split("_")
+    image_labels, kernel_labels, output_labels = labels
     groups = max(int(instruction.attribute(f"{kind}_group_count") or 1) for kind in ("feature", "batch"))
     result = instruction.arrays[0]
-    _, kernel_labels, output_labels = labels.replace("->", "_").split("_")
+    channels = kernel.dims[kernel_labels.index("i")]
     outputs = kernel.dims[kernel_labels.index("o")]
-    places = result.size // max(1, result.dims[output_labels.index("f")])
-    precision = _precision(instruction.attribute("operand_precision") or "")
+    pairs, places = 1, 1
+    for axis, window in _windows(instruction).items():
+        size, count = (
+            a.dims[names.index(axis)] for a, names in ((image, image_labels), (result, output_labels))
+        )
+        pairs *= _pairs(size, count, window)
+        places *= count
+    images = result.dims[output_labels.index("b")]
     return Product(
-        "convolution", groups, places, outputs // groups, kernel.size // max(1, outputs), precision
+        "convolution",
+        groups,
+        images * places,
+        outputs // groups,
+        channels * pairs / places,
+        _precision(instruction.attribute("operand_precision") or ""),
     )
+
+
+class _Window(NamedTuple):
+    """A convolution along one axis; a dilation spreads the image, or the taps of the kernel."""
+
+    size: int = 1
+    stride: int = 1
+    pad: str = "0_0"
+    lhs_dilate: int = 1
+    rhs_dilate: int = 1
+
+
+def _windows(instruction: Instruction) -> dict[str, _Window]:
+    """The windows of a convolution by the digit of their axis."""
+    text = (instruction.attribute("window") or "{}").strip("{}")
+    fields = {key: values.split("x") for key, values in (part.split("=") for part in text.split())}
+    axes: dict[str, _Window] = {}
+    for axis in range(len(fields.get("size", ()))):
+        values = {key: column[axis] for key, column in fields.items() if key in _Window._fields}
+        pad = values.pop("pad", "0_0")
+        axes[str(axis)] = _Window(pad=pad, **{key: int(value) for key, value in values.items()})
+    return axes
+
+
+def _pairs(size: int, count: int, window: _Window) -> int:
+    """The pairs of a place of the output and a tap that meet a value of the image.
+
+    A compiler for TPUs writes batches of products as convolutions, of whose taps most meet none.
+    """
+    low = int(window.pad.split("_")[0])
+    span = (size - 1) * window.lhs_dilate + 1
+    pairs = 0
+    for tap in range(window.size):
+        places = (tap * window.rhs_dilate - low + o * window.stride for o in range(count))
+        pairs += sum(0 <= place < span and place % window.lhs_dilate == 0 for place in places)
+    return pairs
 
 
 def _precision(text: str) -> str:

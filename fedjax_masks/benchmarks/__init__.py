@@ -55,6 +55,15 @@ WORKLOADS: Mapping[str, Workload] = {
         "FedMask, LeNet on 28 x 28, 100 clients of 40, cohort 20, 5 epochs",
         _rounds("fedmask_lenet"),
     ),
+    "blaze-cnn-100": Workload(
+        "FedAvg, two convolutions on 32 x 32 x 3, 100 clients of 500, all in a round, 5 epochs",
+        _rounds("blaze_cnn_100"),
+    ),
+    "ssfl-cifar10": Workload(
+        "FedAvg, ResNet-18 on 32 x 32 x 3, 100 clients of 500, cohort 10, 5 epochs",
+        _rounds("ssfl_cifar10"),
+    ),
+    "ssfl-fedskel": Workload("ssfl-cifar10 by FedSkel, a fifth of the filters", _rounds("ssfl_fedskel")),
     "runner-overhead": Workload(
         "overhead of records, progress and checkpoints over the rounds of femnist-cnn",
         _function("rounds:bench_runner"),
@@ -84,19 +93,28 @@ WORKLOADS: Mapping[str, Workload] = {
 """Workloads by name."""
 
 
-def bench(workload: str, *, rounds: int = 20, plan: str = "auto") -> dict[str, Any]:
+def bench(
+    workload: str,
+    *,
+    rounds: int = 20,
+    plan: str = "auto",
+    chip: str | None = None,
+    config: str | None = None,
+) -> dict[str, Any]:
     """Runs a workload.
 
     Args:
       workload: A key of :data:`WORKLOADS`.
       rounds: The number of rounds to measure; where models are measured, the number of training rounds.
       plan: The execution plan.
+      chip: An accelerator that need not be there: the workload is compiled for it, and does not run.
+      config: With ``chip``, a configuration file instead of the workload.
 
     Returns:
       The figures, ready for JSON.
 
     Raises:
-      UserError: There is no such workload, or too few rounds.
+      UserError: There is no such workload or chip, or too few rounds.
     """
     from fedjax_masks.experiment import platforms
 
@@ -104,5 +122,11 @@ def bench(workload: str, *, rounds: int = 20, plan: str = "auto") -> dict[str, A
         raise unknown_name("workload", workload, WORKLOADS)
     if rounds < 1:
         raise UserError(f"rounds={rounds}: must be at least 1; name a larger number")
+    if chip is not None:
+        from fedjax_masks.benchmarks import compiled
+
+        if config is not None:
+            return compiled.bench_config(config, chip, rounds=rounds)
+        return compiled.bench_workload(workload, chip, rounds=rounds, plan=plan)
     platforms.check()
     return {"workload": workload, **WORKLOADS[workload].run(rounds=rounds, plan=plan)}

@@ -18,6 +18,7 @@ import optax
 from fedjax_masks import models
 from fedjax_masks.algorithms.fedavg import fedavg
 from fedjax_masks.algorithms.fedmask import fedmask
+from fedjax_masks.algorithms.fedskel import fedskel
 from fedjax_masks.benchmarks import measure
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.core.progress import lines
@@ -28,6 +29,8 @@ from fedjax_masks.experiment.progress import progress
 from fedjax_masks.experiment.trackers import tracking
 from fedjax_masks.experiment.writers import chunk_writers
 from fedjax_masks.simulation import make_simulation
+
+RAGGED_BATCH = 20  # examples of a minibatch where clients differ in size
 
 Setup = tuple[FederatedAlgorithm, Task, int]
 """Algorithm, data, and clients per round."""
@@ -44,7 +47,7 @@ def _task(shape: tuple[int, ...], num_classes: int, sizes: np.ndarray) -> Task:
 
 def _femnist(sizes: np.ndarray) -> Setup:
     task = _task((28, 28, 1), 62, sizes)
-    return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=1, batch_size=20), task, 10
+    return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=1, batch_size=RAGGED_BATCH), task, 10
 
 
 def femnist_cnn() -> Setup:
@@ -73,6 +76,25 @@ def fedmask_lenet() -> Setup:
     """FedMask with LeNet."""
     task = _task((28, 28, 1), 10, np.full(100, 40))
     return fedmask(models.lenet(task), optax.sgd(100.0), keep_scores=False, epochs=5, batch_size=10), task, 20
+
+
+def blaze_cnn_100() -> Setup:
+    """FedAvg with a convolutional network; all of a hundred clients in every round."""
+    task = _task((32, 32, 3), 10, np.full(100, 500))
+    return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=5, batch_size=50), task, 100
+
+
+def ssfl_cifar10() -> Setup:
+    """FedAvg with ResNet-18 on color images."""
+    task = _task((32, 32, 3), 10, np.full(100, 500))
+    return fedavg(models.resnet18(task), optax.sgd(0.1), epochs=5, batch_size=16), task, 10
+
+
+def ssfl_fedskel() -> Setup:
+    """FedSkel with ResNet-18 on color images, a fifth of the filters."""
+    task = _task((32, 32, 3), 10, np.full(100, 500))
+    algorithm = fedskel(models.resnet18(task), optax.sgd(0.1), ratios=(0.2,), epochs=5, batch_size=16)
+    return algorithm, task, 10
 
 
 def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto") -> dict[str, Any]:

@@ -140,14 +140,25 @@ def bench(arguments: argparse.Namespace) -> None:
     from fedjax_masks import benchmarks
     from fedjax_masks.simulation import parse_plan
 
+    if arguments.config is not None and arguments.compile_for is None:
+        raise UserError(f"config={arguments.config}: must be given with --compile-for")
     with user_errors():
-        parse_plan(arguments.plan, cohort=1)
-    figures = benchmarks.bench(arguments.workload, rounds=arguments.rounds, plan=arguments.plan)
+        if arguments.compile_for is None:  # a plan for other devices than those at hand
+            parse_plan(arguments.plan, cohort=1)
+        figures = benchmarks.bench(
+            arguments.workload,
+            rounds=arguments.rounds,
+            plan=arguments.plan,
+            chip=arguments.compile_for,
+            config=arguments.config,
+        )
     if arguments.json:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        print(f"{name:24}{value}")
+        lines = value if isinstance(value, list) else [value]
+        for title, line in zip((name, *[""] * len(lines)), lines):
+            print(f"{title:24}{line}")
 
 
 def report(arguments: argparse.Namespace) -> None:

@@ -101,6 +101,12 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--workload", metavar="NAME", default="femnist-cnn", help="default: %(default)s")
     bench.add_argument("--rounds", metavar="R", type=int, default=20, help="default: %(default)s")
     bench.add_argument("--plan", default="auto", help="the execution plan (default: %(default)s)")
+    bench.add_argument(
+        "--compile-for",
+        metavar="CHIP",
+        help="estimate the speed on h200, a100, t4 or tpu-v5e by a compilation; nothing runs",
+    )
+    bench.add_argument("--config", metavar="FILE", help="with --compile-for: a run instead of a workload")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
     report = add("report", commands.report, "compare runs in one HTML file")

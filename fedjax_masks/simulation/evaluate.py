@@ -7,12 +7,14 @@ from itertools import repeat
 import jax
 import numpy as np
 
+from fedjax_masks.core import target
 from fedjax_masks.core.algorithm import ClientIndex, FederatedAlgorithm, State, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.simulation.accuracy import global_correct, personal_correct
 from fedjax_masks.simulation.arrays import Examples, test_examples, with_shuffled_test
-from fedjax_masks.simulation.lanes import Lanes, lay_out
+from fedjax_masks.simulation.lanes import Lanes, lane_shapes, lay_out, num_lanes
 from fedjax_masks.simulation.mapping import put
+from fedjax_masks.simulation.parts import Parts
 from fedjax_masks.simulation.records import Evaluation
 from fedjax_masks.simulation.runs import Runs
 from fedjax_masks.simulation.states import client_states, with_client_states
@@ -93,6 +95,32 @@ def make_evaluate(
         return [_evaluation(data()[1], ids, *run) for run in zip(hits, counts)]
 
     return evaluate
+
+
+def lower_evaluation(parts: Parts, runs: Runs, num_clients: int) -> dict[str, jax.stages.Lowered]:
+    """Lowers the programs of an evaluation, by ``"global"`` and ``"personal"``.
+
+    Args:
+      parts: The parts of the simulation.
+      runs: The layout of runs.
+      num_clients: The number of clients whose own models are evaluated.
+    """
+    task, index = parts.task, parts.task.test
+    state = runs.shapes(with_client_states(parts.shapes.state, parts.states.shapes))
+    options = runs.shapes(parts.options[0])
+    examples = Examples(
+        jax.ShapeDtypeStruct(task.test_inputs.shape, task.test_inputs.dtype),
+        jax.ShapeDtypeStruct(task.test_labels.shape, np.int32),
+        jax.ShapeDtypeStruct((len(index.rows) + 1,), np.int32),
+    )
+    programs = {}
+    if "global" in parts.algorithm.predict:
+        programs["global"] = target.lower(_global_program(parts.make, runs), state, options, examples)
+    if "personal" in parts.algorithm.predict:
+        lanes = lane_shapes(num_lanes(min(parts.states.max_clients, num_clients), runs.plan))
+        program = _personal_program(parts.make, runs, parts.states)
+        programs["personal"] = target.lower(program, state, options, examples, lanes)
+    return programs
 
 
 def _global_program(

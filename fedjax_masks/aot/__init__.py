@@ -1,0 +1,11 @@
+"""Compilation for accelerators that are not there, and estimates of speed on them.
+
+XLA's compilers for CUDA and TPU come as packages, and compile for a chip by its description::
+
+    pip install 'fedjax_masks[aot]'
+"""
+
+from fedjax_masks.aot.chips import CHIPS as CHIPS
+from fedjax_masks.aot.chips import Chip as Chip
+from fedjax_masks.aot.compilation import Compilation as Compilation
+from fedjax_masks.aot.compilation import compile_for as compile_for
