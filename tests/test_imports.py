@@ -34,6 +34,7 @@ ORDER = (
     {"experiment"},
     {"algorithms"},
     {"transforms"},
+    {"aot"},
     {"simulation"},
     {"models"},
     {"costs"},

@@ -120,7 +120,8 @@ def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., 
         known = turns(module, instruction)
         number = trips if known is None else known
         total, called = Costs(), Counter[Product]()
-        for key in ("condition", "body"):
+        # Nothing computes the condition of a loop with a constant number of turns.
+        for key in ("body",) if known is not None else ("condition", "body"):
             for name in instruction.computations(key):
                 costs, inner = of_computation(name)
                 total = total.plus(costs)

@@ -1,0 +1,234 @@
+"""Estimates of compiled programs: by hand, and of simulations on chips that are not there."""
+
+import importlib.util
+import json
+
+import cases
+import pytest
+
+from fedjax_masks.aot import CHIPS, compile_for
+from fedjax_masks.aot.chips import chip_named
+from fedjax_masks.aot.estimate import Costs, estimate
+from fedjax_masks.aot.hlo import parse, turns
+from fedjax_masks.aot.products import Product, products
+from fedjax_masks.aot.traffic import num_bytes
+from fedjax_masks.cli import main
+from fedjax_masks.core import target
+from fedjax_masks.core.errors import UserError
+from fedjax_masks.simulation.plan import parse_plan
+
+H200 = CHIPS["h200"]
+
+# A loop of three turns around a product, a fusion that reads a slice and updates another array in place, and
+# a branch of which one side computes.
+PROGRAM = """
+%sliced (p0: f32[100,8], p1: s32[], p2: f32[50,8]) -> f32[50,8] {
+  %p0 = f32[100,8]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = f32[50,8]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %row = f32[1,8]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,8}
+  ROOT %update = f32[50,8]{1,0} dynamic-update-slice(%p2, %row, %p1, %zero)
+}
+
+%first (a: f32[4,8]) -> f32[4,8] {
+  ROOT %a = f32[4,8]{1,0} parameter(0)
+}
+
+%second (b: f32[4,8]) -> f32[4,8] {
+  %b = f32[4,8]{1,0} parameter(0)
+  ROOT %tanh = f32[4,8]{1,0} tanh(%b)
+}
+
+%condition (c: (s32[], f32[4,8])) -> pred[] {
+  %c = (s32[], f32[4,8]{1,0}) parameter(0)
+  %bound = s32[] constant(3)
+  %i = s32[] get-tuple-element(%c), index=0
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+%body (d: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %d = (s32[], f32[4,8]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%d), index=0
+  %x = f32[4,8]{1,0} get-tuple-element(%d), index=1
+  %w = f32[8,8]{1,0} constant({...})
+  %dot = f32[4,8]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}, PRECISION
+  ROOT %tuple = (s32[], f32[4,8]{1,0}) tuple(%j, %dot)
+}
+
+ENTRY %main (table: f32[100,8], n: s32[], x: f32[4,8], out: f32[50,8]) -> (f32[50,8], f32[4,8]) {
+  %table = f32[100,8]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %x.1 = f32[4,8]{1,0} parameter(2)
+  %out = f32[50,8]{1,0} parameter(3)
+  %start = (s32[], f32[4,8]{1,0}) tuple(%n, %x.1)
+  %while.1 = (s32[], f32[4,8]{1,0}) while(%start), condition=%condition, body=%body, backend_config={LOOP}
+  %y = f32[4,8]{1,0} get-tuple-element(%while.1), index=1
+  %z = f32[4,8]{1,0} conditional(%n, %y, %y), branch_computations={%first, %second}
+  %fusion = f32[50,8]{1,0} fusion(%table, %n, %out), kind=kLoop, calls=%sliced, metadata={op_name="a=b, c"}
+  ROOT %result = (f32[50,8]{1,0}, f32[4,8]{1,0}) tuple(%fusion, %z)
+}
+"""
+
+
+PROGRAM = PROGRAM.replace("PRECISION", "operand_precision={highest,highest}")
+
+
+def program(loop='{"known_trip_count":{"n":"3"}}'):
+    return parse(PROGRAM.replace("{LOOP}", loop))
+
+
+def test_instructions_of_a_program():
+    module = program()
+    fusion = module.entry.instructions["fusion"]
+    assert list(module.computations) == ["sliced", "first", "second", "condition", "body", "main"]
+    assert fusion.operands == ("table", "n", "out")
+    assert fusion.attribute("kind") == "kLoop"
+    assert fusion.num_bytes == 4 * 50 * 8
+    assert module.entry.root.num_bytes == 4 * (50 + 4) * 8
+    assert module.entry.instructions["while.1"].backend == {"known_trip_count": {"n": "3"}}
+
+
+@pytest.mark.parametrize("loop", ['{"known_trip_count":{"n":"3"}}', "{}"])
+def test_turns_of_a_loop(loop):
+    module = program(loop)
+    assert turns(module, module.entry.instructions["while.1"]) == 3
+
+
+def test_a_bound_that_the_data_decide():
+    module = parse(PROGRAM.replace("{LOOP}", "{}").replace("compare(%i, %bound)", "compare(%i, %i)"))
+    assert turns(module, module.entry.instructions["while.1"]) is None
+    guess = estimate(module, H200, trips=7)
+    assert guess.host_loops == 1
+    assert guess.costs.turns == 7
+    assert guess.products[Product("product", 1, 4, 8, 8, "highest")] == 7
+
+
+def test_slices_and_updates_in_place_move_what_they_touch():
+    module = program()
+    # A row of the table is read and written, and the index is read.
+    assert num_bytes(module, module.entry, module.entry.instructions["fusion"]) == 4 * (8 + 8 + 1)
+
+
+def test_costs_add_up_over_loops_and_branches():
+    module = program()
+    most, least = (estimate(module, H200, trips=1, branch=branch).costs for branch in (max, min))
+    # The product in three turns, the tanh and the fusion; tuples and constants launch nothing.
+    assert (most.kernels, least.kernels) == (5, 4)
+    assert most.flops == 3 * 2 * 4 * 8 * 8
+    assert most.bytes - least.bytes == 2 * 4 * 4 * 8
+    assert most.seconds == pytest.approx(5 * H200.launch)
+    assert most.bound == "launches"
+
+
+def test_the_slowest_of_three_bounds_a_kernel():
+    big = PROGRAM.replace("[8,8]", "[8,100000000]").replace("%dot = f32[4,8]", "%dot = f32[4,100000000]")
+    costs = estimate(parse(big.replace("{LOOP}", "{}")), H200, trips=1).costs
+    assert costs.bound == "memory"
+    assert costs.traffic_s == pytest.approx(3 * 4 * (8e8 + 4e8 + 32) / H200.bandwidth)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shapes", "expected"),
+    [
+        # As the definition counts: 5 places of 3 taps, of which padding takes one at either end.
+        ("window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", ("2,5,4", "3,4,6", "2,5,6"), 2 * 2 * 6 * 4 * 13),
+        ("window={size=3}, dim_labels=b0f_0io->b0f", ("2,5,4", "3,4,6", "2,3,6"), 2 * 2 * 6 * 4 * 9),
+        (
+            "window={size=3}, dim_labels=b0f_0io->b0f, feature_group_count=2",
+            ("2,5,8", "3,4,6", "2,3,6"),
+            2 * 2 * 6 * 4 * 9,
+        ),
+        # Five products of 2 x 4 x 6 as one convolution, of whose taps each place meets one.
+        (
+            "window={size=5 stride=4 pad=4_4 lhs_dilate=5}, dim_labels=0bf_0io->0bf",
+            ("5,2,4", "5,4,6", "5,2,6"),
+            2 * 5 * 2 * 4 * 6,
+        ),
+    ],
+)
+def test_flops_of_convolutions(attributes, shapes, expected):
+    image, kernel, result = shapes
+    text = f"""ENTRY %main (x: f32[{image}], k: f32[{kernel}]) -> f32[{result}] {{
+  %x = f32[{image}]{{2,1,0}} parameter(0)
+  %k = f32[{kernel}]{{2,1,0}} parameter(1)
+  ROOT %c = f32[{result}]{{2,1,0}} convolution(%x, %k), {attributes}
+}}"""
+    module = parse(text)
+    (found,) = products(module, module.entry, module.entry.root)
+    assert found.flops == pytest.approx(expected)
+    assert found.precision == "default"
+
+
+def test_products_of_a_library():
+    numbers = {"lhs_contracting_dimensions": ["2"], "lhs_batch_dimensions": ["0"]}
+    precision = {"operand_precision": ["HIGHEST", "HIGHEST"]}
+    config = {"gemm_backend_config": {"dot_dimension_numbers": numbers, "precision_config": precision}}
+    text = """ENTRY %main (x: f32[5,4,8], k: f32[5,8,6]) -> f32[5,4,6] {
+  %x = f32[5,4,8]{2,1,0} parameter(0)
+  %k = f32[5,8,6]{2,1,0} parameter(1)
+  ROOT %c = f32[5,4,6]{2,1,0} custom-call(%x, %k), custom_call_target="__cublas$gemm", CONFIG
+}"""
+    module = parse(text.replace("CONFIG", f"backend_config={json.dumps(config)}"))
+    assert list(products(module, module.entry, module.entry.root)) == [
+        Product("product", 5, 4, 6, 8, "highest")
+    ]
+
+
+def test_costs_of_several_turns():
+    one = Costs(kernels=2, bytes=3, launch_s=1e-6)
+    assert one.plus(one) == one.times(2)
+
+
+def test_programs_for_other_devices():
+    with target.making_for(target.Target("gpu")):
+        assert parse_plan("auto,mesh:1", cohort=5).block == 5
+    assert parse_plan("auto,mesh:1", cohort=5).block == 1
+
+
+def test_no_such_chip():
+    with pytest.raises(UserError, match=r"compile-for='h2000': must be one of .*; did you mean 'h200'\?"):
+        chip_named("h2000")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the compiler is installed")
+def test_a_compiler_that_is_not_installed(capsys):
+    assert main.main(["bench", "--compile-for", "tpu-v5e"]) == 2
+    assert "must have the compiler libtpu, which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "run.toml"], "config=run.toml: must be given with --compile-for"),
+        (["--compile-for", "gpu"], "compile-for='gpu': must be one of"),
+        (
+            ["--compile-for", "h200", "--workload", "fedmask-compact"],
+            "workload='fedmask-compact': must be one of",
+        ),
+    ],
+)
+def test_wrong_commands(arguments, message, capsys):
+    assert main.main(["bench", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+# Below: with the compilers, `pip install 'fedjax_masks[aot]'`; .ci/run has an environment for them.
+
+# Kernels of a round over FedAvg's, at most, of the longest way through all branches.
+CEILINGS = {}
+
+
+@pytest.fixture(scope="module")
+def by_chip():
+    made = {}
+
+    def compilation(chip, name):
+        if (chip, name) not in made:
+            kind = "small-cnn" if name.startswith("adp") else "cnn"
+            algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
+            made[chip, name] = compile_for(chip, algorithm, task, cohort=cases.COHORT, batch_size=4)
+        return made[chip, name]
+
+    return compilation
