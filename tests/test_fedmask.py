@@ -14,6 +14,7 @@ import fedjax_masks as fm
 from fedjax_masks.algorithms.fedmask import Upload
 from fedjax_masks.communication import size
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional
+from fedjax_masks.core import masks, target
 from fedjax_masks.core.aggregation import majority, vote
 from fedjax_masks.core.algorithm import Round
 from fedjax_masks.core.errors import UserError
@@ -92,12 +93,17 @@ def test_group_norms_against_numpy():
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_top_share_keeps_the_largest_and_of_equals_the_first(share, dtype):
+def test_top_share_keeps_the_largest_and_of_equals_the_first(share, dtype, monkeypatch):
     scores = np.random.default_rng(2).integers(-9, 9, (9, 11)) * np.array([[1], [-1], [0.5]] * 3)
     expected = np.zeros(99, bool)
     expected[np.argsort(-scores.ravel(), kind="stable")[: max(1, round(share * 99))]] = True
     kept = jax.jit(top_share, static_argnums=1)(scores.astype(dtype), share)
     np.testing.assert_array_equal(kept, expected.reshape(9, 11))
+    for pairs in (0, 1024):  # on an accelerator by digits, and by pairs
+        monkeypatch.setattr(masks, "_PAIRS", pairs)
+        with target.making_for(target.Target("gpu")):
+            kept = jax.jit(top_share, static_argnums=1)(scores.astype(dtype), share)
+        np.testing.assert_array_equal(kept, expected.reshape(9, 11))
 
 
 def vgg16_upload_bits(classes, **options):

@@ -18,8 +18,11 @@ _ALL_SYSTEMS = "two_classes_cifar10.jsonl"
 _FEW_CLASSES = (
     "two classes are easy to learn alone, and the majority vote keeps little of a device's own mask"
 )
-_TOWARDS = "the gap shrinks with the network, the data and the rounds, to parity and not to a lead"
-_LADDER = ("fashion_mnist_1", "fashion_mnist_2", "fashion_mnist_3", "cifar10_1", "cifar10_2")
+_TOWARDS = "the gap shrinks with the network, the data and the rounds, towards parity and not to a lead"
+_LADDER = (
+    *("fashion_mnist_1", "fashion_mnist_2", "fashion_mnist_3"),
+    *("cifar10_1", "cifar10_2", "cifar10_3"),
+)
 _RIVALS = ("fashion_mnist_1", "fashion_mnist_2", "cifar10_1", "cifar10_2")
 _over = partial(
     Comparison,

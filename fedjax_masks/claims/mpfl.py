@@ -137,12 +137,12 @@ _accuracy = partial(
     Comparison, value=percent("accuracy"), group=lambda line: (line["curve"], line["iteration"])
 )
 _LONGER = "FedAvg-then-prune has trained the whole model before, and twice as long"
-_PRETRAINED = "LeNet 10-20-64, pre-trained on images that no client has"
+_PRETRAINED = "pre-trained on images that no client has"
 _RIVALS = {
     _RIVAL: ("FedAvg's weights kept", _LONGER),
     "fedavg-mask": ("every mask trained from the initial weights, as in the authors' code", ""),
 }
-_RUNGS = {"small": (3, 5, 7, 9), "middle": (7, 9)}
+_RUNGS = {"small": (3, 5, 7, 9), "middle": (7, 9), "large": (7, 9)}
 _RUNS = (
     *(
         _accuracy(

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from fedjax_masks.core import trees
+from fedjax_masks.core import target, trees
 from fedjax_masks.core.types import Params, PyTree
 
 Gradient = Literal["sigmoid", "straight_through"]
+
+_PAIRS = 1024  # the most scores that an accelerator compares pair by pair
 
 
 @jax.custom_jvp
@@ -84,12 +86,23 @@ def top_count(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
     >>> top_count(jnp.array([1.0, 4.0, 4.0, 2.0]), 1).tolist()
     [False, True, False, False]
     """
-    keys = _sortable(scores.ravel())
-    certain, ties, count = _largest(keys, jnp.asarray(keep, jnp.int32))
+    keys, keep = _sortable(scores.ravel()), jnp.asarray(keep, jnp.int32)
+    if not target.is_cpu() and keys.size <= _PAIRS:
+        return _among_pairs(keys, keep).reshape(scores.shape)
+    certain, ties, count = _largest(keys, keep)
     # Ties go to the lower index: ranks fall with the index, and no two ties share a rank.
     ranks = jnp.where(ties, jnp.arange(keys.size, 0, -1, dtype=jnp.uint32), 0)
     first, last, _ = _largest(ranks, count)
     return (certain | first | last).reshape(scores.shape)
+
+
+def _among_pairs(keys: jax.Array, keep: jax.Array) -> jax.Array:
+    """The ``keep`` largest keys by comparisons of all pairs: few kernels, where an accelerator starts each."""
+    keys = jax.lax.optimization_barrier(keys)  # XLA could compute both sides of a pair differently
+    place = jnp.arange(keys.size)
+    mine, other = keys[:, None], keys[None]
+    is_before = (other > mine) | ((other == mine) & (place[None] < place[:, None]))
+    return jnp.sum(is_before, 1, dtype=jnp.int32) < keep
 
 
 def _sortable(values: jax.Array) -> jax.Array:
@@ -101,7 +114,7 @@ def _sortable(values: jax.Array) -> jax.Array:
 
 
 def _largest(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Finds the ``keep`` largest keys, bit by bit; sorting is many times slower.
+    """Finds the ``keep`` largest keys, digit by digit; sorting is many times slower.
 
     Only the loop reads the keys: XLA may compute an operand again for a use outside the loop, and round it
     differently there.
@@ -111,21 +124,22 @@ def _largest(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, ja
       of the places; and the number of these places, ``int32[]``.
     """
     bits = jnp.iinfo(keys.dtype).bits
+    # On a CPU, bit by bit costs least; an accelerator starts a few kernels for every digit.
+    width = 1 if target.is_cpu() else 4
 
     def refine(index: jax.Array, carry: PyTree) -> PyTree:
         certain, ties, count = carry
-        bit = jnp.ones((), keys.dtype) << (bits - 1 - index).astype(keys.dtype)
-        larger = ties & ((keys & bit) > 0)
-        number = jnp.sum(larger, dtype=jnp.int32)
-        enough = number >= count
-        return (
-            certain | (larger & ~enough),
-            jnp.where(enough, larger, ties & ~larger),
-            jnp.where(enough, count, count - number),
-        )
+        shift = (bits - width * (1 + index)).astype(keys.dtype)
+        digit = ((keys >> shift) & (2**width - 1)).astype(jnp.int32)
+        # The number of ties with this digit or a larger one, by digit from 1; none exceeds the largest digit.
+        digits = jnp.arange(1, 2**width)
+        numbers = jnp.sum(ties[:, None] & (digit[:, None] >= digits), 0, dtype=jnp.int32)
+        last = jnp.sum(numbers >= count, dtype=jnp.int32)
+        above = jnp.sum(jnp.where(digits == last + 1, numbers, 0))
+        return certain | (ties & (digit > last)), ties & (digit == last), count - above
 
     everything = jnp.ones(keys.shape, bool)
-    return jax.lax.fori_loop(0, bits, refine, (~everything, everything, keep))
+    return jax.lax.fori_loop(0, bits // width, refine, (~everything, everything, keep))
 
 
 def group_norms(values: jax.Array) -> jax.Array:
