@@ -27,6 +27,28 @@ _ROUNDS = {
     "compile_s": "compile, s",
     "peak_rss_mb": "peak memory, MB",
 }
+_COMPILED_PREFACE = """## Accelerators: compiled, not run
+
+XLA compiled ten rounds of each workload for the chip, and the estimate adds up the kernels. A kernel takes
+the longest of three times: its launch, its bytes at the data sheet's bandwidth, its FLOPs at the data sheet's
+rate for their precision. Real kernels are slower: the figures show what bounds a round, and that the program
+fits. They are for one round, whose branches take the longest way; *shortest* is the other one.
+"""
+_COMPILED = {
+    "workload": "workload",
+    "plan": "plan",
+    "round_ms": "estimate, ms",
+    "least_round_ms": "shortest, ms",
+    "bound": "bound by",
+    "launch_ms": "launches, ms",
+    "memory_ms": "memory, ms",
+    "products_ms": "products, ms",
+    "kernels": "kernels",
+    "host_loops": "loops that the host ends",
+    "gb_moved": "GB moved",
+    "memory_gb": "peak memory, GB",
+    "evaluation_ms": "evaluation, ms",
+}
 _CLIENTS = {
     "rounds_per_s": "rounds/s",
     "relative": "÷ 1,000 clients",
@@ -52,7 +74,7 @@ def page() -> str:
     """The page in Markdown, with a section for each machine."""
     files = sorted(_BENCHMARKS.glob("benchmarks_*.jsonl"))
     sections = [_section([json.loads(line) for line in file.read_text().splitlines()]) for file in files]
-    return "\n".join([_PREFACE, *sections, _skeleton(), _inference()])
+    return "\n".join([_PREFACE, *sections, *_compiled(), _skeleton(), _inference()])
 
 
 def _section(lines: Sequence[dict[str, Any]]) -> str:
@@ -72,6 +94,20 @@ def _section(lines: Sequence[dict[str, Any]]) -> str:
             parts += ["", f"### {title}", "", f"`{line['command']}`", ""]
             parts += _table({key: key, **columns}, rows)
     return "\n".join([*parts, ""])
+
+
+def _compiled() -> list[str]:
+    """The section on accelerators that are not there, with a table for each."""
+    files = sorted(_BENCHMARKS.glob("compiled_*.jsonl"))
+    if not files:
+        return []
+    parts = [_COMPILED_PREFACE]
+    for file in files:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        command = lines[0]["command"].replace(f"--workload {lines[0]['workload']}", "--workload NAME")
+        parts += [f"### {lines[0]['chip']}", "", f"`{command}`, JAX {lines[0]['versions']['jax']}.", ""]
+        parts += [*_table(_COMPILED, lines), ""]
+    return parts
 
 
 def _skeleton() -> str:

@@ -216,19 +216,78 @@ def test_wrong_commands(arguments, message, capsys):
 
 # Below: with the compilers, `pip install 'fedjax_masks[aot]'`; .ci/run has an environment for them.
 
-# Kernels of a round over FedAvg's, at most, of the longest way through all branches.
-CEILINGS = {}
+# Trainings on the longest way through a program, where FedAvg's has a single one: by epochs, tiers, kinds of
+# rounds, and gradients of a step. A step of each may take twice the kernels of FedAvg's step.
+TRAININGS = {
+    "perfedavg": 2,  # two gradients of a step
+    "heterofl": 2,  # two tiers
+    "fedskel": 4,  # two tiers, and two kinds of rounds
+    "fedskel-cycle": 4,
+    "mpfl": 2,  # epochs
+    "fedpm": 3,  # epochs
+    "lotteryfl": 3,  # two epochs, and two validations
+    "feddst": 3,  # training, regrowth
+    "fedmask": 3,  # two epochs, and one before the first
+    "fedmask-own": 2,
+    "fedmask-entropy": 2,
+}
 
 
 @pytest.fixture(scope="module")
-def by_chip():
+def compiled():
+    """Each case, compiled for a chip once."""
     made = {}
 
-    def compilation(chip, name):
-        if (chip, name) not in made:
+    def of(name, chip="h200"):
+        if (name, chip) not in made:
             kind = "small-cnn" if name.startswith("adp") else "cnn"
             algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
-            made[chip, name] = compile_for(chip, algorithm, task, cohort=cases.COHORT, batch_size=4)
-        return made[chip, name]
+            made[name, chip] = compile_for(chip, algorithm, task, cohort=cases.COHORT, batch_size=4)
+        return made[name, chip]
 
-    return compilation
+    return of
+
+
+def instructions(compilation):
+    return [i for c in compilation.module.computations.values() for i in c.instructions.values()]
+
+
+QUICK = {"fedavg", "fedmask", "fedskel", "mpfl", "heterofl", "fedpm", "feddst"}
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in cases.CASES]
+)
+def test_every_case_compiles_for_a_gpu_into_few_kernels(name, compiled):
+    case, fedavg = compiled(name), compiled("fedavg")
+    kernels = case.most.costs.kernels / case.rounds
+    assert kernels <= 2 * TRAININGS.get(name, 1) * fedavg.most.costs.kernels / fedavg.rounds
+    assert case.most.costs.seconds >= case.least.costs.seconds > 0
+    assert case.plan.block == cases.COHORT
+    assert not any(product.kind == "convolution" for product in case.most.products)
+    for instruction in instructions(case):
+        assert instruction.opcode not in ("infeed", "outfeed", "send", "recv")
+        assert "callback" not in (instruction.attribute("custom_call_target") or "")
+        assert not any(array.dtype == "f64" for array in instruction.arrays)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("name", ["fedavg", "fedskel"])
+def test_cases_compile_for_a_tpu(name, compiled):
+    case = compiled(name, "tpu-v5e")
+    assert 0 < case.memory_bytes < case.chip.memory
+    assert case.most.costs.seconds > 0
+
+
+@pytest.mark.aot
+def test_figures_of_a_configuration(tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text('algorithm = "fedavg"\nrounds = 2\n[data]\nname = "digits"\nclients = 10\n', "utf-8")
+    assert main.main(["bench", "--compile-for", "h200", "--config", str(file), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["chip"] == "NVIDIA H200"
+    assert figures["kernels"] > 0
+    assert figures["round_ms"] == pytest.approx(
+        figures["launch_ms"] + figures["memory_ms"] + figures["products_ms"], abs=2e-3
+    )

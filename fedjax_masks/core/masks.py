@@ -97,7 +97,7 @@ def top_count(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
 
 
 def _among_pairs(keys: jax.Array, keep: jax.Array) -> jax.Array:
-    """The ``keep`` largest keys by comparisons of all pairs: few kernels, where an accelerator starts each."""
+    """The ``keep`` largest keys, by comparisons of all pairs: an accelerator starts few kernels."""
     keys = jax.lax.optimization_barrier(keys)  # XLA could compute both sides of a pair differently
     place = jnp.arange(keys.size)
     mine, other = keys[:, None], keys[None]
