@@ -21,22 +21,28 @@ _losses_below = partial(
     options=_CUT,
     reason="behind one convolution without normalization, the local loss does no harm",
 )
-_VGG2, _VGG_CUT = "ecofed_vgg_conv2.jsonl", "cut after conv2, batch normalization"
-_vgg = partial(_global, _VGG2, options=_VGG_CUT)
+_VGG2, _VGG4 = "ecofed_vgg_conv2.jsonl", "ecofed_vgg_conv4.jsonl"
+_VGG_CUTS = {_VGG2: "cut after conv2, batch normalization", _VGG4: "cut after conv4, batch normalization"}
 _OVER_LGL = (
     _fractals_over(_FASHION, _FRACTALS, "lgl"),
     _fractals_over(_CIFAR10, _FRACTALS, "lgl"),
     _domain_over(_FASHION, _DOMAIN, "lgl"),
     _domain_over(_CIFAR10, _DOMAIN, "lgl"),
-    _vgg("ecofed-fractal", "lgl", options=f"pre-trained on fractals in color, {_VGG_CUT}"),
-    _vgg("ecofed-public", "lgl", options=f"pre-trained in the domain, {_VGG_CUT}"),
+    *(
+        _global(file, _FRACTALS, "lgl", options=f"pre-trained on fractals in color, {cut}")
+        for file, cut in _VGG_CUTS.items()
+    ),
+    *(
+        _global(file, _DOMAIN, "lgl", options=f"pre-trained in the domain, {cut}")
+        for file, cut in _VGG_CUTS.items()
+    ),
 )
 """Our runs of EcoFed and LGL, by source and cut; a new result file adds one line."""
 _LGL_BELOW = (
     _losses_below(_FASHION, "splitfed", "lgl"),
     _losses_below(_CIFAR10, "splitfed", "lgl"),
     # FedAvg's model is SplitFed's.
-    _vgg("fedavg", "lgl"),
+    _global(_VGG2, "fedavg", "lgl", options=_VGG_CUTS[_VGG2]),
 )
 _NEAR_SPLITFED = (
     _fractals_over(_FASHION, _FRACTALS, "splitfed"),
