@@ -5,10 +5,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 from jax.experimental import topologies
 
 from fedjax_masks.core.errors import UserError, unknown_name
+from fedjax_masks.core.target import Device
 
 
 class Chip(NamedTuple):
@@ -164,7 +164,7 @@ def chip_named(name: str) -> Chip:
     return chip
 
 
-def devices_of(chip: Chip) -> Sequence[jax.Device]:
+def devices_of(chip: Chip) -> Sequence[Device]:
     """One device of the chip, for the compiler alone."""
     if chip.platform == "gpu":
         topology = topologies.get_topology_desc(

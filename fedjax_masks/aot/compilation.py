@@ -87,7 +87,7 @@ def compile_for(
             lambda plan: _compile_chunk(parts, layout, plan, rounds), first_plan, available=int(chip.memory)
         )
         runs = layout(plan_there)
-        module = parse(program.as_text())
+        module = parse(program.as_text() or "")
         trips = _turns(parts, plan_there, rounds, batch_size)
         most, least = (estimate(module, chip, trips=trips, branch=branch) for branch in (max, min))
         clients = task.num_clients if eval_clients is None else eval_clients
@@ -127,7 +127,7 @@ def _evaluation(parts: Parts, runs: Runs, chip: Chip, num_clients: int) -> float
     sizes = np.asarray(parts.task.test.sizes)
     seconds = 0.0
     for name, lowered in lower_evaluation(parts, runs, num_clients).items():
-        module = parse(lowered.compile().as_text())
+        module = parse(lowered.compile().as_text() or "")
         trips = float(-(-sizes.max(initial=0) // EVAL_BATCH))
         calls = 1 if name == "global" else -(-num_clients // min(parts.states.max_clients, num_clients))
         seconds += calls * estimate(module, chip, trips=trips).costs.seconds

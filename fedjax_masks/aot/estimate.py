@@ -1,8 +1,8 @@
 """Costs of a compiled program on a chip that is not there: kernels, bytes, FLOPs, and a bound on seconds."""
 
-from collections import Counter
-from collections.abc import Callable
-from functools import cache
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from fedjax_masks.aot.chips import Chip
@@ -57,21 +57,42 @@ class Costs(NamedTuple):
         return Costs(*(number * value for value in self))
 
 
+class _Part(NamedTuple):
+    """The costs of a part of a program, and the number of calls of its products."""
+
+    costs: Costs = Costs()
+    products: Mapping[Product, float] = MappingProxyType({})
+
+    def times(self, number: float) -> "_Part":
+        calls = {product: number * count for product, count in self.products.items()}
+        return _Part(self.costs.times(number), calls)
+
+
+def _total(parts: Iterable[_Part]) -> _Part:
+    """The costs of several parts."""
+    costs, calls = Costs(), defaultdict[Product, float](float)
+    for part in parts:
+        costs = costs.plus(part.costs)
+        for product, count in part.products.items():
+            calls[product] += count
+    return _Part(costs, calls)
+
+
 class Estimate(NamedTuple):
     """Costs of a program, and its products.
 
     Attributes:
       costs: The costs.
-      products: The number of calls of each matrix product and convolution.
+      products: The number of calls of each matrix product and convolution, a mean over turns of loops.
       host_loops: The number of loops whose end the host decides.
     """
 
     costs: Costs
-    products: Counter[Product]
+    products: Mapping[Product, float]
     host_loops: int
 
 
-def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., Costs] = max) -> Estimate:
+def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., _Part] = max) -> Estimate:
     """Estimates the costs of a program.
 
     A kernel takes as long as the longest of three: its launch, its bytes at the chip's bandwidth, and its
@@ -84,66 +105,61 @@ def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., 
       trips: The number of turns of loops without a constant one.
       branch: The choice among the alternatives of a branch by their seconds: ``max``, or ``min``.
     """
-    counts: Counter[Product] = Counter()
-    loops: set[str] = set()
+    walk = _Walk(module, chip, trips, branch)
+    part = walk.computation(module.entry.name)
+    return Estimate(part.costs, part.products, len(walk.host_loops))
 
-    @cache
-    def of_computation(name: str) -> tuple[Costs, tuple[tuple[Product, float], ...]]:
-        total, called = Costs(), Counter[Product]()
-        computation = module.computations[name]
-        for instruction in computation.instructions.values():
-            costs, inner = of_instruction(computation, instruction)
-            total = total.plus(costs)
-            called.update(inner)
-        return total, tuple(called.items())
 
-    def of_instruction(
-        computation: Computation, instruction: Instruction
-    ) -> tuple[Costs, dict[Product, float]]:
-        if instruction.opcode == "while":
-            return of_loop(instruction)
-        if instruction.opcode == "conditional":
+class _Walk:
+    """A walk through a program, which visits every computation once."""
+
+    def __init__(self, module: Module, chip: Chip, trips: float, branch: Callable[..., _Part]) -> None:
+        self._module, self._chip, self._trips, self._branch = module, chip, trips, branch
+        self._visited: dict[str, _Part] = {}
+        self.host_loops: set[str] = set()
+
+    def computation(self, name: str) -> _Part:
+        """The costs of a computation."""
+        if name not in self._visited:
+            computation = self._module.computations[name]
+            parts = [self._instruction(computation, i) for i in computation.instructions.values()]
+            self._visited[name] = _total(parts)
+        return self._visited[name]
+
+    def _instruction(self, computation: Computation, instruction: Instruction) -> _Part:
+        opcode = instruction.opcode
+        if opcode == "while":
+            return self._loop(instruction)
+        if opcode == "conditional":
             keys = ("branch_computations", "true_computation", "false_computation")
-            sides = [of_computation(name) for key in keys for name in instruction.computations(key)]
-            costs, inner = branch(sides, key=lambda side: side[0].seconds)
-            return costs, dict(inner)
-        if instruction.opcode in ("call", "async-start"):
-            key = "to_apply" if instruction.opcode == "call" else "calls"
-            (name,) = instruction.computations(key) or (None,)
-            costs, inner = of_computation(name) if name else (Costs(), ())
-            return costs, dict(inner)
-        if instruction.opcode in _NO_KERNEL or instruction.opcode.endswith("-done"):
-            return Costs(), {}
-        return _kernel(module, computation, instruction, chip)
+            sides = [self.computation(name) for key in keys for name in instruction.computations(key)]
+            return self._branch(sides, key=lambda side: side.costs.seconds)
+        if opcode in ("call", "async-start"):
+            names = instruction.computations("to_apply" if opcode == "call" else "calls")
+            return _total([self.computation(name) for name in names])
+        if opcode in _NO_KERNEL or opcode.endswith("-done"):
+            return _Part()
+        return _kernel(self._module, computation, instruction, self._chip)
 
-    def of_loop(instruction: Instruction) -> tuple[Costs, dict[Product, float]]:
-        known = turns(module, instruction)
-        number = trips if known is None else known
-        total, called = Costs(), Counter[Product]()
-        # Nothing computes the condition of a loop with a constant number of turns.
-        for key in ("body",) if known is not None else ("condition", "body"):
-            for name in instruction.computations(key):
-                costs, inner = of_computation(name)
-                total = total.plus(costs)
-                called.update(dict(inner))
-        if known is None:
-            loops.add(instruction.name)
-            total = total.plus(Costs(turns=1, launch_s=chip.turn))
-        return total.times(number), {product: number * count for product, count in called.items()}
-
-    costs, inner = of_computation(module.entry.name)
-    counts.update(dict(inner))
-    return Estimate(costs, counts, len(loops))
+    def _loop(self, instruction: Instruction) -> _Part:
+        known = turns(self._module, instruction)
+        (body,) = instruction.computations("body")
+        if known is not None:  # nothing computes the condition of such a loop
+            return self.computation(body).times(known)
+        self.host_loops.add(instruction.name)
+        (condition,) = instruction.computations("condition")
+        turn = _Part(Costs(turns=1, launch_s=self._chip.turn))
+        return _total([self.computation(body), self.computation(condition), turn]).times(self._trips)
 
 
-def _kernel(
-    module: Module, computation: Computation, instruction: Instruction, chip: Chip
-) -> tuple[Costs, dict[Product, float]]:
+def _kernel(module: Module, computation: Computation, instruction: Instruction, chip: Chip) -> _Part:
     calls = Counter(products(module, computation, instruction))
     moved = num_bytes(module, computation, instruction)
-    compute = sum(n * p.flops / chip.flops[p.precision] for p, n in calls.items())
-    traffic = moved / chip.bandwidth
-    seconds = {"launch_s": chip.launch, "traffic_s": traffic, "compute_s": compute}
+    seconds = {
+        "launch_s": chip.launch,
+        "traffic_s": moved / chip.bandwidth,
+        "compute_s": sum(n * p.flops / chip.flops[p.precision] for p, n in calls.items()),
+    }
     bound = max(seconds, key=seconds.__getitem__)
     flops = sum(n * p.flops for p, n in calls.items())
-    return Costs(kernels=1, bytes=moved, flops=flops)._replace(**{bound: seconds[bound]}), dict(calls)
+    return _Part(Costs(kernels=1, bytes=moved, flops=flops)._replace(**{bound: seconds[bound]}), calls)

@@ -1,6 +1,6 @@
 """Estimates of simulations on accelerators that are not there: compiled, not run."""
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -81,7 +81,7 @@ def bench_config(file: str, chip: str, *, rounds: int) -> dict[str, Any]:
 def figures(compiled: Compilation) -> dict[str, Any]:
     """The figures of a compiled simulation, ready for JSON; all but the first lines are for one round."""
     most, least, rounds = compiled.most.costs, compiled.least.costs, compiled.rounds
-    calls = Counter({product: count / rounds for product, count in compiled.most.products.items()})
+    calls = {product: count / rounds for product, count in compiled.most.products.items()}
     return {
         "chip": compiled.chip.name,
         "basis": "compiled, not run; rates by data sheet",
@@ -109,7 +109,7 @@ def _use_cpu() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def _largest(calls: Counter[Product]) -> list[Product]:
+def _largest(calls: Mapping[Product, float]) -> list[Product]:
     """The products with most FLOPs."""
     return sorted(calls, key=lambda product: -product.flops * calls[product])[:_SHOWN]
 

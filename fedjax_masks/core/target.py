@@ -7,11 +7,13 @@ program of an accelerator on a CPU. Whatever depends on the platform asks this m
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from fedjax_masks.core.types import PyTree
+
+Device = Any  # jax.Device is no type for type checkers
 
 
 class Target(NamedTuple):
@@ -23,7 +25,7 @@ class Target(NamedTuple):
     """
 
     platform: str
-    devices: Sequence[jax.Device] | None = None
+    devices: Sequence[Device] | None = None
 
 
 _TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
@@ -40,13 +42,13 @@ def is_cpu() -> bool:
     return platform() == "cpu"
 
 
-def devices() -> Sequence[jax.Device]:
+def devices() -> Sequence[Device]:
     """The devices that programs are made for, of all processes."""
     target = _TARGET.get()
     return jax.devices() if target is None or target.devices is None else target.devices
 
 
-def local_device() -> jax.Device:
+def local_device() -> Device:
     """The first of the devices that belong to this process."""
     target = _TARGET.get()
     return jax.local_devices()[0] if target is None or target.devices is None else target.devices[0]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjax_masks.core import target
 from fedjax_masks.ops.by_lax import Pads
 
 Form = tuple[jax.Array, list[jax.Array]]
@@ -86,6 +87,9 @@ def kernel_gradient(
     parts = []
     for rows, columns in _phases(kernel.shape[:2], strides, pads, x.shape[1:3]):
         inputs = x[:, rows.offset :: strides[0], columns.offset :: strides[1]]
+        if target.platform() == "gpu" and max(strides) > 1:
+            # XLA aborts where it fuses the strided slice into a product with few columns.
+            inputs = lax.optimization_barrier(inputs)
         patches = _backward_windows(_backward_windows(dy, 3, columns, 0), 2, rows, 0)
         product = patches.reshape(len(patches), -1) @ inputs.reshape(-1, inputs.shape[3])
         part = jnp.moveaxis(product.reshape(rows.taps, columns.taps, kernel.shape[3], -1), 2, 3)

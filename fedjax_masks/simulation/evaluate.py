@@ -123,9 +123,7 @@ def lower_evaluation(parts: Parts, runs: Runs, num_clients: int) -> dict[str, ja
     return programs
 
 
-def _global_program(
-    make: MakeAlgorithm, runs: Runs
-) -> Callable[[State, Options, Examples[jax.Array]], jax.Array]:
+def _global_program(make: MakeAlgorithm, runs: Runs) -> jax.stages.Wrapped:
     """The program of the global model: ``(state, options, examples) -> bool[runs, num_test]``."""
 
     @partial(jax.jit, out_shardings=runs.sharding)
@@ -139,9 +137,7 @@ def _global_program(
     return count_global
 
 
-def _personal_program(
-    make: MakeAlgorithm, runs: Runs, states: StateStorage
-) -> Callable[[State, Options, Examples[jax.Array], Lanes[jax.Array]], dict[str, jax.Array]]:
+def _personal_program(make: MakeAlgorithm, runs: Runs, states: StateStorage) -> jax.stages.Wrapped:
     """The program of clients' own models: ``(state, options, examples, lanes) -> counts`` by model."""
 
     @partial(jax.jit, out_shardings=runs.sharding)
