@@ -32,13 +32,15 @@ _COMPILED_PREFACE = """## Accelerators: compiled, not run
 XLA compiled ten rounds of each workload for the chip, and the estimate adds up the kernels. A kernel takes
 the longest of three times: its launch, its bytes at the data sheet's bandwidth, its FLOPs at the data sheet's
 rate for their precision. Real kernels are slower: the figures show what bounds a round, and that the program
-fits. They are for one round, whose branches take the longest way; *shortest* is the other one.
+fits. They are for one round, whose branches take the longest way; *shortest* is the other one, and *its
+branches* are what the longest ones add.
 """
 _COMPILED = {
     "workload": "workload",
     "plan": "plan",
     "round_ms": "estimate, ms",
     "least_round_ms": "shortest, ms",
+    "branches_ms": "its branches, ms",
     "bound": "bound by",
     "launch_ms": "launches, ms",
     "memory_ms": "memory, ms",
@@ -172,6 +174,8 @@ def _table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> list[str]
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " + ".join(map(_cell, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -119,6 +119,8 @@ def test_costs_add_up_over_loops_and_branches():
     assert most.bytes - least.bytes == 2 * 4 * 4 * 8
     assert most.seconds == pytest.approx(5 * H200.launch)
     assert most.bound == "launches"
+    (added,) = estimate(module, H200, trips=1).branches.values()
+    assert added == pytest.approx(most.seconds - least.seconds)
 
 
 def test_the_slowest_of_three_bounds_a_kernel():

@@ -58,24 +58,28 @@ class Costs(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The costs of a part of a program, and the number of calls of its products."""
+    """The costs of a part of a program, the calls of its products, and the seconds of its branches."""
 
     costs: Costs = Costs()
     products: Mapping[Product, float] = MappingProxyType({})
+    branches: Mapping[str, float] = MappingProxyType({})
 
     def times(self, number: float) -> "_Part":
         calls = {product: number * count for product, count in self.products.items()}
-        return _Part(self.costs.times(number), calls)
+        branches = {name: number * seconds for name, seconds in self.branches.items()}
+        return _Part(self.costs.times(number), calls, branches)
 
 
 def _total(parts: Iterable[_Part]) -> _Part:
     """The costs of several parts."""
-    costs, calls = Costs(), defaultdict[Product, float](float)
+    costs, calls, branches = Costs(), defaultdict[Product, float](float), defaultdict[str, float](float)
     for part in parts:
         costs = costs.plus(part.costs)
         for product, count in part.products.items():
             calls[product] += count
-    return _Part(costs, calls)
+        for name, seconds in part.branches.items():
+            branches[name] += seconds
+    return _Part(costs, calls, branches)
 
 
 class Estimate(NamedTuple):
@@ -84,11 +88,13 @@ class Estimate(NamedTuple):
     Attributes:
       costs: The costs.
       products: The number of calls of each matrix product and convolution, a mean over turns of loops.
+      branches: Seconds that each branch adds where it takes its longest way instead of its shortest.
       host_loops: The number of loops whose end the host decides.
     """
 
     costs: Costs
     products: Mapping[Product, float]
+    branches: Mapping[str, float]
     host_loops: int
 
 
@@ -107,7 +113,7 @@ def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., 
     """
     walk = _Walk(module, chip, trips, branch)
     part = walk.computation(module.entry.name)
-    return Estimate(part.costs, part.products, len(walk.host_loops))
+    return Estimate(part.costs, part.products, part.branches, len(walk.host_loops))
 
 
 class _Walk:
@@ -133,7 +139,9 @@ class _Walk:
         if opcode == "conditional":
             keys = ("branch_computations", "true_computation", "false_computation")
             sides = [self.computation(name) for key in keys for name in instruction.computations(key)]
-            return self._branch(sides, key=lambda side: side.costs.seconds)
+            times = [side.costs.seconds for side in sides]
+            side = self._branch(sides, key=lambda side: side.costs.seconds)
+            return _total([side, _Part(branches={instruction.name: max(times) - min(times)})])
         if opcode in ("call", "async-start"):
             names = instruction.computations("to_apply" if opcode == "call" else "calls")
             return _total([self.computation(name) for name in names])

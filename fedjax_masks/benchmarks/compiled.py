@@ -1,6 +1,6 @@
 """Estimates of simulations on accelerators that are not there: compiled, not run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -92,6 +92,7 @@ def figures(compiled: Compilation) -> dict[str, Any]:
         "host_loops": compiled.most.host_loops,
         "round_ms": round(1e3 * most.seconds / rounds, 3),
         "least_round_ms": round(1e3 * least.seconds / rounds, 3),
+        "branches_ms": _longest(compiled.most.branches.values(), rounds),
         "bound": most.bound,
         "launch_ms": round(1e3 * most.launch_s / rounds, 3),
         "memory_ms": round(1e3 * most.traffic_s / rounds, 3),
@@ -107,6 +108,12 @@ def figures(compiled: Compilation) -> dict[str, Any]:
 def _use_cpu() -> None:
     """Keeps jax from looking for the devices of the installed compilers, which need not be there."""
     jax.config.update("jax_platforms", "cpu")
+
+
+def _longest(seconds: Iterable[float], rounds: int) -> list[float]:
+    """The branches of a round that take most, in milliseconds, from a hundredth of the longest upwards."""
+    times = sorted((round(1e3 * s / rounds, 3) for s in seconds), reverse=True)
+    return [time for time in times[:_SHOWN] if time > 0.01 * times[0]]
 
 
 def _largest(calls: Mapping[Product, float]) -> list[Product]:

@@ -156,7 +156,7 @@ def bench(arguments: argparse.Namespace) -> None:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        lines = value if isinstance(value, list) else [value]
+        lines = value or ["none"] if isinstance(value, list) else [value]
         for title, line in zip((name, *[""] * len(lines)), lines):
             print(f"{title:24}{line}")
 

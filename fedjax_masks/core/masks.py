@@ -132,10 +132,10 @@ def _largest(keys: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, ja
         shift = (bits - width * (1 + index)).astype(keys.dtype)
         digit = ((keys >> shift) & (2**width - 1)).astype(jnp.int32)
         # The number of ties with this digit or a larger one, by digit from 1; none exceeds the largest digit.
-        digits = jnp.arange(1, 2**width)
+        digits = jnp.arange(1, 2**width, dtype=jnp.int32)
         numbers = jnp.sum(ties[:, None] & (digit[:, None] >= digits), 0, dtype=jnp.int32)
         last = jnp.sum(numbers >= count, dtype=jnp.int32)
-        above = jnp.sum(jnp.where(digits == last + 1, numbers, 0))
+        above = jnp.sum(jnp.where(digits == last + 1, numbers, 0), dtype=jnp.int32)
         return certain | (ties & (digit > last)), ties & (digit == last), count - above
 
     everything = jnp.ones(keys.shape, bool)

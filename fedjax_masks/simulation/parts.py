@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from fedjax_masks.core import returns
 from fedjax_masks.core.algorithm import FederatedAlgorithm, PyTree, State, Task
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.profiles import Population
@@ -108,7 +109,8 @@ def make_parts(
     init_key, _ = jax.eval_shape(simulation_keys, numbers[0])
     scalars = jax.tree.map(lambda a: jax.ShapeDtypeStruct((), jnp.float32), options[0])
     # With constant sizes, lanes of padding compute like all others: only without such lanes on their own.
-    pads = cohort % devices > 0 or make_algorithm(options[0]).schedule.num_tiers > 1
+    schedule = returns.with_checks(make_algorithm(options[0]), task.num_clients).schedule
+    pads = cohort % devices > 0 or schedule.num_tiers > 1
     equal_size = None if pads else arrays.equal_size(task)
     make, shapes = trace_client(make_algorithm, scalars, task, init_key, data.shapes, equal_size)
     algorithm = make(options[0])
