@@ -16,7 +16,7 @@ from fedjax_masks.communication import size
 from fedjax_masks.communication.payload import AlreadyKnown, Conditional
 from fedjax_masks.core import masks, target
 from fedjax_masks.core.aggregation import majority, vote
-from fedjax_masks.core.algorithm import Round
+from fedjax_masks.core.algorithm import Round, Schedule
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.masks import binarize, binarize_straight_through, group_norms, top_share
 from fedjax_masks.data import synthetic_task
@@ -239,3 +239,29 @@ def test_bad_options_are_named(options):
     (name,) = options
     with pytest.raises(UserError, match=f"{name}=.*: must be"):
         fm.fedmask(fm.models.mlp(cases.task()), optax.adam(0.1), **options)
+
+
+def test_the_one_shot_prune_runs_for_blocks_with_a_new_device_alone():
+    calls = []
+    task = synthetic_task((6,), 3, [8] * 15)
+    model = fm.models.mlp(task, hidden=(8,))
+
+    def apply(params, x):
+        jax.debug.callback(lambda _: calls.append(1), x[0, 0])
+        return model.apply(params, x)
+
+    algorithm = fm.fedmask(
+        model._replace(apply=apply), optax.sgd(1.0), epochs=2, batch_size=4, prune_layers=1
+    )
+    half_new = Schedule(select=lambda index, draw: (np.arange(10) + 5 * index) % 15)
+    simulation = make_simulation(
+        algorithm._replace(schedule=half_new), task, cohort=10, chunk=1, plan="blocks:5"
+    )
+    state, numbers = simulation.init(), []
+    for index in range(2):
+        calls.clear()
+        state, _ = simulation.run(state, index, 1)
+        jax.effects_barrier()
+        numbers.append(len(calls))
+    # Two minibatches of an epoch: three epochs in both blocks, then two in the block of known devices.
+    assert numbers == [10 * 2 * 3, 5 * 2 * 2 + 5 * 2 * 3]
