@@ -14,7 +14,7 @@ import pytest
 import fedjax_masks as fm
 from fedjax_masks.algorithms.registry import REGISTRY
 from fedjax_masks.communication import serialization, size, visitor
-from fedjax_masks.core import trees
+from fedjax_masks.core import target, trees
 from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import Storage, arrays, make_simulation
 from fedjax_masks.simulation.lanes import lay_out
@@ -143,6 +143,28 @@ def test_neither_plan_nor_padding_nor_unsent_values_decide(name, monkeypatch):
 @pytest.mark.parametrize("plan", PLANS)
 def test_plans_agree(name, plan):
     assert_close(simulate(name, plan=plan)[0], simulate(name)[0], 1e-5, 1e-3)
+
+
+@fast_for("fedavg", "fedskel", among=SMOOTH)
+def test_an_accelerators_program_agrees(name):
+    """All clients at once, with the choices of an accelerator, on a CPU."""
+    with target.making_for(target.Target("gpu")):
+        simulation = make(cases.algorithm(name), own_task(name), "auto,mesh:1")
+        assert simulation.plan.block == cases.COHORT
+        state, metrics = run(simulation)
+    expected_state, expected = simulate(name)
+    assert_close(state, expected_state, 1e-5, 1e-3)
+    np.testing.assert_array_equal(metrics.bytes_up, expected.bytes_up)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedavg", "fedmask", "fedskel", "mpfl", "adp"])
+def test_an_accelerators_program_agrees_on_convolutions(name):
+    with jax.enable_x64(True), target.making_for(target.Target("gpu")):
+        algorithm, task = cases.algorithm(name, "small-cnn"), task_of("small-cnn")
+        wide = replace(task, inputs=task.inputs.astype(np.float64))
+        state, _ = run(make(widened(algorithm), wide, "auto,mesh:1"))
+    assert_close(state, simulate(name, kind="small-cnn", x64=True)[0], 1e-8, 0.0)
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import fedjax_masks as fm
+from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
-from fedjax_masks.simulation import make_simulation
+from fedjax_masks.simulation import make_simulation, memory
 from fedjax_masks.simulation.cohorts import draw_cohort, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.memory import _group_bytes, _host_bytes, fit_plan
 from fedjax_masks.simulation.plan import Plan, parse_plan
@@ -55,8 +56,45 @@ def test_what_does_not_fit_gets_smaller_blocks_and_then_fewer_devices():
     _, plan, need = fit_plan(compile_for, Plan(4, 2), available=15)
     assert tried == [(4, 2), (2, 2), (1, 2), (1, 1)]
     assert (plan.block, plan.devices, need) == (1, 1, 10)
-    with pytest.raises(MemoryError, match="one at a time"):
+    with pytest.raises(MemoryError, match="GB are free, and clients already run one at a time"):
         fit_plan(compile_for, Plan(1), available=5)
+
+
+def test_a_compiler_that_refuses_a_program_for_want_of_memory_gets_smaller_ones():
+    def compile_for(plan):
+        if plan.block > limit:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 21.7G of 15.75G hbm")
+        return SimpleNamespace(memory_analysis=lambda: None)
+
+    limit = 2
+    _, plan, _ = fit_plan(compile_for, Plan(8), available=None)
+    assert plan.block == 2
+    assert plan.reason == "blocks:4 needs more memory than the chip has, as its compiler says"
+    limit = 0
+    with pytest.raises(
+        MemoryError, match="more memory than the chip has, as its compiler says, and clients already run one"
+    ):
+        fit_plan(compile_for, Plan(8))
+
+    def fail(plan):
+        raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another fault"):
+        fit_plan(fail, Plan(8))
+
+
+@pytest.mark.parametrize(
+    ("stats", "free"), [({"bytes_limit": 9, "bytes_in_use": 2}, 7), (None, None), ({}, None)]
+)
+def test_free_memory_of_an_accelerator(stats, free, monkeypatch):
+    device = SimpleNamespace(platform="tpu", memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert memory.available_bytes() == free
+
+
+def test_memory_of_a_chip_that_is_not_there():
+    with target.making_for(target.Target("gpu", memory=5)):
+        assert memory.available_bytes() == 5
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Chip(NamedTuple):
 
     name: str
     platform: str
-    memory: float
+    memory: int
     bandwidth: float
     flops: Mapping[str, float]
     launch: float

@@ -80,11 +80,11 @@ def compile_for(
       >>> compiled.most.costs.seconds / compiled.rounds  # doctest: +SKIP
     """
     chip = chip_named(name)
-    with target.making_for(target.Target(chip.platform, devices_of(chip))):
+    with target.making_for(target.Target(chip.platform, devices_of(chip), chip.memory)):
         first_plan, layout = lay_out_runs(plan, cohort=cohort, num_runs=1)
         parts = _parts(algorithm, task, cohort=cohort, rounds=rounds, devices=first_plan.devices)
         program, plan_there, memory = fit_plan(
-            lambda plan: _compile_chunk(parts, layout, plan, rounds), first_plan, available=int(chip.memory)
+            lambda plan: _compile_chunk(parts, layout, plan, rounds), first_plan
         )
         runs = layout(plan_there)
         module = parse(program.as_text() or "")

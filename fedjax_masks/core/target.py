@@ -22,10 +22,12 @@ class Target(NamedTuple):
     Attributes:
       platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
       devices: The devices; None for those at hand.
+      memory: Bytes of memory of each; None for the free memory at hand.
     """
 
     platform: str
     devices: Sequence[Device] | None = None
+    memory: int | None = None
 
 
 _TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
@@ -46,6 +48,12 @@ def devices() -> Sequence[Device]:
     """The devices that programs are made for, of all processes."""
     target = _TARGET.get()
     return jax.devices() if target is None or target.devices is None else target.devices
+
+
+def memory() -> int | None:
+    """Bytes of memory of each device; None for the free memory at hand."""
+    target = _TARGET.get()
+    return None if target is None else target.memory
 
 
 def local_device() -> Device:

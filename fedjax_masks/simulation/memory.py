@@ -8,19 +8,23 @@ from pathlib import Path
 
 import jax
 
+from fedjax_masks.core import target
 from fedjax_masks.simulation.plan import Plan
 
 
 def available_bytes() -> int | None:
-    """The free memory of the first device, in bytes; None if unknown.
+    """The free memory of the first device that programs are made for, in bytes; None if unknown.
 
     For a CPU, this is the free memory of the host, or less where the control groups of a container or of a
     batch job limit the process.
     """
+    if (memory := target.memory()) is not None:
+        return memory
     device = jax.devices()[0]
     if device.platform != "cpu":
-        stats = device.memory_stats()
-        return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
+        stats = device.memory_stats() or {}
+        # Some platforms do not tell their limit.
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
     return min([_host_bytes(), *_group_bytes()])
 
 
@@ -95,18 +99,31 @@ def fit_plan(
     """
     available = available_bytes() if available is None else available
     while True:
-        program = compile_plan(plan)
-        # The devices of a CPU share its memory, and the analysis is that of one device.
-        copies = plan.devices // jax.process_count() or 1 if jax.default_backend() == "cpu" else 1
-        need = peak_bytes(program) * copies
-        if available is None or need <= available:
-            return program, plan, need
+        program = _compiled(compile_plan, plan)
+        if program is None:
+            reason = "more memory than the chip has, as its compiler says"
+        else:
+            # The devices of a CPU share its memory, and the analysis is that of one device.
+            copies = plan.devices // jax.process_count() or 1 if target.is_cpu() else 1
+            need = peak_bytes(program) * copies
+            if available is None or need <= available:
+                return program, plan, need
+            reason = f"{need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
         if plan.block == plan.devices == 1:
             raise MemoryError(
-                f"the simulation needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free, and clients "
-                "already run one at a time; choose a smaller model, or fewer clients"
+                f"the simulation needs {reason}, and clients already run one at a time; choose a smaller "
+                "model, or fewer clients"
             )
-        reason = f"{plan} needs {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
         fewer = -(-plan.devices // 2) if jax.process_count() == 1 else 1
         smaller = {"block": -(-plan.block // 2)} if plan.block > 1 else {"devices": fewer}
-        plan = replace(plan, reason=reason, **smaller)
+        plan = replace(plan, reason=f"{plan} needs {reason}", **smaller)
+
+
+def _compiled(compile_plan: Callable[[Plan], jax.stages.Compiled], plan: Plan) -> jax.stages.Compiled | None:
+    """The program of a plan; None if the compiler refuses it for want of memory, as that for TPUs does."""
+    try:
+        return compile_plan(plan)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None

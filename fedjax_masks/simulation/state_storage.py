@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from fedjax_masks.core import trees
+from fedjax_masks.core import target, trees
 from fedjax_masks.core.choices import StatePlace
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.simulation.mapping import SHARD_SPEC
@@ -188,5 +188,5 @@ def _first_fit(size: int, num_clients: int, devices: int) -> StatePlace:
 def _memory_share(devices: int) -> float:
     """Half of a device's free memory, in bytes; the devices of a CPU share its memory."""
     free = available_bytes()
-    sharers = devices if jax.default_backend() == "cpu" else 1
+    sharers = devices if target.is_cpu() else 1
     return math.inf if free is None else free / 2 / sharers
