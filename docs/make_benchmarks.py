@@ -33,11 +33,14 @@ XLA compiled ten rounds of each workload for the chip, and the estimate adds up 
 the longest of three times: its launch, its bytes at the data sheet's bandwidth, its FLOPs at the data sheet's
 rate for their precision. Real kernels are slower: the figures show what bounds a round, and that the program
 fits. They are for one round, whose branches take the longest way; *shortest* is the other one, and *its
-branches* are what the longest ones add.
+branches* are what the longest ones add. FedSkel's branches are a round of whole training and a round with
+skeletons: of ten clients in fresh cohorts, mostly some take either; with `cohorts=cycle` all take one. *Before*
+are the programs of commit 7806f89, to which the command was added.
 """
 _COMPILED = {
     "workload": "workload",
     "plan": "plan",
+    "before_round_ms": "before, ms",
     "round_ms": "estimate, ms",
     "least_round_ms": "shortest, ms",
     "branches_ms": "its branches, ms",
@@ -47,6 +50,7 @@ _COMPILED = {
     "products_ms": "products, ms",
     "kernels": "kernels",
     "host_loops": "loops that the host ends",
+    "before_gb_moved": "before, GB moved",
     "gb_moved": "GB moved",
     "memory_gb": "peak memory, GB",
     "evaluation_ms": "evaluation, ms",
@@ -106,6 +110,13 @@ def _compiled() -> list[str]:
     parts = [_COMPILED_PREFACE]
     for file in files:
         lines = [json.loads(line) for line in file.read_text().splitlines()]
+        earlier = file.with_name(file.name.replace("compiled", "before"))
+        before = {d["workload"]: d for d in map(json.loads, earlier.read_text().splitlines())}
+        for line in lines:
+            line |= {
+                f"before_{key}": before.get(line["workload"], {}).get(key, "")
+                for key in ("round_ms", "gb_moved")
+            }
         command = lines[0]["command"].replace(f"--workload {lines[0]['workload']}", "--workload NAME")
         parts += [f"### {lines[0]['chip']}", "", f"`{command}`, JAX {lines[0]['versions']['jax']}.", ""]
         parts += [*_table(_COMPILED, lines), ""]
