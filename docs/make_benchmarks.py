@@ -34,8 +34,8 @@ the longest of three times: its launch, its bytes at the data sheet's bandwidth,
 rate for their precision. Real kernels are slower: the figures show what bounds a round, and that the program
 fits. They are for one round, whose branches take the longest way; *shortest* is the other one, and *its
 branches* are what the longest ones add. FedSkel's branches are a round of whole training and a round with
-skeletons: of ten clients in fresh cohorts, mostly some take either; with `cohorts=cycle` all take one. *Before*
-are the programs of commit 7806f89, to which the command was added.
+skeletons: of ten clients in fresh cohorts, mostly some take either; with `cohorts=cycle` all take one.
+*Before* are the programs of commit 7806f89, to which the command was added.
 """
 _COMPILED = {
     "workload": "workload",

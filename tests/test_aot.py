@@ -8,6 +8,7 @@ import pytest
 
 from fedjax_masks.aot import CHIPS, compile_for
 from fedjax_masks.aot.chips import chip_named
+from fedjax_masks.aot.compilation import parts_of
 from fedjax_masks.aot.estimate import Costs, estimate
 from fedjax_masks.aot.hlo import parse, turns
 from fedjax_masks.aot.products import Product, products
@@ -15,7 +16,10 @@ from fedjax_masks.aot.traffic import num_bytes
 from fedjax_masks.cli import main
 from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.simulation.chunks import lower_chunk
+from fedjax_masks.simulation.evaluate import lower_evaluation
 from fedjax_masks.simulation.plan import parse_plan
+from fedjax_masks.simulation.runs import lay_out_runs
 
 H200 = CHIPS["h200"]
 
@@ -186,6 +190,18 @@ def test_programs_for_other_devices():
     with target.making_for(target.Target("gpu")):
         assert parse_plan("auto,mesh:1", cohort=5).block == 5
     assert parse_plan("auto,mesh:1", cohort=5).block == 1
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ecofed", "fedskel", "adp"])
+def test_all_products_are_exact(name):
+    kind = cases.kind_of(name)
+    parts = parts_of(cases.algorithm(name), cases.task_for(kind), cohort=cases.COHORT, rounds=2, devices=1)
+    plan, layout = lay_out_runs("vmap", cohort=cases.COHORT, num_runs=1)
+    lowered = [lower_chunk(parts, layout(plan)), *lower_evaluation(parts, layout(plan), 3).values()]
+    for program in lowered:
+        dots = [line for line in program.as_text().splitlines() if "dot_general" in line]
+        assert dots
+        assert all("HIGHEST" in line for line in dots)
 
 
 def test_no_such_chip():

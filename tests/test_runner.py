@@ -295,6 +295,7 @@ def test_a_run_directory_is_complete(uninterrupted):
     assert (config["seed"], config["plan"], config["chosen_plan"]) == (0, "scan", "scan")
     assert config["versions"]["jax"] == jax.__version__
     assert config["platform"]["backend"] == "cpu"
+    assert config["platform"]["xla_flags"] == os.environ["XLA_FLAGS"]
     assert config["algorithm"]["lr"] == 0.03
     lines = read_lines(out)
     assert [line["round"] for line in lines] == [2, 4, 6, 7]

@@ -82,7 +82,7 @@ def compile_for(
     chip = chip_named(name)
     with target.making_for(target.Target(chip.platform, devices_of(chip), chip.memory)):
         first_plan, layout = lay_out_runs(plan, cohort=cohort, num_runs=1)
-        parts = _parts(algorithm, task, cohort=cohort, rounds=rounds, devices=first_plan.devices)
+        parts = parts_of(algorithm, task, cohort=cohort, rounds=rounds, devices=first_plan.devices)
         program, plan_there, memory = fit_plan(
             lambda plan: _compile_chunk(parts, layout, plan, rounds), first_plan
         )
@@ -95,7 +95,16 @@ def compile_for(
     return Compilation(chip, plan_there, memory, rounds, module, most, least, evaluation)
 
 
-def _parts(algorithm: FederatedAlgorithm, task: Task, *, cohort: int, rounds: int, devices: int) -> Parts:
+def parts_of(algorithm: FederatedAlgorithm, task: Task, *, cohort: int, rounds: int, devices: int) -> Parts:
+    """The parts of a simulation of one run, without its programs.
+
+    Args:
+      algorithm: The algorithm.
+      task: Data and clients.
+      cohort: Clients per round.
+      rounds: The number of rounds of a chunk.
+      devices: The number of devices of the plan.
+    """
     return make_parts(
         lambda options: algorithm,
         task,

@@ -155,4 +155,4 @@ def _pairs(size: int, count: int, window: _Window) -> int:
 
 
 def _precision(text: str) -> str:
-    return "highest" if "highest" in text or "high" in text else "default"
+    return "highest" if "highest" in text else "default"

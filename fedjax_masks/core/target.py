@@ -5,7 +5,7 @@ program of an accelerator on a CPU. Whatever depends on the platform asks this m
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -69,6 +69,14 @@ def lower(program: jax.stages.Wrapped, *shapes: PyTree) -> jax.stages.Lowered:
         return program.lower(*shapes)
     name = {"gpu": "cuda"}.get(target.platform, target.platform)
     return program.trace(*shapes).lower(lowering_platforms=(name,))
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """Products of float32 in float32 within a block, unless the algorithm asks for less.
+
+    GPUs and TPUs else round their operands, and plans then differ in the third digit.
+    """
+    return jax.default_matmul_precision("float32")
 
 
 @contextmanager

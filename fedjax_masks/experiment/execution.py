@@ -106,6 +106,7 @@ def _config_content(setup: Setup, simulation: Simulation) -> dict[str, Any]:
             "device": device.device_kind,
             "devices": jax.device_count(),
             "cpus": os.cpu_count(),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
         },
     }
 

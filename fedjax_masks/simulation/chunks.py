@@ -181,7 +181,8 @@ def lower_chunk(parts: Parts, runs: Runs, *, num_rounds: int | None = None) -> j
         )
         _, key = simulation_keys(seed)
         number = number if num_rounds is None else jnp.int32(num_rounds)
-        return run_chunk(setting, state, data, key, first, number, cohorts, fleet)
+        with target.exact_products():
+            return run_chunk(setting, state, data, key, first, number, cohorts, fleet)
 
     shardings = state_shardings(states, runs.sharding)
     program = jax.jit(

@@ -130,7 +130,8 @@ def _global_program(make: MakeAlgorithm, runs: Runs) -> jax.stages.Wrapped:
     def count_global(state: State, options: Options, examples: Examples[jax.Array]) -> jax.Array:
         def one_run(examples: Examples[jax.Array], run: tuple[State, Options]) -> jax.Array:
             state, options = run
-            return global_correct(make(options), state, examples, runs.plan)
+            with target.exact_products():
+                return global_correct(make(options), state, examples, runs.plan)
 
         return runs.map(one_run, examples, (state, options))
 
@@ -148,7 +149,8 @@ def _personal_program(make: MakeAlgorithm, runs: Runs, states: StateStorage) -> 
             shared: tuple[Examples[jax.Array], Lanes[jax.Array]], run: tuple[State, Options]
         ) -> dict[str, jax.Array]:
             (state, options), (examples, lanes) = run, shared
-            return personal_correct(make(options), state, examples, lanes, runs.plan, states.packing)
+            with target.exact_products():
+                return personal_correct(make(options), state, examples, lanes, runs.plan, states.packing)
 
         return runs.map(one_run, (examples, lanes), (state, options))
 

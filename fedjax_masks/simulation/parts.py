@@ -11,6 +11,7 @@ from jax.sharding import Sharding
 from fedjax_masks.core import returns
 from fedjax_masks.core.algorithm import FederatedAlgorithm, PyTree, State, Task
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.target import exact_products
 from fedjax_masks.costs.profiles import Population
 from fedjax_masks.simulation import arrays, mapping
 from fedjax_masks.simulation.data_storage import choose_data_storage
@@ -112,7 +113,8 @@ def make_parts(
     schedule = returns.with_checks(make_algorithm(options[0]), task.num_clients).schedule
     pads = cohort % devices > 0 or schedule.num_tiers > 1
     equal_size = None if pads else arrays.equal_size(task)
-    make, shapes = trace_client(make_algorithm, scalars, task, init_key, data.shapes, equal_size)
+    with exact_products():
+        make, shapes = trace_client(make_algorithm, scalars, task, init_key, data.shapes, equal_size)
     algorithm = make(options[0])
     use = StateUse(client_states(shapes.state), task.num_clients, cohort, chunk, devices, placement.put)
     if several:  # their states have an axis of runs, which the store on the host does not know
