@@ -139,6 +139,7 @@ def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto")
         "first_round_s": round(first_round, 3),
         "rounds_per_s": round(rate, 4),
         "peak_rss_mb": round(measure.peak_rss_mb(), 1),
+        "device_peak_mb": measure.device_peak_mb(),
         "model_flops_per_round": flops_per_round,
         "achieved_gflops": round(rate * flops_per_round / 1e9, 2),
         "matmul_gflops": peak.gflops,
