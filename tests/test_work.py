@@ -15,6 +15,7 @@ from fedjax_masks.core import training, trees, work
 from fedjax_masks.core.algorithm import Info, Round, Work
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.training import Trainer
+from fedjax_masks.data import synthetic_task
 from fedjax_masks.simulation import make_simulation
 from fedjax_masks.transforms.sequence import then
 
@@ -222,3 +223,15 @@ def test_counting_changes_no_bit_of_a_result():
     plain = jax.jit(algorithm.train)(*arguments)
     counted, _ = jax.jit(work.count(algorithm.train, *arguments).call)(*arguments)
     jax.tree.map(np.testing.assert_array_equal, counted, plain)
+
+
+def test_lanes_without_a_client_count_as_padding():
+    """Two tiers of one client each, in blocks of two: half of all lanes are empty."""
+    task = synthetic_task((6,), 3, [8, 8])
+    algorithm = fm.heterofl(fm.models.mlp(task, hidden=(8,)), optax.sgd(0.1), ratios=(1.0, 0.5), batch_size=4)
+    efficiency = {}
+    for plan in ("scan", "vmap"):
+        simulation = make_simulation(algorithm, task, cohort=2, chunk=1, plan=plan)
+        simulation.run(simulation.init(), 0, 1)
+        efficiency[plan] = simulation.stats().padding_efficiency
+    assert efficiency == {"scan": 1.0, "vmap": 0.5}

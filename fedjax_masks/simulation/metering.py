@@ -53,7 +53,7 @@ def read_metrics(meter: Meter, cohorts: Lanes[np.ndarray], report: RoundReport) 
       report: The reports of the rounds, on the host.
     """
     # In the order of ids; the ids of padding are larger than those of clients.
-    order = np.argsort(cohorts.ids, axis=1)[:, : meter.cohort]
+    order, idle = np.split(np.argsort(cohorts.ids, axis=1), [meter.cohort], axis=1)
 
     def pick(values: np.ndarray) -> np.ndarray:
         return np.take_along_axis(values, order, 1)
@@ -75,7 +75,16 @@ def read_metrics(meter: Meter, cohorts: Lanes[np.ndarray], report: RoundReport) 
         bytes_down=bytes_down,
         train=train,
         server=_server_metrics(meter, report, train, silent),
+        idle_slots=_idle_slots(meter, columns[2:], idle),
     )
+
+
+def _idle_slots(meter: Meter, columns: np.ndarray, idle: np.ndarray) -> np.ndarray:
+    """The places for examples in lanes without a client, ``float64[rounds]``."""
+    if "slots" not in meter.names:
+        return np.zeros(len(idle))
+    slots = columns[meter.names.index("slots")]
+    return np.take_along_axis(slots, idle, 1).sum(1, dtype=np.float64)
 
 
 def _bytes(

@@ -23,6 +23,7 @@ class RoundMetrics(NamedTuple):
         :mod:`fedjax_masks.costs.clock`.
       server: The server's metrics, float32 ``[rounds]``; with a population also ``seconds`` and ``joules``
         of the rounds, float64.
+      idle_slots: float64 ``[rounds]``: places for examples that were computed for no client, to fill blocks.
     """
 
     ids: np.ndarray
@@ -33,6 +34,7 @@ class RoundMetrics(NamedTuple):
     bytes_down: np.ndarray
     train: dict[str, np.ndarray]
     server: dict[str, np.ndarray]
+    idle_slots: np.ndarray | float = 0.0
 
     def mean(self, name: str) -> np.ndarray:
         """A metric's mean over each round's cohort without dropped clients: ``float64[rounds]``.
@@ -69,7 +71,7 @@ class Stats(NamedTuple):
       num_compilations: Programs compiled for rounds: 1, and one more for every plan that did not fit into
         memory.
       padding_efficiency: The share of example slots computed so far that held an example; 1.0 is no waste.
-        Both the padding inside blocks and the padding to whole minibatches count.
+        All padding counts: to whole minibatches, to the largest client of a block, and to whole blocks.
     """
 
     compile_seconds: float
@@ -91,6 +93,7 @@ class Padding(NamedTuple):
     def plus(self, metrics: RoundMetrics) -> "Padding":
         """The counts after another chunk of rounds."""
         examples, slots = (np.sum(metrics.train.get(name, 0.0)) for name in ("examples", "slots"))
+        slots += np.sum(metrics.idle_slots)
         return Padding(self.examples + float(examples), self.slots + float(slots))
 
     @property
