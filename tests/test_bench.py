@@ -45,10 +45,12 @@ def test_measuring_says_how_far_it_is(capsys):
     assert error.startswith("work: 3/3 turns, ")
 
 
+# Of a size for accelerators: minutes for a round on a CPU.
+LARGE = {"fedskel-backward", "blaze-cnn-100", "ssfl-cifar10", "ssfl-fedskel"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "workload", [name for name in WORKLOADS if name not in {"fedskel-backward", *SCALES}]
-)
+@pytest.mark.parametrize("workload", [name for name in WORKLOADS if name not in LARGE | set(SCALES)])
 def test_every_workload_prints_its_figures(workload):
     figures = figures_of(workload, 1)
     assert figures["workload"] == workload
