@@ -37,17 +37,8 @@ ALGORITHMS: dict[str, Callable[[fm.models.Model], FederatedAlgorithm]] = {
     "adp": lambda model: fm.adp(model, optax.sgd(0.02), batch_size=10),
 }
 PLANS = ("auto", "scan", "blocks:10")
-WORKLOADS = {
-    "mlp-1000": (setups.mlp_1000, 20),
-    "femnist-cnn": (setups.femnist_cnn, 20),
-    "femnist-cnn-ragged": (setups.femnist_cnn_ragged, 20),
-    "pfl-cifar10": (setups.pfl_cifar10, 20),
-    "fedmask-lenet": (setups.fedmask_lenet, 10),
-    "blaze-cnn-100": (setups.blaze_cnn_100, 2),
-    "ssfl-cifar10": (setups.ssfl_cifar10, 2),
-    "ssfl-fedskel": (setups.ssfl_fedskel, 2),
-}
-SLOW_PLANS = {"blaze-cnn-100", "ssfl-cifar10", "ssfl-fedskel"}  # of these, auto alone
+ROUNDS = {"fedmask-lenet": 10}
+LARGE = {"blaze-cnn-100", "ssfl-cifar10", "ssfl-fedskel"}  # of these, two rounds under auto alone
 
 
 def device() -> dict[str, Any]:
@@ -130,10 +121,10 @@ def checks(out: Path, *, small: bool) -> Iterator[Check]:
     yield "device", device
     for name in ALGORITHMS:
         yield f"beside the CPU: {name}", lambda name=name: beside_cpu(name)
-    workloads = {name: WORKLOADS[name] for name in ("mlp-1000", "femnist-cnn")} if small else WORKLOADS
-    for name, (setup, rounds) in workloads.items():
-        for plan in PLANS[:1] if small or name in SLOW_PLANS else PLANS:
-            number = 2 if small else rounds
+    for name in ("mlp-1000", "femnist-cnn") if small else setups.SETUPS:
+        few, setup = small or name in LARGE, setups.SETUPS[name]
+        for plan in PLANS[:1] if few else PLANS:
+            number = 2 if few else ROUNDS.get(name, 20)
             yield (
                 f"{name}, {plan}",
                 lambda setup=setup, number=number, plan=plan: bench_rounds(setup, rounds=number, plan=plan),

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from fedjax_masks.benchmarks.rounds import SETUPS
+
 PLANS = {
     **dict.fromkeys(
         ("femnist-cnn", "femnist-cnn-ragged", "mlp-1000", "pfl-cifar10", "fedmask-lenet"),
@@ -24,10 +26,6 @@ PLANS = {
     ),
     **dict.fromkeys(("runner-overhead", "scale-clients", "scale-cohort", "scale-devices"), ("auto",)),
 }
-COMPILED = (
-    *("femnist-cnn", "femnist-cnn-ragged", "mlp-1000", "pfl-cifar10", "fedmask-lenet", "blaze-cnn-100"),
-    *("ssfl-cifar10", "ssfl-fedskel"),
-)
 ROUNDS = {"pfl-cifar10": 4, "fedmask-lenet": 6, "scale-clients": 10, "scale-cohort": 10}
 
 
@@ -37,13 +35,13 @@ def main() -> None:
     parser.add_argument(
         "--workload",
         action="append",
-        choices=sorted({*PLANS, *COMPILED}),
+        choices=sorted({*PLANS, *SETUPS}),
         help="a workload (default: all of them)",
     )
     parser.add_argument("--compile-for", metavar="CHIP", help="compile for a chip, and run nothing")
     args = parser.parse_args()
     if args.compile_for:
-        for workload in args.workload or COMPILED:
+        for workload in args.workload or SETUPS:
             bench(["--workload", workload, "--rounds", "10", "--compile-for", args.compile_for])
         return
     for workload in args.workload or PLANS:

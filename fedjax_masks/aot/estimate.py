@@ -12,7 +12,7 @@ from fedjax_masks.aot.traffic import num_bytes
 
 _NO_KERNEL = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"),
-    *("partition-id", "replica-id", "add-dependency", "copy-done", "async-done", "async-update"),
+    *("partition-id", "replica-id", "add-dependency", "async-update"),
 }
 
 

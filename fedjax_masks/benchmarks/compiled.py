@@ -12,18 +12,6 @@ from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.progress import activity
 from fedjax_masks.experiment import build, config
 
-SETUPS = {
-    "femnist-cnn": setups.femnist_cnn,
-    "femnist-cnn-ragged": setups.femnist_cnn_ragged,
-    "mlp-1000": setups.mlp_1000,
-    "pfl-cifar10": setups.pfl_cifar10,
-    "fedmask-lenet": setups.fedmask_lenet,
-    "blaze-cnn-100": setups.blaze_cnn_100,
-    "ssfl-cifar10": setups.ssfl_cifar10,
-    "ssfl-fedskel": setups.ssfl_fedskel,
-}
-"""The simulations of workloads that measure rounds."""
-
 _SHOWN = 6
 
 
@@ -31,7 +19,7 @@ def bench_workload(workload: str, chip: str, *, rounds: int, plan: str) -> dict[
     """Compiles a workload for a chip.
 
     Args:
-      workload: A key of :data:`SETUPS`.
+      workload: A key of :data:`fedjax_masks.benchmarks.rounds.SETUPS`.
       chip: A key of :data:`fedjax_masks.aot.CHIPS`.
       rounds: The number of rounds in the compiled chunk.
       plan: The execution plan.
@@ -39,10 +27,12 @@ def bench_workload(workload: str, chip: str, *, rounds: int, plan: str) -> dict[
     Raises:
       UserError: The workload does not measure rounds, or there is no such chip.
     """
-    if workload not in SETUPS:
-        raise UserError(f"workload={workload!r}: must be one of {', '.join(SETUPS)} with --compile-for")
+    if workload not in setups.SETUPS:
+        raise UserError(
+            f"workload={workload!r}: must be one of {', '.join(setups.SETUPS)} with --compile-for"
+        )
     _use_cpu()
-    algorithm, task, cohort = SETUPS[workload]()
+    algorithm, task, cohort = setups.SETUPS[workload]()
     with activity(f"compiling {workload} for {chip}"):
         compiled = compile_for(
             chip, algorithm, task, cohort=cohort, plan=plan, rounds=rounds, batch_size=setups.RAGGED_BATCH

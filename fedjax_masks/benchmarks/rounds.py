@@ -8,7 +8,7 @@ load of the machine affects both alike.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,23 +78,40 @@ def fedmask_lenet() -> Setup:
     return fedmask(models.lenet(task), optax.sgd(100.0), keep_scores=False, epochs=5, batch_size=10), task, 20
 
 
+def _hundred_clients() -> Task:
+    return _task((32, 32, 3), 10, np.full(100, 500))
+
+
 def blaze_cnn_100() -> Setup:
     """FedAvg with a convolutional network; all of a hundred clients in every round."""
-    task = _task((32, 32, 3), 10, np.full(100, 500))
+    task = _hundred_clients()
     return fedavg(models.femnist_cnn(task), optax.sgd(0.1), epochs=5, batch_size=50), task, 100
 
 
 def ssfl_cifar10() -> Setup:
     """FedAvg with ResNet-18 on color images."""
-    task = _task((32, 32, 3), 10, np.full(100, 500))
+    task = _hundred_clients()
     return fedavg(models.resnet18(task), optax.sgd(0.1), epochs=5, batch_size=16), task, 10
 
 
 def ssfl_fedskel() -> Setup:
     """FedSkel with ResNet-18 on color images, a fifth of the filters."""
-    task = _task((32, 32, 3), 10, np.full(100, 500))
+    task = _hundred_clients()
     algorithm = fedskel(models.resnet18(task), optax.sgd(0.1), ratios=(0.2,), epochs=5, batch_size=16)
     return algorithm, task, 10
+
+
+SETUPS: Mapping[str, Callable[[], Setup]] = {
+    "femnist-cnn": femnist_cnn,
+    "femnist-cnn-ragged": femnist_cnn_ragged,
+    "mlp-1000": mlp_1000,
+    "pfl-cifar10": pfl_cifar10,
+    "fedmask-lenet": fedmask_lenet,
+    "blaze-cnn-100": blaze_cnn_100,
+    "ssfl-cifar10": ssfl_cifar10,
+    "ssfl-fedskel": ssfl_fedskel,
+}
+"""The simulations of workloads by name."""
 
 
 def bench_rounds(setup: Callable[[], Setup], *, rounds: int, plan: str = "auto") -> dict[str, Any]:
