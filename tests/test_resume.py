@@ -24,7 +24,7 @@ from fedjax_masks.core.algorithm import State
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.devices import make_population
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.experiment import build, checkpoint, experiment, lock, loop
+from fedjax_masks.experiment import build, checkpoint, experiment, lock, loop, run_directory
 from fedjax_masks.experiment.config import make_config
 from fedjax_masks.experiment.experiment import run_experiment
 from fedjax_masks.simulation import make_simulation
@@ -351,6 +351,17 @@ def test_other_devices_and_other_parameters_are_refused(tmp_path):
     refused(out, r"devices=trace:.*must be unchanged", **values)
     write("1e9", 2)
     refused(out, r"pretraining\.source=npz:.*must be unchanged", **values)
+
+
+def test_other_random_numbers_of_the_seed_are_refused(out):
+    with jax.default_prng_impl("rbg"):
+        refused(out, r"seed=0: must be unchanged")
+
+
+def test_a_run_that_began_before_a_fingerprint_existed_goes_on():
+    run_directory.check_fingerprints({"seed": 3, "fingerprints": {"data.name": "a"}}, {"seed": "b"})
+    with pytest.raises(UserError, match="seed=3: must be unchanged"):
+        run_directory.check_fingerprints({"seed": 3, "fingerprints": {"seed": "a"}}, {"seed": "b"})
 
 
 def test_every_example_and_its_owner_are_part_of_the_fingerprint(whole):

@@ -138,10 +138,14 @@ def guarantee(config: Config, task: Task) -> dict[str, float]:
 def fingerprints(config: Config, task: Task) -> dict[str, str]:
     """SHA-256 digests of a run's inputs outside of its configuration, by the key that names them.
 
-    They cover the data and their division, the clients' devices, and parameters from a file.
+    They cover the data and their division, the random numbers of the seed, which JAX's settings decide, the
+    clients' devices, and parameters from a file.
     """
     arrays = (task.inputs, task.labels, task.test_inputs, task.test_labels, *task.train, *task.test)
-    digests = {"data.name": digest(*arrays)}
+    digests = {
+        "data.name": digest(*arrays),
+        "seed": digest(jax.random.bits(jax.random.key(config.seed), (8,))),
+    }
     if (devices := population(config, task)) is not None:
         digests["devices"] = digest(*jax.tree.leaves(devices.fleet))
     source = config.pretraining.source

@@ -96,17 +96,17 @@ def stored_values(out: Path) -> dict[str, Any]:
 
 
 def check_fingerprints(run_config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
-    """Checks that a resumed run has the data and parameters with which it began.
+    """Checks that a resumed run has the data, parameters and random numbers with which it began.
 
     Args:
       run_config: The run's ``config.json``.
-      fingerprints: Digests of the present data and parameters, by the key that names them.
+      fingerprints: Digests of those at present, by the key that names them.
 
     Raises:
-      UserError: A fingerprint differs.
+      UserError: A fingerprint differs; one that the run does not have, as it began long ago, does not.
     """
     for key, value in fingerprints.items():
-        if run_config["fingerprints"].get(key) != value:
+        if run_config["fingerprints"].get(key, value) != value:
             raise UserError(
                 f"{key}={_text(flat(run_config).get(key))}: must be unchanged since the run began, and has "
                 "changed; restore it, or start again in another directory"

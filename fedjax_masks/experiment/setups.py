@@ -31,7 +31,7 @@ class Setup(NamedTuple):
       config: The configuration.
       run_config: The ``config.json`` of the run to resume; empty for a new run.
       guarantee: Keys of the summary about the run's privacy.
-      fingerprints: Digests of data and parameters, by the key that names them.
+      fingerprints: Digests of data, parameters and random numbers, by the key that names them.
       tracker: The tracker of the run's records.
     """
 
