@@ -14,7 +14,8 @@ from importlib.metadata import version
 import cases
 import jax
 
-from fedjax_masks.aot import CHIPS, compile_for
+from fedjax_masks.aot.chips import CHIPS
+from fedjax_masks.aot.compilation import compile_for
 from fedjax_masks.benchmarks.compiled import figures
 
 _KEYS = (

@@ -4,11 +4,13 @@ import importlib.util
 import json
 
 import cases
+import numpy as np
+import optax
 import pytest
 
-from fedjax_masks.aot import CHIPS, compile_for
-from fedjax_masks.aot.chips import chip_named
-from fedjax_masks.aot.compilation import parts_of
+import fedjax_masks as fm
+from fedjax_masks.aot.chips import CHIPS, chip_named
+from fedjax_masks.aot.compilation import compile_for, parts_of
 from fedjax_masks.aot.estimate import Costs, estimate
 from fedjax_masks.aot.hlo import parse, turns
 from fedjax_masks.aot.products import Product, products
@@ -16,9 +18,12 @@ from fedjax_masks.aot.traffic import num_bytes
 from fedjax_masks.cli import main
 from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
+from fedjax_masks.core.participation import Schedule
+from fedjax_masks.data import synthetic_task
+from fedjax_masks.simulation.blocks import faster_plan
 from fedjax_masks.simulation.chunks import lower_chunk
 from fedjax_masks.simulation.evaluate import lower_evaluation
-from fedjax_masks.simulation.plan import parse_plan
+from fedjax_masks.simulation.plan import Plan, parse_plan
 from fedjax_masks.simulation.runs import lay_out_runs
 
 H200 = CHIPS["h200"]
@@ -186,6 +191,46 @@ def test_costs_of_several_turns():
     assert one.plus(one) == one.times(2)
 
 
+class Program:
+    """A compiled program, of which only the text is known."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def as_text(self):
+        return self.text
+
+
+def plan_for(size, text, num_tiers=1):
+    """The plan for ten clients, of which one has 100 examples and the others ``size``."""
+    task = synthetic_task((6,), 3, np.array([100, *[size] * 9]))
+    algorithm = fm.fedavg(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1))
+    if num_tiers > 1:
+        schedule = Schedule(num_tiers=num_tiers, tier_of=lambda ids: ids % num_tiers)
+        algorithm = algorithm._replace(schedule=schedule)
+    parts = parts_of(algorithm, task, cohort=10, rounds=2, devices=1)
+    return faster_plan(Program(text), Plan(10, is_free=True), parts, H200)
+
+
+LAUNCHES = PROGRAM.replace("{LOOP}", "{}")
+MEMORY = LAUNCHES.replace("[8,8]", "[8,100000000]").replace("%dot = f32[4,8]", "%dot = f32[4,100000000]")
+
+
+@pytest.mark.parametrize(
+    ("size", "text", "num_tiers", "block"),
+    [
+        (1, LAUNCHES, 1, 10),  # one block has the fewest steps
+        (1, MEMORY, 1, 1),  # one client at a time has the fewest places for examples
+        (100, MEMORY, 1, 10),  # no padding
+        (100, MEMORY, 5, 2),  # two clients of each tier
+    ],
+)
+def test_blocks_hold_clients_of_like_size_where_that_is_faster(size, text, num_tiers, block):
+    plan = plan_for(size, text, num_tiers)
+    assert plan.block == block
+    assert ("of the time of 10" in plan.reason) == (block < 10)
+
+
 def test_programs_for_other_devices():
     with target.making_for(target.Target("gpu")):
         assert parse_plan("auto,mesh:1", cohort=5).block == 5
@@ -299,9 +344,24 @@ def test_cases_compile_for_a_tpu(name, compiled):
 
 
 @pytest.mark.aot
+def test_clients_of_different_sizes_run_in_smaller_blocks():
+    task = synthetic_task((28, 28, 1), 10, np.array([200, 60, 50, *[10] * 9]))
+    algorithm = fm.fedavg(fm.models.lenet(task), optax.sgd(0.1), batch_size=10)
+    chosen, whole = (
+        compile_for("t4", algorithm, task, cohort=12, plan=plan, rounds=2, batch_size=10)
+        for plan in ("auto", "vmap")
+    )
+    assert chosen.plan.block < 12
+    assert "clients differ in size" in chosen.plan.reason
+    assert chosen.most.costs.seconds < 0.9 * whole.most.costs.seconds
+
+
+@pytest.mark.aot
 def test_figures_of_a_configuration(tmp_path, capsys):
     file = tmp_path / "run.toml"
-    file.write_text('algorithm = "fedavg"\nrounds = 2\n[data]\nname = "digits"\nclients = 10\n', "utf-8")
+    file.write_text(
+        'rounds = 2\n[algorithm]\nname = "fedavg"\n[data]\nname = "digits"\nclients = 10\n', "utf-8"
+    )
     assert main.main(["bench", "--compile-for", "h200", "--config", str(file), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["chip"] == "NVIDIA H200"

@@ -3,9 +3,7 @@
 XLA's compilers for CUDA and TPU come as packages, and compile for a chip by its description::
 
     pip install 'fedjax_masks[aot]'
-"""
 
-from fedjax_masks.aot.chips import CHIPS as CHIPS
-from fedjax_masks.aot.chips import Chip as Chip
-from fedjax_masks.aot.compilation import Compilation as Compilation
-from fedjax_masks.aot.compilation import compile_for as compile_for
+:func:`~fedjax_masks.aot.compilation.compile_for` compiles a simulation. The estimates of speed also
+choose the plan of a simulation whose accelerator is there.
+"""

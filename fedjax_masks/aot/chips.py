@@ -164,6 +164,26 @@ def chip_named(name: str) -> Chip:
     return chip
 
 
+def chip_of(platform: str, kind: str) -> Chip:
+    """The chip of a device that is there; one of its platform if no chip has that name.
+
+    >>> chip_of("gpu", "NVIDIA A100-SXM4-80GB").name, chip_of("gpu", "another").name
+    ('NVIDIA A100-SXM4-40GB', 'NVIDIA H200')
+    """
+    chips = [chip for chip in CHIPS.values() if chip.platform == platform]
+    named = [chip for chip in chips if _model(chip.name) in kind.lower()]
+    return (named or chips)[0]
+
+
+def _model(name: str) -> str:
+    """The name of a chip without its maker and its memory, in small letters.
+
+    >>> _model("NVIDIA A100-SXM4-40GB")
+    'a100'
+    """
+    return name.split()[-1].split("-")[0].lower().replace("v5e", "v5 lite")
+
+
 def devices_of(chip: Chip) -> Sequence[Device]:
     """One device of the chip, for the compiler alone."""
     if chip.platform == "gpu":

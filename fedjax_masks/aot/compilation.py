@@ -1,5 +1,7 @@
 """Programs of a simulation, compiled for a chip that is not there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
@@ -11,10 +13,10 @@ from fedjax_masks.aot.hlo import Module, parse
 from fedjax_masks.core import target
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
 from fedjax_masks.simulation.accuracy import EVAL_BATCH
+from fedjax_masks.simulation.blocks import compile_fast
 from fedjax_masks.simulation.chunks import lower_chunk
 from fedjax_masks.simulation.cohorts import lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.evaluate import lower_evaluation
-from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.parts import Parts, make_parts
 from fedjax_masks.simulation.plan import Plan
 from fedjax_masks.simulation.runs import Layout, Runs, lay_out_runs
@@ -80,11 +82,11 @@ def compile_for(
       >>> compiled.most.costs.seconds / compiled.rounds  # doctest: +SKIP
     """
     chip = chip_named(name)
-    with target.making_for(target.Target(chip.platform, devices_of(chip), chip.memory)):
+    with _no_cache(), target.making_for(target.Target(chip.platform, devices_of(chip), chip.memory)):
         first_plan, layout = lay_out_runs(plan, cohort=cohort, num_runs=1)
         parts = parts_of(algorithm, task, cohort=cohort, rounds=rounds, devices=first_plan.devices)
-        program, plan_there, memory = fit_plan(
-            lambda plan: _compile_chunk(parts, layout, plan, rounds), first_plan
+        program, plan_there, memory = compile_fast(
+            lambda plan: _compile_chunk(parts, layout, plan, rounds), first_plan, parts, chip
         )
         runs = layout(plan_there)
         module = parse(program.as_text() or "")
@@ -117,6 +119,17 @@ def parts_of(algorithm: FederatedAlgorithm, task: Task, *, cohort: int, rounds: 
         storage=AUTO,
         poison=False,
     )
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """Keeps programs out of JAX's cache on the disk: without their chip they cannot be read again."""
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
 
 
 def _compile_chunk(parts: Parts, layout: Layout, plan: Plan, rounds: int) -> jax.stages.Compiled:

@@ -98,7 +98,9 @@ class Estimate(NamedTuple):
     host_loops: int
 
 
-def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., _Part] = max) -> Estimate:
+def estimate(
+    module: Module, chip: Chip, *, trips: float, branch: Callable[..., _Part] = max, share: float = 1.0
+) -> Estimate:
     """Estimates the costs of a program.
 
     A kernel takes as long as the longest of three: its launch, its bytes at the chip's bandwidth, and its
@@ -110,8 +112,9 @@ def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., 
       chip: The chip.
       trips: The number of turns of loops without a constant one.
       branch: The choice among the alternatives of a branch by their seconds: ``max``, or ``min``.
+      share: The share of its bytes and FLOPs that a kernel has, as with fewer clients at once.
     """
-    walk = _Walk(module, chip, trips, branch)
+    walk = _Walk(module, chip, trips, branch, share)
     part = walk.computation(module.entry.name)
     return Estimate(part.costs, part.products, part.branches, len(walk.host_loops))
 
@@ -119,8 +122,11 @@ def estimate(module: Module, chip: Chip, *, trips: float, branch: Callable[..., 
 class _Walk:
     """A walk through a program, which visits every computation once."""
 
-    def __init__(self, module: Module, chip: Chip, trips: float, branch: Callable[..., _Part]) -> None:
-        self._module, self._chip, self._trips, self._branch = module, chip, trips, branch
+    def __init__(
+        self, module: Module, chip: Chip, trips: float, branch: Callable[..., _Part], share: float
+    ) -> None:
+        self._module, self._chip, self._trips = module, chip, trips
+        self._branch, self._share = branch, share
         self._visited: dict[str, _Part] = {}
         self.host_loops: set[str] = set()
 
@@ -147,7 +153,7 @@ class _Walk:
             return _total([self.computation(name) for name in names])
         if opcode in _NO_KERNEL or opcode.endswith("-done"):
             return _Part()
-        return _kernel(self._module, computation, instruction, self._chip)
+        return _kernel(self._module, computation, instruction, self._chip, self._share)
 
     def _loop(self, instruction: Instruction) -> _Part:
         known = turns(self._module, instruction)
@@ -160,14 +166,16 @@ class _Walk:
         return _total([self.computation(body), self.computation(condition), turn]).times(self._trips)
 
 
-def _kernel(module: Module, computation: Computation, instruction: Instruction, chip: Chip) -> _Part:
+def _kernel(
+    module: Module, computation: Computation, instruction: Instruction, chip: Chip, share: float
+) -> _Part:
     calls = Counter(products(module, computation, instruction))
-    moved = num_bytes(module, computation, instruction)
+    moved = share * num_bytes(module, computation, instruction)
     seconds = {
         "launch_s": chip.launch,
         "traffic_s": moved / chip.bandwidth,
-        "compute_s": sum(n * p.flops / chip.flops[p.precision] for p, n in calls.items()),
+        "compute_s": share * sum(n * p.flops / chip.flops[p.precision] for p, n in calls.items()),
     }
     bound = max(seconds, key=seconds.__getitem__)
-    flops = sum(n * p.flops for p, n in calls.items())
+    flops = share * sum(n * p.flops for p, n in calls.items())
     return _Part(Costs(kernels=1, bytes=moved, flops=flops)._replace(**{bound: seconds[bound]}), calls)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from fedjax_masks.aot import Compilation, compile_for
+from fedjax_masks.aot.compilation import Compilation, compile_for
 from fedjax_masks.aot.products import Product
 from fedjax_masks.benchmarks import rounds as setups
 from fedjax_masks.core.errors import UserError
@@ -20,7 +20,7 @@ def bench_workload(workload: str, chip: str, *, rounds: int, plan: str) -> dict[
 
     Args:
       workload: A key of :data:`fedjax_masks.benchmarks.rounds.SETUPS`.
-      chip: A key of :data:`fedjax_masks.aot.CHIPS`.
+      chip: A key of :data:`fedjax_masks.aot.chips.CHIPS`.
       rounds: The number of rounds in the compiled chunk.
       plan: The execution plan.
 
@@ -45,7 +45,7 @@ def bench_config(file: str, chip: str, *, rounds: int) -> dict[str, Any]:
 
     Args:
       file: A configuration file, TOML or JSON.
-      chip: A key of :data:`fedjax_masks.aot.CHIPS`.
+      chip: A key of :data:`fedjax_masks.aot.chips.CHIPS`.
       rounds: The number of rounds in the compiled chunk.
 
     Raises:

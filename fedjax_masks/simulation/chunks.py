@@ -14,12 +14,12 @@ from fedjax_masks.core.errors import UserError
 from fedjax_masks.costs.profiles import Fleet
 from fedjax_masks.simulation import arrays
 from fedjax_masks.simulation.arrays import Examples
+from fedjax_masks.simulation.blocks import compile_fast
 from fedjax_masks.simulation.client import Setting
 from fedjax_masks.simulation.cohorts import check_selection, client_ids, lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.keys import simulation_keys
 from fedjax_masks.simulation.lanes import Lanes, lane_shapes, num_lanes
 from fedjax_masks.simulation.mapping import put
-from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.metering import read_metrics
 from fedjax_masks.simulation.parts import Parts, initial_state, state_shardings
 from fedjax_masks.simulation.plan import Plan
@@ -46,12 +46,12 @@ class ChunkRunner:
     memory_bytes: int
 
     def __init__(self, parts: Parts, layout: Layout, plan: Plan) -> None:
-        """Compiles the program under the plan, or under a smaller plan that fits into memory."""
+        """Compiles the program under the plan, or under a smaller plan that fits into memory or is faster."""
         self.parts = parts
         self._num_compilations = 0
         self._padding = Padding()
         start = time.perf_counter()
-        self._program, plan, self.memory_bytes = fit_plan(partial(self._compile, layout), plan)
+        self._program, plan, self.memory_bytes = compile_fast(partial(self._compile, layout), plan, parts)
         self._compile_seconds = time.perf_counter() - start
         self.runs = layout(plan)
         parts.placement.sharding = self.runs.shared_sharding

@@ -18,11 +18,13 @@ class Plan:
       devices: Number of devices for the clients of a round. With several processes, it is the number of all
         devices, or 1, where every process runs every client.
       reason: The reason for the plan, for people.
+      is_free: Whether a smaller block may replace this one if it is faster.
     """
 
     block: int
     devices: int = 1
     reason: str = "as requested"
+    is_free: bool = False
 
     def __str__(self) -> str:
         kind = "scan" if self.block == 1 else f"blocks:{self.block}"
@@ -78,4 +80,5 @@ def _auto(cohort: int, devices: int) -> Plan:
         devices = min(devices, cohort)
     if target.is_cpu():
         return Plan(1, devices, "one client's step stays in the cache of a core, a batch of clients does not")
-    return Plan(-(-cohort // devices), devices, "an accelerator runs many small clients best as one batch")
+    reason = "an accelerator runs many small clients best as one batch"
+    return Plan(-(-cohort // devices), devices, reason, is_free=True)
