@@ -14,7 +14,7 @@ from fedjax_masks.simulation import chunks
 def without_rounds():
     """Simulations made within the block have no program of rounds: they begin and evaluate only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "fit_plan", lambda compile_plan, plan: (None, plan, 0))
+        patch.setattr(chunks, "compile_fast", lambda compile_plan, plan, parts: (None, plan, 0))
         yield
 
 

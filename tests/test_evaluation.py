@@ -10,11 +10,14 @@ import pytest
 from remembered import without_rounds
 
 import fedjax_masks as fm
+from fedjax_masks.aot.compilation import parts_of
 from fedjax_masks.cli import main
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.data import index_of, synthetic_task
 from fedjax_masks.simulation import make_simulation as make_whole
 from fedjax_masks.simulation.arrays import train_examples, with_shuffled_test
+from fedjax_masks.simulation.evaluate import lower_evaluation
+from fedjax_masks.simulation.runs import lay_out_runs
 from fedjax_masks.simulation.tracing import trace_client
 
 RAGGED = [7, 130, 0, 33, 100, 1, 58]
@@ -247,3 +250,14 @@ def test_every_model_is_evaluated_under_its_name(name):
             rows = enumerate(parts(task.test))
             want = [accuracy(predict, state, client, task, mine) for client, mine in rows]
             np.testing.assert_allclose(by_client[label], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("plan", ["scan", "blocks:3"])
+def test_evaluation_copies_the_states_of_a_block_alone(plan):
+    task = synthetic_task((64,), 3, [4] * 60)
+    algorithm = fm.local(fm.models.mlp(task, hidden=(256,)), optax.sgd(0.1))
+    parts = parts_of(algorithm, task, cohort=3, rounds=1, devices=1)
+    first, layout = lay_out_runs(f"{plan},mesh:1", cohort=3, num_runs=1)
+    program = lower_evaluation(parts, layout(first), task.num_clients)["personal"].compile()
+    sizes = program.memory_analysis()
+    assert sizes.temp_size_in_bytes < sizes.argument_size_in_bytes / 4

@@ -66,11 +66,19 @@ def personal_correct(
       ``int32[lanes]`` by the name of each model but the global one.
     """
     predictors, batch = {n: f for n, f in algorithm.predict.items() if n != "global"}, EVAL_BATCH
+    # Blocks take their clients from all states, unless devices share these out.
+    all_clients, lane_clients = state.clients, ()
+    if plan.devices > 1:
+        all_clients, lane_clients = (), _take(state.clients, lanes)
 
     def one_client(
-        shared: tuple[PyTree, Examples[jax.Array]], lane: Lanes[jax.Array], block: Block, client: PyTree
+        shared: tuple[PyTree, PyTree, Examples[jax.Array]],
+        lane: Lanes[jax.Array],
+        block: Block,
+        client: PyTree,
     ) -> tuple[tuple[jax.Array, tuple[()]], dict[str, jax.Array]]:
-        server, examples = shared
+        server, clients, examples = shared
+        client = client if plan.devices > 1 else _take(clients, lane)
         client = client if packing is None else packing.unpack(client).clients
 
         def one_batch(index: jax.Array, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -89,7 +97,11 @@ def personal_correct(
         zeros = dict.fromkeys(predictors, jnp.zeros((), jnp.int32))
         return (jnp.asarray(True), ()), jax.lax.fori_loop(0, -(-block.longest // batch), one_batch, zeros)
 
-    clients = jax.tree.map(lambda a: a.at[lanes.positions].get(mode="clip"), state.clients)
-    shared = (state.server, examples)
-    _, counts = map_clients(one_client, shared, lanes, clients, plan)
+    shared = (state.server, all_clients, examples)
+    _, counts = map_clients(one_client, shared, lanes, lane_clients, plan)
     return counts
+
+
+def _take(clients: PyTree, lanes: Lanes[jax.Array]) -> PyTree:
+    """The states of the clients in lanes; padding reads any client's."""
+    return jax.tree.map(lambda a: a.at[lanes.positions].get(mode="clip"), clients)
