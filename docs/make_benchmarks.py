@@ -55,6 +55,22 @@ _COMPILED = {
     "memory_gb": "peak memory, GB",
     "evaluation_ms": "evaluation, ms",
 }
+_CASES_PREFACE = """### Kernels by algorithm
+
+`{command}`, JAX {jax}: five ragged clients of a small network, on an {chip}. Its kernels take little but
+their launch, so that their number is the speed of small simulations. A round takes the longest way through
+its branches; algorithms that train several times in it, for tiers, for epochs before or after others, or for
+a second gradient, need as many times the kernels of FedAvg.
+"""
+_CASES = {
+    "case": "algorithm",
+    "before_kernels": "before, kernels",
+    "kernels": "kernels",
+    "least_kernels": "shortest",
+    "times_fedavg": "÷ FedAvg's",
+    "before_round_ms": "before, ms",
+    "round_ms": "estimate, ms",
+}
 _CLIENTS = {
     "rounds_per_s": "rounds/s",
     "relative": "÷ 1,000 clients",
@@ -80,7 +96,7 @@ def page() -> str:
     """The page in Markdown, with a section for each machine."""
     files = sorted(_BENCHMARKS.glob("benchmarks_*.jsonl"))
     sections = [_section([json.loads(line) for line in file.read_text().splitlines()]) for file in files]
-    return "\n".join([_PREFACE, *sections, *_compiled(), _skeleton(), _inference()])
+    return "\n".join([_PREFACE, *sections, *_compiled(), _cases(), _skeleton(), _inference()])
 
 
 def _section(lines: Sequence[dict[str, Any]]) -> str:
@@ -109,18 +125,34 @@ def _compiled() -> list[str]:
         return []
     parts = [_COMPILED_PREFACE]
     for file in files:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        earlier = file.with_name(file.name.replace("compiled", "before"))
-        before = {d["workload"]: d for d in map(json.loads, earlier.read_text().splitlines())}
-        for line in lines:
-            line |= {
-                f"before_{key}": before.get(line["workload"], {}).get(key, "")
-                for key in ("round_ms", "gb_moved")
-            }
+        lines = _beside_before(file, "workload", ("round_ms", "gb_moved"))
         command = lines[0]["command"].replace(f"--workload {lines[0]['workload']}", "--workload NAME")
         parts += [f"### {lines[0]['chip']}", "", f"`{command}`, JAX {lines[0]['versions']['jax']}.", ""]
         parts += [*_table(_COMPILED, lines), ""]
     return parts
+
+
+def _cases() -> str:
+    """The section on the kernels that each algorithm needs."""
+    file = _BENCHMARKS / "cases_h200.jsonl"
+    lines = _beside_before(file, "case", ("round_ms", "kernels"))
+    fedavg = next(line["kernels"] for line in lines if line["case"] == "fedavg")
+    for line in lines:
+        line["times_fedavg"] = f"{line['kernels'] / fedavg:.1f}"
+    origin = json.loads((_BENCHMARKS / "provenance.json").read_text())[file.name]
+    preface = _CASES_PREFACE.format(command=origin["command"], jax=lines[0]["jax"], chip=lines[0]["chip"])
+    return "\n".join([preface, *_table(_CASES, lines), ""])
+
+
+def _beside_before(file: Path, name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a file, each with figures of the earlier program of that name."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    earlier = file.with_name(f"before_{file.name.removeprefix('compiled_')}")
+    texts = earlier.read_text().splitlines() if earlier.exists() else []
+    before = {line[name]: line for line in map(json.loads, texts)}
+    return [
+        line | {f"before_{key}": before.get(line[name], {}).get(key, "") for key in keys} for line in lines
+    ]
 
 
 def _skeleton() -> str:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.aot.chips import CHIPS, chip_named
+from fedjax_masks.aot.chips import CHIPS, chip_named, chip_of
 from fedjax_masks.aot.compilation import compile_for, parts_of
 from fedjax_masks.aot.estimate import Costs, estimate
 from fedjax_masks.aot.hlo import parse, turns
@@ -212,23 +212,54 @@ def plan_for(size, text, num_tiers=1):
     return faster_plan(Program(text), Plan(10, is_free=True), parts, H200)
 
 
-LAUNCHES = PROGRAM.replace("{LOOP}", "{}")
-MEMORY = LAUNCHES.replace("[8,8]", "[8,100000000]").replace("%dot = f32[4,8]", "%dot = f32[4,100000000]")
+def test_kinds_of_devices():
+    assert chip_of("gpu", "NVIDIA A100-SXM4-80GB") == CHIPS["a100"]
+    assert chip_of("tpu", "TPU v5 lite") == CHIPS["tpu-v5e"]
+    assert chip_of("METAL", "Apple M3") is None
+
+
+# Rounds around steps, of which the data decide the numbers.
+ENDLESS = PROGRAM.replace("{LOOP}", "{}").replace("compare(%i, %bound)", "compare(%i, %i)")
+ROUNDS = f"""{ENDLESS.partition("ENTRY")[0]}
+%round (e: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {{
+  %e = (s32[], f32[4,8]{{1,0}}) parameter(0)
+  ROOT %steps = (s32[], f32[4,8]{{1,0}}) while(%e), condition=%condition, body=%body
+}}
+
+ENTRY %main (n: s32[], x: f32[4,8]) -> (s32[], f32[4,8]) {{
+  %n = s32[] parameter(0)
+  %x = f32[4,8]{{1,0}} parameter(1)
+  %start = (s32[], f32[4,8]{{1,0}}) tuple(%n, %x)
+  ROOT %rounds = (s32[], f32[4,8]{{1,0}}) while(%start), condition=%condition, body=%round
+}}
+"""
+MEMORY = ROUNDS.replace("[8,8]", "[8,100000000]").replace("%dot = f32[4,8]", "%dot = f32[4,100000000]")
+
+
+def test_loops_in_loops():
+    one, two = (estimate(parse(ROUNDS), H200, trips=trips, outer_trips=1).costs for trips in (1, 2))
+    assert (one.turns, two.turns) == (2, 3)
+    assert estimate(parse(ROUNDS), H200, trips=2).costs.turns == 2 * (2 + 1)
+    whole, half = (estimate(parse(MEMORY), H200, trips=1, share=share).costs.traffic_s for share in (1, 0.5))
+    assert half == pytest.approx(whole / 2)
 
 
 @pytest.mark.parametrize(
     ("size", "text", "num_tiers", "block"),
     [
-        (1, LAUNCHES, 1, 10),  # one block has the fewest steps
-        (1, MEMORY, 1, 1),  # one client at a time has the fewest places for examples
+        (1, ROUNDS, 1, 10),  # one block has the fewest steps
+        (1, MEMORY, 1, 2),  # blocks of two have few places for examples, and half the launches of one client
         (100, MEMORY, 1, 10),  # no padding
         (100, MEMORY, 5, 2),  # two clients of each tier
     ],
 )
 def test_blocks_hold_clients_of_like_size_where_that_is_faster(size, text, num_tiers, block):
     plan = plan_for(size, text, num_tiers)
-    assert plan.block == block
-    assert ("of the time of 10" in plan.reason) == (block < 10)
+    if block == 10:
+        assert plan is None
+    else:
+        assert plan.block == block
+        assert "of the time of 10" in plan.reason
 
 
 def test_programs_for_other_devices():
@@ -265,6 +296,7 @@ def test_a_compiler_that_is_not_installed(capsys):
     [
         (["--config", "run.toml"], "config=run.toml: must be given with --compile-for"),
         (["--compile-for", "gpu"], "compile-for='gpu': must be one of"),
+        (["--compile-for", "h200", "--config", "run.toml", "--plan", "scan"], "plan=scan: must be left out"),
         (
             ["--compile-for", "h200", "--workload", "fedmask-compact"],
             "workload='fedmask-compact': must be one of",

@@ -88,7 +88,7 @@ def test_a_compiler_that_refuses_a_program_for_want_of_memory_gets_smaller_ones(
 )
 def test_free_memory_of_an_accelerator(stats, free, monkeypatch):
     device = SimpleNamespace(platform="tpu", memory_stats=lambda: stats)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert memory.available_bytes() == free
 
 

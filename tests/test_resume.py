@@ -355,12 +355,12 @@ def test_other_devices_and_other_parameters_are_refused(tmp_path):
 
 def test_other_random_numbers_of_the_seed_are_refused(out):
     with jax.default_prng_impl("rbg"):
-        refused(out, r"seed=0: must be unchanged")
+        refused(out, r"seed=0: must give the random numbers with which the run began")
 
 
 def test_a_run_that_began_before_a_fingerprint_existed_goes_on():
     run_directory.check_fingerprints({"seed": 3, "fingerprints": {"data.name": "a"}}, {"seed": "b"})
-    with pytest.raises(UserError, match="seed=3: must be unchanged"):
+    with pytest.raises(UserError, match="seed=3: must give the random numbers"):
         run_directory.check_fingerprints({"seed": 3, "fingerprints": {"seed": "a"}}, {"seed": "b"})
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from fedjax_masks.aot.chips import Chip, chip_named, devices_of
 from fedjax_masks.aot.estimate import Estimate, estimate
@@ -124,12 +125,17 @@ def parts_of(algorithm: FederatedAlgorithm, task: Task, *, cohort: int, rounds: 
 @contextmanager
 def _no_cache() -> Iterator[None]:
     """Keeps programs out of JAX's cache on the disk: without their chip they cannot be read again."""
-    enabled = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    _enable_cache(False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", enabled)
+        _enable_cache(enabled)
+
+
+def _enable_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()  # jax asks for the setting once, and remembers it
 
 
 def _compile_chunk(parts: Parts, layout: Layout, plan: Plan, rounds: int) -> jax.stages.Compiled:

@@ -99,7 +99,13 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    module: Module, chip: Chip, *, trips: float, branch: Callable[..., _Part] = max, share: float = 1.0
+    module: Module,
+    chip: Chip,
+    *,
+    trips: float,
+    outer_trips: float | None = None,
+    branch: Callable[..., _Part] = max,
+    share: float = 1.0,
 ) -> Estimate:
     """Estimates the costs of a program.
 
@@ -111,10 +117,12 @@ def estimate(
       module: The program.
       chip: The chip.
       trips: The number of turns of loops without a constant one.
+      outer_trips: The number of turns of such loops that no other loop contains; None for ``trips``.
       branch: The choice among the alternatives of a branch by their seconds: ``max``, or ``min``.
       share: The share of its bytes and FLOPs that a kernel has, as with fewer clients at once.
     """
-    walk = _Walk(module, chip, trips, branch, share)
+    outer = trips if outer_trips is None else outer_trips
+    walk = _Walk(module, chip, trips, outer, branch, share)
     part = walk.computation(module.entry.name)
     return Estimate(part.costs, part.products, part.branches, len(walk.host_loops))
 
@@ -123,10 +131,16 @@ class _Walk:
     """A walk through a program, which visits every computation once."""
 
     def __init__(
-        self, module: Module, chip: Chip, trips: float, branch: Callable[..., _Part], share: float
+        self,
+        module: Module,
+        chip: Chip,
+        trips: float,
+        outer_trips: float,
+        branch: Callable[..., _Part],
+        share: float,
     ) -> None:
-        self._module, self._chip, self._trips = module, chip, trips
-        self._branch, self._share = branch, share
+        self._module, self._chip, self._branch, self._share = module, chip, branch, share
+        self._trips, self._outer_trips = trips, outer_trips
         self._visited: dict[str, _Part] = {}
         self.host_loops: set[str] = set()
 
@@ -141,7 +155,8 @@ class _Walk:
     def _instruction(self, computation: Computation, instruction: Instruction) -> _Part:
         opcode = instruction.opcode
         if opcode == "while":
-            return self._loop(instruction)
+            is_outer = computation is self._module.entry
+            return self._loop(instruction, self._outer_trips if is_outer else self._trips)
         if opcode == "conditional":
             keys = ("branch_computations", "true_computation", "false_computation")
             sides = [self.computation(name) for key in keys for name in instruction.computations(key)]
@@ -155,7 +170,7 @@ class _Walk:
             return _Part()
         return _kernel(self._module, computation, instruction, self._chip, self._share)
 
-    def _loop(self, instruction: Instruction) -> _Part:
+    def _loop(self, instruction: Instruction, trips: float) -> _Part:
         known = turns(self._module, instruction)
         (body,) = instruction.computations("body")
         if known is not None:  # nothing computes the condition of such a loop
@@ -163,7 +178,7 @@ class _Walk:
         self.host_loops.add(instruction.name)
         (condition,) = instruction.computations("condition")
         turn = _Part(Costs(turns=1, launch_s=self._chip.turn))
-        return _total([self.computation(body), self.computation(condition), turn]).times(self._trips)
+        return _total([self.computation(body), self.computation(condition), turn]).times(trips)
 
 
 def _kernel(

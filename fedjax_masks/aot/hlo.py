@@ -84,9 +84,10 @@ class Instruction(NamedTuple):
         """The configuration that XLA's backend has added."""
         text = self.attribute("backend_config") or ""
         try:
-            return json.loads(text)
+            content = json.loads(text)
         except json.JSONDecodeError:
             return {}
+        return content if isinstance(content, dict) else {}
 
 
 class Computation(NamedTuple):

@@ -125,7 +125,7 @@ def peak_rss_mb() -> float:
 
 def device_peak_mb() -> float | None:
     """Peak memory of the first device in MB, since the start of the process; None where it is not told."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     return stats["peak_bytes_in_use"] / 1e6 if "peak_bytes_in_use" in stats else None
 
 

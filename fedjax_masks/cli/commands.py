@@ -142,13 +142,20 @@ def bench(arguments: argparse.Namespace) -> None:
 
     if arguments.config is not None and arguments.compile_for is None:
         raise UserError(f"config={arguments.config}: must be given with --compile-for")
+    for name in ("workload", "plan"):
+        value = getattr(arguments, name)
+        if arguments.config is not None and value is not None:
+            raise UserError(
+                f"{name}={value}: must be left out with --config, whose file names the simulation"
+            )
+    workload, plan = arguments.workload or "femnist-cnn", arguments.plan or "auto"
     with user_errors():
         if arguments.compile_for is None:  # a plan for other devices than those at hand
-            parse_plan(arguments.plan, cohort=1)
+            parse_plan(plan, cohort=1)
         figures = benchmarks.bench(
-            arguments.workload,
+            workload,
             rounds=arguments.rounds,
-            plan=arguments.plan,
+            plan=plan,
             chip=arguments.compile_for,
             config=arguments.config,
         )

@@ -98,9 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--quiet", action="store_true", help="no plan, no progress, no table")
 
     bench = add("bench", commands.bench, "measure the engine's speed")
-    bench.add_argument("--workload", metavar="NAME", default="femnist-cnn", help="default: %(default)s")
+    bench.add_argument("--workload", metavar="NAME", help="default: femnist-cnn")
     bench.add_argument("--rounds", metavar="R", type=int, default=20, help="default: %(default)s")
-    bench.add_argument("--plan", default="auto", help="the execution plan (default: %(default)s)")
+    bench.add_argument("--plan", help="the execution plan (default: auto)")
     bench.add_argument(
         "--compile-for",
         metavar="CHIP",

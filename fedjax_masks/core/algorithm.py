@@ -111,8 +111,8 @@ class ClientData(NamedTuple):
       size: ``int32[]``: the number of the client's examples.
       longest: ``int32[]``: the largest ``size`` among the clients that run in step with this one. Loops over
         minibatches run to ``longest``, so that their trip count is the same for all clients of a block;
-        places from ``size`` on are padding. Where all clients have equally many examples, both numbers are
-        constants, ``np.int32``.
+        places from ``size`` on are padding. Where all clients have equally many examples, both numbers may
+        be constants, ``np.int32``, which makes loops faster; a function must not rely on it.
       tier: ``int32[]``: the client's tier. Clients that run in step share a tier, so that a ``lax.switch`` on
         it runs one branch.
     """

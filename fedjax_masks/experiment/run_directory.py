@@ -107,10 +107,11 @@ def check_fingerprints(run_config: Mapping[str, Any], fingerprints: Mapping[str,
     """
     for key, value in fingerprints.items():
         if run_config["fingerprints"].get(key, value) != value:
-            raise UserError(
-                f"{key}={_text(flat(run_config).get(key))}: must be unchanged since the run began, and has "
-                "changed; restore it, or start again in another directory"
-            )
+            demand = "be unchanged since the run began, and has changed; restore it"
+            if key == "seed":
+                demand = "give the random numbers with which the run began; restore JAX_DEFAULT_PRNG_IMPL"
+            text = _text(flat(run_config).get(key))
+            raise UserError(f"{key}={text}: must {demand}, or start again in another directory")
 
 
 def lengths(out: Path) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Convolution with the gradients of ``lax``.
 
-This module, ``canonical``, ``im2col`` and ``winograd`` are the lowerings of :mod:`fedjax_masks.ops.conv`.
-Each has the same four functions. ``forward`` returns the output and a residual of the input for
-``kernel_gradient``. ``output_gradient`` brings the output's gradient to a form that both gradients need.
+This module, ``canonical``, ``col2im``, ``im2col`` and ``winograd`` are the lowerings of
+:mod:`fedjax_masks.ops.conv`. Each has the same four functions. ``forward`` returns the output and a residual
+of the input for ``kernel_gradient``. ``output_gradient`` brings the output's gradient to a form that both
+gradients need.
 """
 
 from collections.abc import Sequence

@@ -132,7 +132,7 @@ class Lowerings(NamedTuple):
 def _choose(
     x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Strides, pads: by_lax.Pads
 ) -> Lowerings:
-    """The fastest lowerings, as measured inside a client's loop on CPUs with AVX2."""
+    """The fastest lowerings: as measured in a client's loop on CPUs with AVX2, elsewhere by estimate."""
     inputs, outputs = kernel_shape[2:]
     size = tuple(kernel_shape[:2])
     # Off the CPU, a vmap over clients needs strided-batched products, and memory is the bound: patches with

@@ -5,14 +5,17 @@ block of the whole cohort may compute mostly padding; smaller blocks of clients 
 start more kernels. The choice depends on the program and on the accelerator.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from fedjax_masks.aot.chips import Chip, chip_of
 from fedjax_masks.aot.estimate import estimate
-from fedjax_masks.aot.hlo import parse
+from fedjax_masks.aot.hlo import Module, parse
 from fedjax_masks.core import target
 from fedjax_masks.simulation.cohorts import lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.memory import fit_plan
@@ -20,8 +23,20 @@ from fedjax_masks.simulation.parts import Parts
 from fedjax_masks.simulation.plan import Plan
 
 _ROUNDS = 10  # rounds whose cohorts are looked at
-_LESS_WORK = 0.8  # the largest share of the examples, with padding, for which an estimate is worth its time
-_FASTER = 0.9  # the largest share of the time for which a second compilation is
+_BATCH = 20  # the assumed examples of a minibatch, which an algorithm does not tell
+_WORTHWHILE = 0.8  # the largest share of the places for examples, or of the time, that is worth a compilation
+
+
+class Load(NamedTuple):
+    """The load of the slowest device in a mean round.
+
+    Attributes:
+      blocks: The number of blocks.
+      longest: Examples of the largest client of a block, a mean over the blocks.
+    """
+
+    blocks: int
+    longest: float
 
 
 def compile_fast(
@@ -42,14 +57,27 @@ def compile_fast(
       MemoryError: Even a program for one client at a time does not fit.
     """
     compiled = program, plan, _ = fit_plan(compile_plan, plan)
-    if target.is_cpu() or not plan.is_free:
+    chip = chip or chip_of(target.platform(), target.local_device().device_kind)
+    # Several processes might estimate differently, and must run one program.
+    if not plan.is_free or chip is None or jax.process_count() > 1:
         return compiled
-    faster = faster_plan(program, plan, parts, chip or chip_of(target.platform(), _device_kind()))
-    return compiled if faster.block == plan.block else fit_plan(compile_plan, faster)
+    try:
+        faster = faster_plan(program, plan, parts, chip)
+        if faster is None:
+            return compiled
+        candidate = fit_plan(compile_plan, faster)
+        times = [
+            _seconds(_module(program), parts, plan, plan.block, chip)
+            for program, plan, _ in (compiled, candidate)
+        ]
+    except Exception as error:  # the text of programs is XLA's own, and the first program works
+        warnings.warn(f"plan=auto: smaller blocks are not tried: {error!r}", stacklevel=2)
+        return compiled
+    return candidate if times[1] < times[0] else compiled
 
 
-def faster_plan(program: jax.stages.Compiled, plan: Plan, parts: Parts, chip: Chip) -> Plan:
-    """The plan whose block is the fastest by estimate, among the plan's block and its halves.
+def faster_plan(program: jax.stages.Compiled, plan: Plan, parts: Parts, chip: Chip) -> Plan | None:
+    """The plan whose block is the fastest by estimate, among halves of the block; None if none is faster.
 
     Args:
       program: The program under the plan.
@@ -60,39 +88,51 @@ def faster_plan(program: jax.stages.Compiled, plan: Plan, parts: Parts, chip: Ch
     blocks = [plan.block]
     while blocks[-1] > 1:
         blocks.append(-(-blocks[-1] // 2))
-    steps = {block: _steps(parts, replace(plan, block=block)) for block in blocks}
-    work = {block: block * steps[block] for block in blocks}
-    text = program.as_text() if min(work.values()) <= _LESS_WORK * work[plan.block] else None
-    if not text:
-        return plan
-    module, trips = parse(text), steps[plan.block]
-
-    def seconds(block: int) -> float:
-        kernels = estimate(module, chip, trips=trips, share=block / plan.block)
-        return kernels.costs.seconds * steps[block] / steps[plan.block]
-
-    times = {block: seconds(block) for block in blocks}
+    loads = {block: _load(parts, replace(plan, block=block)) for block in blocks}
+    work = {block: block * load.blocks * load.longest for block, load in loads.items()}
+    if min(work.values()) > _WORTHWHILE * work[plan.block]:
+        return None
+    module = _module(program)
+    times = {block: _seconds(module, parts, plan, block, chip) for block in blocks}
     best = min(times, key=times.__getitem__)
-    if times[best] > _FASTER * times[plan.block]:
-        return plan
+    if not times[best] <= _WORTHWHILE * times[plan.block]:  # also where there is no estimate
+        return None
     share = times[best] / times[plan.block]
-    return replace(
-        plan,
-        block=best,
-        reason=f"clients differ in size or tier: {best} at once take {share:.0%} of the time of {plan.block}",
-    )
+    reason = f"clients differ in size or tier: {best} at once take {share:.0%} of the time of {plan.block}"
+    return replace(plan, block=best, reason=reason)
 
 
-def _steps(parts: Parts, plan: Plan) -> float:
-    """The examples of each block's largest client, summed over the blocks of a device: a mean over rounds."""
+def _module(program: jax.stages.Compiled) -> Module | None:
+    text = program.as_text()
+    return parse(text) if text else None
+
+
+def _seconds(module: Module | None, parts: Parts, plan: Plan, block: int, chip: Chip) -> float:
+    """The estimated seconds of a round in blocks of another size; NaN without a program.
+
+    The kernels of a block shrink with it, and each block starts all of them.
+
+    Args:
+      module: The program under the plan.
+      parts: The parts of the simulation.
+      plan: The plan.
+      block: The clients of a block.
+      chip: The accelerator.
+    """
+    if module is None:
+        return float("nan")
+    now, then = _load(parts, plan), _load(parts, replace(plan, block=block))
+    trips = max(1.0, then.longest / _BATCH)
+    whole = estimate(module, chip, trips=trips, outer_trips=1.0, share=block / plan.block)
+    return whole.costs.seconds * then.blocks / now.blocks
+
+
+def _load(parts: Parts, plan: Plan) -> Load:
     rounds = range(min(_ROUNDS, parts.chunk))
     cohorts = select_cohorts(
         rounds, int(parts.seeds[0]), parts.cohort, parts.task.num_clients, parts.algorithm
     )
     sizes = lay_out_rounds(cohorts, parts.task, parts.algorithm, plan).sizes
-    largest = sizes.reshape(len(rounds), -1, plan.block).max(axis=2)
-    return float(largest.sum(axis=1).mean()) / plan.devices
-
-
-def _device_kind() -> str:
-    return target.devices()[0].device_kind
+    longest = sizes.reshape(len(rounds), plan.devices, -1, plan.block).max(axis=3)
+    slowest = np.max(longest.sum(axis=2), axis=1).mean()
+    return Load(longest.shape[2], float(slowest) / longest.shape[2])

@@ -20,7 +20,7 @@ def available_bytes() -> int | None:
     """
     if (memory := target.memory()) is not None:
         return memory
-    device = jax.devices()[0]
+    device = target.local_device()
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         # Some platforms do not tell their limit.

@@ -109,9 +109,10 @@ def make_parts(
     # Shapes alone: the states of all clients may not fit into memory.
     init_key, _ = jax.eval_shape(simulation_keys, numbers[0])
     scalars = jax.tree.map(lambda a: jax.ShapeDtypeStruct((), jnp.float32), options[0])
-    # With constant sizes, lanes of padding compute like all others: only without such lanes on their own.
+    # With constant sizes a lane of padding trains, too. That costs nothing inside a block of clients, but a
+    # block of padding alone, which fills up tiers or devices, would take the time of a client.
     schedule = returns.with_checks(make_algorithm(options[0]), task.num_clients).schedule
-    pads = cohort % devices > 0 or schedule.num_tiers > 1
+    pads = (not several and cohort % devices > 0) or schedule.num_tiers > 1
     equal_size = None if pads else arrays.equal_size(task)
     with exact_products():
         make, shapes = trace_client(make_algorithm, scalars, task, init_key, data.shapes, equal_size)

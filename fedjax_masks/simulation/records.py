@@ -69,7 +69,7 @@ class Stats(NamedTuple):
     Attributes:
       compile_seconds: Seconds of tracing and compiling.
       num_compilations: Programs compiled for rounds: 1, and one more for every plan that did not fit into
-        memory.
+        memory, or was slower by estimate.
       padding_efficiency: The share of example slots computed so far that held an example; 1.0 is no waste.
         All padding counts: to whole minibatches, to the largest client of a block, and to whole blocks.
     """
