@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import cases
+import jax
 import numpy as np
 import optax
 import pytest
@@ -20,7 +21,7 @@ from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.participation import Schedule
 from fedjax_masks.data import synthetic_task
-from fedjax_masks.simulation.blocks import faster_plan
+from fedjax_masks.simulation.blocks import compile_fast, faster_plan
 from fedjax_masks.simulation.chunks import lower_chunk
 from fedjax_masks.simulation.evaluate import lower_evaluation
 from fedjax_masks.simulation.plan import Plan, parse_plan
@@ -200,16 +201,18 @@ class Program:
     def as_text(self):
         return self.text
 
+    def memory_analysis(self):
+        return None
 
-def plan_for(size, text, num_tiers=1):
-    """The plan for ten clients, of which one has 100 examples and the others ``size``."""
+
+def parts_for(size, num_tiers=1):
+    """The parts for ten clients, of which one has 100 examples and the others ``size``."""
     task = synthetic_task((6,), 3, np.array([100, *[size] * 9]))
     algorithm = fm.fedavg(fm.models.mlp(task, hidden=(4,)), optax.sgd(0.1))
     if num_tiers > 1:
         schedule = Schedule(num_tiers=num_tiers, tier_of=lambda ids: ids % num_tiers)
         algorithm = algorithm._replace(schedule=schedule)
-    parts = parts_of(algorithm, task, cohort=10, rounds=2, devices=1)
-    return faster_plan(Program(text), Plan(10, is_free=True), parts, H200)
+    return parts_of(algorithm, task, cohort=10, rounds=2, devices=1)
 
 
 def test_kinds_of_devices():
@@ -254,12 +257,34 @@ def test_loops_in_loops():
     ],
 )
 def test_blocks_hold_clients_of_like_size_where_that_is_faster(size, text, num_tiers, block):
-    plan = plan_for(size, text, num_tiers)
+    plan = faster_plan(Program(text), Plan(10, is_free=True), parts_for(size, num_tiers), H200)
     if block == 10:
         assert plan is None
     else:
         assert plan.block == block
         assert "of the time of 10" in plan.reason
+
+
+def compiled_by(compile_plan, is_free=True):
+    with target.making_for(target.Target("gpu", memory=1)):
+        return compile_fast(compile_plan, Plan(10, is_free=is_free), parts_for(1), H200)
+
+
+def test_the_faster_of_two_programs_is_kept():
+    whole, small, slow = (Program(MEMORY.replace("1000", number)) for number in ("1000", "500", "9000"))
+    assert compiled_by(lambda plan: small if plan.block == 2 else whole)[0] is small
+    assert compiled_by(lambda plan: slow if plan.block == 2 else whole)[0] is whole
+    assert compiled_by(lambda plan: small if plan.block == 2 else whole, is_free=False)[0] is whole
+
+
+def test_a_failure_of_smaller_blocks_costs_speed_alone():
+    def only_whole(plan):
+        if plan.block < 10:
+            raise jax.errors.JaxRuntimeError("INTERNAL: a fault of the compiler")
+        return Program(MEMORY)
+
+    with pytest.warns(UserWarning, match="smaller blocks are not tried"):
+        assert compiled_by(only_whole)[1].block == 10
 
 
 def test_programs_for_other_devices():
