@@ -2,10 +2,6 @@
 
 Each file of ``tests/golden`` holds the records of one run on the embedded digits, made by the program as it
 was before the redesign. Bytes and FLOPs are exact; losses and accuracies agree to rounding.
-
-Losses and accuracies of eight files were recorded again when pooling began to keep places instead of values.
-It gives the same gradients, and lets XLA round what surrounds it otherwise: the losses of round 1 agreed to
-2e-7 (with Adam to 6e-5), until a unit near zero took the other side.
 """
 
 import json

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from jax import lax
 
+from fedjax_masks.core import target
 from fedjax_masks.core.flops import count_flops
 from fedjax_masks.ops import conv2d, conv_general_dilated, max_pool
 from fedjax_masks.ops.norm import batch_norm
+from fedjax_masks.ops.pool import relu_max_pool
 from fedjax_masks.ops.skeleton import add_bias, dense
 
 OWN = ["canonical", "im2col", "col2im", "winograd"]
@@ -208,7 +210,8 @@ def test_default_lowering_halves_the_products_of_a_large_convolution():
     ("shape", "window"), [((2, 6, 8, 3), (2, 2)), ((1, 7, 9, 2), (2, 3)), ((1, 3, 5, 1), (1, 2))]
 )
 @pytest.mark.parametrize("ties", [False, True])
-def test_max_pool_and_gradient_equal_reduce_window(shape, window, ties):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_max_pool_and_gradient_equal_reduce_window(shape, window, ties, platform):
     rng = np.random.default_rng(4)
     x = rng.standard_normal(shape)
     x = jnp.asarray(np.round(x) if ties else x, jnp.float32)
@@ -220,7 +223,19 @@ def test_max_pool_and_gradient_equal_reduce_window(shape, window, ties):
         (y, pull), (want, plain_pull) = jax.vjp(lambda x: max_pool(x, window), x), jax.vjp(plain, x)
         return (y, pull(dy)), (want, plain_pull(dy))
 
-    jax.tree.map(np.testing.assert_array_equal, *both(x, dy))
+    with target.making_for(target.Target(platform)):
+        jax.tree.map(np.testing.assert_array_equal, *both(x, dy))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_rectified_pool_is_the_pool_of_what_is_rectified(platform):
+    x = jnp.asarray(np.random.default_rng(4).standard_normal((2, 6, 8, 3)), jnp.float32)
+    dy = jnp.ones((2, 3, 4, 3))
+    with target.making_for(target.Target(platform)):
+        y, pull = jax.vjp(relu_max_pool, x)
+        want, plain_pull = jax.vjp(lambda x: nn.max_pool(nn.relu(x), (2, 2), (2, 2)), x)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(pull(dy)[0], plain_pull(dy)[0])
 
 
 # None, the default, chooses among the others.

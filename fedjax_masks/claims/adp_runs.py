@@ -21,10 +21,12 @@ _NET = (
 )
 _SAME_CHANNELS = "with this network every image keeps the same channels"
 
-_MEANS_FILE = "adp_resnet20_cifar10.jsonl"
-_MEANS = "resnet20 of half the width, gates by channel means behind batch normalization, r = 0.7"
+_GATES = "gates by channel means behind batch normalization, r = 0.7"
+_MEANS = f"resnet20 of half the width, {_GATES}"
+_QUARTER = f"resnet20 of a quarter of the width, {_GATES}"
 _SLOWER = "gates slow down the first rounds"
-_means = partial(Comparison, _MEANS_FILE)
+_means = partial(Comparison, "adp_resnet20_cifar10.jsonl")
+_quarter = partial(Comparison, "adp_resnet20_quarter_cifar10.jsonl")
 
 _FEDAVG_ON, _FEDAVG_OFF = ("FedAvg", True), ("FedAvg", False)
 _runs = partial(
@@ -49,6 +51,12 @@ _BYTES = (
         options=f"to 30%, FedAvg, {_MEANS}",
         reason=f"{_SLOWER}, and cost 11 % more bytes per round",
     ),
+    _quarter(
+        *("adp", "fedavg"),
+        value=lambda line: bytes_to(line, 0.25),
+        options=f"to 25%, FedAvg, {_QUARTER}",
+        reason=f"{_SLOWER}, and cost 12 % more bytes per round",
+    ),
     _means(
         *("adp-half", "fedavg"),
         value=lambda line: bytes_to(line, 0.3),
@@ -64,6 +72,12 @@ _ACCURACIES = (
         reason=f"{_SAME_CHANNELS}, so gates only make the network narrower",
     ),
     _means(*("adp", "fedavg"), value=best_accuracy, options=f"best accuracy, FedAvg, {_MEANS}"),
+    _quarter(
+        *("adp", "fedavg"),
+        value=best_accuracy,
+        options=f"best accuracy, FedAvg, {_QUARTER}",
+        reason="a narrow network has no channels to spare; at half the width no loss is seen",
+    ),
 )
 _GAPS = (
     _runs(

@@ -1,17 +1,20 @@
 """Max pooling by strided maxima.
 
 The gradient of ``lax.reduce_window`` is a select-and-scatter, which XLA's CPU backend runs as a
-scalar loop. Over windows that do not overlap, a chain of element-wise maxima gives the same values. The
-gradient needs one byte per window, which tells the place of its maximum.
+scalar loop. Over windows that do not overlap, a chain of element-wise maxima gives the same values. Its
+gradient finds the maxima again on a CPU. An accelerator is bound by memory, and keeps one byte per window,
+which tells the place of its maximum.
 """
 
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
 
 _NOWHERE = 255  # no place in a window: the gradient is zero
@@ -36,7 +39,8 @@ def max_pool(x: jax.Array, window: tuple[int, int] = (2, 2)) -> jax.Array:
       Array([[ 5.,  7.],
              [13., 15.]], dtype=float32)
     """
-    return _pool(x, _checked(window), False)
+    window = _checked(window)
+    return _by_maxima(x, window) if target.is_cpu() else _by_places(x, window, False)
 
 
 def relu_max_pool(x: jax.Array, window: tuple[int, int] = (2, 2)) -> jax.Array:
@@ -47,19 +51,14 @@ def relu_max_pool(x: jax.Array, window: tuple[int, int] = (2, 2)) -> jax.Array:
       Array([[0., 0.],
              [5., 7.]], dtype=float32)
     """
-    return _pool(x, _checked(window), True)
+    window = _checked(window)
+    return jax.nn.relu(_by_maxima(x, window)) if target.is_cpu() else _by_places(x, window, True)
 
 
 def _checked(window: tuple[int, int]) -> tuple[int, int]:
     if math.prod(window) > _NOWHERE:
         raise UserError(f"window={window}: must have {_NOWHERE} places at most")
     return window
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _pool(x: jax.Array, window: tuple[int, int], rectify: bool) -> jax.Array:
-    y = functools.reduce(jnp.maximum, _corners(x, window))
-    return jax.nn.relu(y) if rectify else y
 
 
 def _corners(x: jax.Array, window: tuple[int, int]) -> list[jax.Array]:
@@ -69,7 +68,49 @@ def _corners(x: jax.Array, window: tuple[int, int]) -> list[jax.Array]:
     return [x[:, i::kh, j::kw] for i, j in itertools.product(range(kh), range(kw))]
 
 
-def _pool_fwd(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _by_maxima(x: jax.Array, window: tuple[int, int]) -> jax.Array:
+    return functools.reduce(jnp.maximum, _corners(x, window))
+
+
+def _by_maxima_fwd(x: jax.Array, window: tuple[int, int]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y: jax.Array = _by_maxima(x, window)  # pyright: ignore[reportAssignmentType]
+    return y, (x, y)
+
+
+def _by_maxima_bwd(
+    window: tuple[int, int], residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array]:
+    x, y = residuals
+    # Only the first maximum of a window gets the gradient, as in ``lax``: ties must not multiply it.
+    parts, open_windows = [], jnp.ones(y.shape, bool)
+    for corner in _corners(x, window):
+        first_maximum = open_windows & (corner == y)
+        parts.append(jnp.where(first_maximum, dy, 0))
+        open_windows &= ~first_maximum
+    # Stacks instead of strided updates, which XLA runs as scatters.
+    (kh, kw), (batch, height, width, channels) = window, y.shape
+    rows = [jnp.stack(parts[i * kw : (i + 1) * kw], axis=3) for i in range(kh)]
+    dx = jnp.stack(rows, axis=2).reshape(batch, height * kh, width * kw, channels)
+    return (_with_rest(dx, x.shape[1:3]),)
+
+
+_by_maxima.defvjp(_by_maxima_fwd, _by_maxima_bwd)
+
+
+def _with_rest(dx: jax.Array, size: Sequence[int]) -> jax.Array:
+    """The gradient of the whole input: zero where rows and columns fill no window."""
+    rest = [(0, n - m) for n, m in zip(size, dx.shape[1:3])]
+    return jnp.pad(dx, [(0, 0), *rest, (0, 0)])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _by_places(x: jax.Array, window: tuple[int, int], rectify: bool) -> jax.Array:
+    y = functools.reduce(jnp.maximum, _corners(x, window))
+    return jax.nn.relu(y) if rectify else y
+
+
+def _by_places_fwd(
     x: jax.Array, window: tuple[int, int], rectify: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     y, *rest = _corners(x, window)
@@ -84,7 +125,7 @@ def _pool_fwd(
     return y, (place.astype(jnp.uint8), jnp.zeros((*x.shape[1:3], 0)))
 
 
-def _pool_bwd(
+def _by_places_bwd(
     window: tuple[int, int], rectify: bool, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array]:
     del rectify  # the places tell
@@ -94,8 +135,7 @@ def _pool_bwd(
     # One array with axes for the corners instead of strided updates, which XLA runs as scatters.
     place, dy = (a[:, :, None, :, None] for a in (place, dy))
     dx = jnp.where(place == corners, dy, 0).reshape(batch, height * kh, width * kw, channels)
-    rest = [(0, n - m) for n, m in zip(like.shape[:2], dx.shape[1:3])]
-    return (jnp.pad(dx, [(0, 0), *rest, (0, 0)]),)
+    return (_with_rest(dx, like.shape[:2]),)
 
 
-_pool.defvjp(_pool_fwd, _pool_bwd)
+_by_places.defvjp(_by_places_fwd, _by_places_bwd)
