@@ -14,9 +14,9 @@ from importlib.metadata import version
 import cases
 import jax
 
-from fedjax_masks.aot.chips import CHIPS
 from fedjax_masks.aot.compilation import compile_for
 from fedjax_masks.benchmarks.compiled import figures
+from fedjax_masks.programs.chips import CHIPS
 
 _KEYS = (
     *("chip", "plan", "kernels", "least_kernels", "host_loops", "round_ms", "least_round_ms"),

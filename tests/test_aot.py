@@ -10,17 +10,17 @@ import optax
 import pytest
 
 import fedjax_masks as fm
-from fedjax_masks.aot.chips import CHIPS, chip_named, chip_of
 from fedjax_masks.aot.compilation import compile_for, parts_of
-from fedjax_masks.aot.estimate import Costs, estimate
-from fedjax_masks.aot.hlo import parse, turns
-from fedjax_masks.aot.products import Product, products
-from fedjax_masks.aot.traffic import num_bytes
 from fedjax_masks.cli import main
 from fedjax_masks.core import target
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.participation import Schedule
 from fedjax_masks.data import synthetic_task
+from fedjax_masks.programs.chips import CHIPS, chip_named, chip_of
+from fedjax_masks.programs.estimate import Costs, estimate
+from fedjax_masks.programs.hlo import parse, turns
+from fedjax_masks.programs.products import Product, products
+from fedjax_masks.programs.traffic import num_bytes
 from fedjax_masks.simulation.blocks import compile_fast, faster_plan
 from fedjax_masks.simulation.chunks import lower_chunk
 from fedjax_masks.simulation.evaluate import lower_evaluation

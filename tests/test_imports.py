@@ -36,6 +36,7 @@ ORDER = (
     {"transforms"},
     {"aot"},
     {"simulation"},
+    {"programs"},
     {"models"},
     {"costs"},
     {"data"},

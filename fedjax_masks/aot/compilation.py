@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from fedjax_masks.aot.chips import Chip, chip_named, devices_of
-from fedjax_masks.aot.estimate import Estimate, estimate
-from fedjax_masks.aot.hlo import Module, parse
 from fedjax_masks.core import target
 from fedjax_masks.core.algorithm import FederatedAlgorithm, Task
+from fedjax_masks.programs.chips import Chip, chip_named, devices_of
+from fedjax_masks.programs.estimate import Estimate, estimate
+from fedjax_masks.programs.hlo import Module, parse
 from fedjax_masks.simulation.accuracy import EVAL_BATCH
 from fedjax_masks.simulation.blocks import compile_fast
 from fedjax_masks.simulation.chunks import lower_chunk
@@ -62,7 +62,7 @@ def compile_for(
     """Compiles a simulation for a chip, and estimates its costs there. Nothing runs.
 
     Args:
-      name: A key of :data:`fedjax_masks.aot.chips.CHIPS`.
+      name: A key of :data:`fedjax_masks.programs.chips.CHIPS`.
       algorithm: The algorithm.
       task: Data and clients.
       cohort: Clients per round.

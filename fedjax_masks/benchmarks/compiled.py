@@ -6,11 +6,11 @@ from typing import Any
 import jax
 
 from fedjax_masks.aot.compilation import Compilation, compile_for
-from fedjax_masks.aot.products import Product
 from fedjax_masks.benchmarks import rounds as setups
 from fedjax_masks.core.errors import UserError
 from fedjax_masks.core.progress import activity
 from fedjax_masks.experiment import build, config
+from fedjax_masks.programs.products import Product
 
 _SHOWN = 6
 
@@ -20,7 +20,7 @@ def bench_workload(workload: str, chip: str, *, rounds: int, plan: str) -> dict[
 
     Args:
       workload: A key of :data:`fedjax_masks.benchmarks.rounds.SETUPS`.
-      chip: A key of :data:`fedjax_masks.aot.chips.CHIPS`.
+      chip: A key of :data:`fedjax_masks.programs.chips.CHIPS`.
       rounds: The number of rounds in the compiled chunk.
       plan: The execution plan.
 
@@ -45,7 +45,7 @@ def bench_config(file: str, chip: str, *, rounds: int) -> dict[str, Any]:
 
     Args:
       file: A configuration file, TOML or JSON.
-      chip: A key of :data:`fedjax_masks.aot.chips.CHIPS`.
+      chip: A key of :data:`fedjax_masks.programs.chips.CHIPS`.
       rounds: The number of rounds in the compiled chunk.
 
     Raises:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_masks.aot.chips import Chip, chip_of
-from fedjax_masks.aot.estimate import estimate
-from fedjax_masks.aot.hlo import Module, parse
 from fedjax_masks.core import target
+from fedjax_masks.programs.chips import Chip, chip_of
+from fedjax_masks.programs.estimate import estimate
+from fedjax_masks.programs.hlo import Module, parse
 from fedjax_masks.simulation.cohorts import lay_out_rounds, select_cohorts
 from fedjax_masks.simulation.memory import fit_plan
 from fedjax_masks.simulation.parts import Parts

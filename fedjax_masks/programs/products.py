@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fedjax_masks.aot.hlo import Array, Computation, Instruction, Module
+from fedjax_masks.programs.hlo import Array, Computation, Instruction, Module
 
 
 class Product(NamedTuple):

@@ -1,6 +1,6 @@
 """Bytes that the kernels of a compiled program read and write."""
 
-from fedjax_masks.aot.hlo import Computation, Instruction, Module
+from fedjax_masks.programs.hlo import Computation, Instruction, Module
 
 _VIEWS = ("bitcast", "reshape", "get-tuple-element", "tuple")
 _SLICES = ("dynamic-slice", "slice", "gather")

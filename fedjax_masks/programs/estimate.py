@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fedjax_masks.aot.chips import Chip
-from fedjax_masks.aot.hlo import Computation, Instruction, Module, turns
-from fedjax_masks.aot.products import Product, products
-from fedjax_masks.aot.traffic import num_bytes
+from fedjax_masks.programs.chips import Chip
+from fedjax_masks.programs.hlo import Computation, Instruction, Module, turns
+from fedjax_masks.programs.products import Product, products
+from fedjax_masks.programs.traffic import num_bytes
 
 _NO_KERNEL = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"),

@@ -1,0 +1,1 @@
+"""Compiled programs: their text, their costs on an accelerator, and the accelerators' rates."""
