@@ -393,7 +393,7 @@ def test_every_case_compiles_for_a_gpu_into_few_kernels(name, compiled):
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("name", ["fedavg", "fedskel"])
+@pytest.mark.parametrize("name", ["fedavg", pytest.param("fedskel", marks=pytest.mark.slow)])
 def test_cases_compile_for_a_tpu(name, compiled):
     case = compiled(name, "tpu-v5e")
     assert 0 < case.memory_bytes < case.chip.memory
