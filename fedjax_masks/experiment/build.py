@@ -144,7 +144,7 @@ def fingerprints(config: Config, task: Task) -> dict[str, str]:
     arrays = (task.inputs, task.labels, task.test_inputs, task.test_labels, *task.train, *task.test)
     digests = {
         "data.name": digest(*arrays),
-        "seed": digest(np.asarray(jax.random.bits(jax.random.key(config.seed), (8,)))),
+        "seed": digest(np.asarray(jax.random.bits(jax.random.key(config.seed), (8,), "uint32"))),
     }
     if (devices := population(config, task)) is not None:
         digests["devices"] = digest(*jax.tree.leaves(devices.fleet))
