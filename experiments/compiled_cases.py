@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")
     for name in args.cases or cases.CASES:
-        kind = "small-cnn" if name.startswith("adp") else "cnn"
+        kind = cases.kind_of(name, "cnn")
         algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
         compiled = figures(compile_for(args.chip, algorithm, task, cohort=cases.COHORT, batch_size=4))
         line = {"case": name, "network": kind, **{key: compiled[key] for key in _KEYS}}

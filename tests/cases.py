@@ -137,9 +137,9 @@ KINDS: dict[str, tuple[tuple[int, ...], Callable[[Task], Model]]] = {
 }
 
 
-def kind_of(name: str) -> str:
-    """Gates need convolutions; all else runs on a perceptron."""
-    return "small-cnn" if name.startswith("adp") else "mlp"
+def kind_of(name: str, other: str = "mlp") -> str:
+    """Gates need convolutions; all else runs on a perceptron, or on another kind."""
+    return "small-cnn" if name.startswith("adp") else other
 
 
 @cache

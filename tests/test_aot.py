@@ -360,7 +360,7 @@ def compiled():
 
     def of(name, chip="h200"):
         if (name, chip) not in made:
-            kind = "small-cnn" if name.startswith("adp") else "cnn"
+            kind = cases.kind_of(name, "cnn")
             algorithm, task = cases.algorithm(name, kind), cases.task_for(kind)
             made[name, chip] = compile_for(chip, algorithm, task, cohort=cases.COHORT, batch_size=4)
         return made[name, chip]

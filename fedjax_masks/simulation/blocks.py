@@ -66,10 +66,10 @@ def compile_fast(
         if faster is None:
             return compiled
         candidate = fit_plan(compile_plan, faster)
-        times = [
-            _seconds(_module(program), parts, plan, plan.block, chip)
-            for program, plan, _ in (compiled, candidate)
-        ]
+        cohorts, times = _cohorts(parts), []
+        for program, plan, _ in (compiled, candidate):
+            load = _load(parts, plan, cohorts)
+            times.append(_seconds(_module(program), chip, load, load))
     except Exception as error:  # the text of programs is XLA's own, and the first program works
         warnings.warn(f"plan=auto: smaller blocks are not tried: {error!r}", stacklevel=2)
         return compiled
@@ -88,12 +88,14 @@ def faster_plan(program: jax.stages.Compiled, plan: Plan, parts: Parts, chip: Ch
     blocks = [plan.block]
     while blocks[-1] > 1:
         blocks.append(-(-blocks[-1] // 2))
-    loads = {block: _load(parts, replace(plan, block=block)) for block in blocks}
+    cohorts = _cohorts(parts)
+    loads = {block: _load(parts, replace(plan, block=block), cohorts) for block in blocks}
     work = {block: block * load.blocks * load.longest for block, load in loads.items()}
     if min(work.values()) > _WORTHWHILE * work[plan.block]:
         return None
     module = _module(program)
-    times = {block: _seconds(module, parts, plan, block, chip) for block in blocks}
+    now = loads[plan.block]
+    times = {b: _seconds(module, chip, now, load, share=b / plan.block) for b, load in loads.items()}
     best = min(times, key=times.__getitem__)
     if not times[best] <= _WORTHWHILE * times[plan.block]:  # also where there is no estimate
         return None
@@ -107,32 +109,33 @@ def _module(program: jax.stages.Compiled) -> Module | None:
     return parse(text) if text else None
 
 
-def _seconds(module: Module | None, parts: Parts, plan: Plan, block: int, chip: Chip) -> float:
-    """The estimated seconds of a round in blocks of another size; NaN without a program.
+def _seconds(module: Module | None, chip: Chip, now: Load, then: Load, *, share: float = 1.0) -> float:
+    """The estimated seconds of a round under another load; NaN without a program.
 
     The kernels of a block shrink with it, and each block starts all of them.
 
     Args:
-      module: The program under the plan.
-      parts: The parts of the simulation.
-      plan: The plan.
-      block: The clients of a block.
+      module: The program.
       chip: The accelerator.
+      now: The load of the program.
+      then: The other load.
+      share: The size of the other load's blocks, as a share of the program's.
     """
     if module is None:
         return float("nan")
-    now, then = _load(parts, plan), _load(parts, replace(plan, block=block))
     trips = max(1.0, then.longest / _BATCH)
-    whole = estimate(module, chip, trips=trips, outer_trips=1.0, share=block / plan.block)
+    whole = estimate(module, chip, trips=trips, outer_trips=1.0, share=share)
     return whole.costs.seconds * then.blocks / now.blocks
 
 
-def _load(parts: Parts, plan: Plan) -> Load:
+def _cohorts(parts: Parts) -> np.ndarray:
+    """The cohorts of the first rounds: ``int32[rounds, cohort]``."""
     rounds = range(min(_ROUNDS, parts.chunk))
-    cohorts = select_cohorts(
-        rounds, int(parts.seeds[0]), parts.cohort, parts.task.num_clients, parts.algorithm
-    )
+    return select_cohorts(rounds, int(parts.seeds[0]), parts.cohort, parts.task.num_clients, parts.algorithm)
+
+
+def _load(parts: Parts, plan: Plan, cohorts: np.ndarray) -> Load:
     sizes = lay_out_rounds(cohorts, parts.task, parts.algorithm, plan).sizes
-    longest = sizes.reshape(len(rounds), plan.devices, -1, plan.block).max(axis=3)
+    longest = sizes.reshape(len(cohorts), plan.devices, -1, plan.block).max(axis=3)
     slowest = np.max(longest.sum(axis=2), axis=1).mean()
     return Load(longest.shape[2], float(slowest) / longest.shape[2])
